@@ -1,0 +1,19 @@
+"""Data: named splits of samples with content keys, and Sources that draw batches from them."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue(
+    "data set",
+    {
+        "digits": "decoct.data.digits:Digits",
+        "fashion_mnist": "decoct.data.fashion_mnist:FashionMNIST",
+        "cifar10": "decoct.data.cifar10:CIFAR10",
+        "image_folder": "decoct.data.image_folder:ImageFolder",
+        "sst2": "decoct.data.sst2:SST2",
+        "tsv": "decoct.data.tsv:TSV",
+        "credit_default": "decoct.data.credit_default:CreditDefault",
+        "california_housing": "decoct.data.california_housing:CaliforniaHousing",
+        "csv": "decoct.data.csv:CSV",
+        "given": "decoct.data.given:GivenData",
+    },
+)

@@ -1,0 +1,120 @@
+"""Every error that decoct raises on purpose.
+
+```
+DecoctError                 exit  what is wrong
+├── RecipeError (ValueError)   2  a setting: its name, its value, what is allowed, what to do
+│   ├── PathError              2  a module path that the model does not have
+│   ├── CannotRebuild          2  a model whose structure cannot be written down
+│   └── Diverged               2  training left the finite numbers and was given up
+├── DataError (ValueError)     3  data that is absent, empty or malformed
+├── ResourceError              4  disk, memory, a missing package, a folder held by another process
+├── BudgetMissed               5  an artifact larger, slower or worse than the budget allows
+└── IntegrityError             6  a file that differs from its checksum
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class DecoctError(Exception):
+    """The root of all errors raised on purpose; `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one setting; `path` leads to it from the root, as `("steps", 1, "objective")`."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+    def __str__(self) -> str:
+        where = dotted(self.path)
+        return f"{where}: {self.message}" if where else self.message
+
+
+class RecipeError(DecoctError, ValueError):
+    """A setting that cannot be used; `problems` lists every one found, the root cause first."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class PathError(RecipeError):
+    """A module path that the model does not have."""
+
+
+class CannotRebuild(RecipeError):
+    """A model that its own description would not bring back."""
+
+
+class Diverged(RecipeError):
+    """Training produced non-finite numbers more often than is allowed."""
+
+
+class DataError(DecoctError, ValueError):
+    """Data that is absent, empty or malformed."""
+
+    exit_code = 3
+
+
+class ResourceError(DecoctError):
+    """Disk, memory, a missing package, or a folder that another process holds."""
+
+    exit_code = 4
+
+
+class BudgetMissed(DecoctError):
+    """An artifact that is larger, slower or worse than its budget allows."""
+
+    exit_code = 5
+
+
+class IntegrityError(DecoctError):
+    """A file that differs from its recorded checksum."""
+
+    exit_code = 6
+
+
+def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
+    """The `options` most like `name`, best first.
+
+    >>> nearest("temprature", ["weight", "temperature", "name"])
+    ['temperature']
+    """
+    return difflib.get_close_matches(name, list(options), n=count, cutoff=0.55)
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """A sentence that ends an error: the nearest names, or all of them where none is near.
+
+    >>> did_you_mean("kdd", ["kd", "cross_entropy"])
+    'did you mean kd?'
+    >>> did_you_mean("zzz", ["kd", "cross_entropy"])
+    'allowed: cross_entropy, kd'
+    """
+    known = sorted(options)
+    close = nearest(name, known)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"allowed: {', '.join(known)}" if known else "nothing is allowed here"
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """A path as it is written in messages.
+
+    >>> dotted(("steps", 1, "objective", 0, "temperature"))
+    'steps[1].objective[0].temperature'
+    """
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text

@@ -1,0 +1,18 @@
+"""Models built from Specs: torchvision, timm, transformers, own nets, files, objects from Python."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue(
+    "model",
+    {
+        "torchvision": "decoct.models.torchvision:Torchvision",
+        "timm": "decoct.models.timm:Timm",
+        "transformers": "decoct.models.transformers:Transformers",
+        "small_resnet": "decoct.models.small_resnet:SmallResNet",
+        "small_mobilenet": "decoct.models.small_mobilenet:SmallMobileNet",
+        "mlp": "decoct.models.mlp:MLP",
+        "bilstm": "decoct.models.bilstm:BiLSTM",
+        "file": "decoct.models.file:File",
+        "given": "decoct.models.given:GivenModel",
+    },
+)

@@ -1,0 +1,283 @@
+"""Spec, the frozen data that describes everything, and the catalogues it is chosen from.
+
+The same Spec comes from Python (`KD(temperature=4)`), from YAML (`{use: kd, temperature: 4}`) and from the
+command line (`objective.temperature=4`). A catalogue is a table `name -> "module:Class"`, resolved when a value
+is validated, so that rooms meet only as field types.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic._internal._model_construction import ModelMetaclass
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+from decoct.errors import Problem, RecipeError, did_you_mean, dotted
+
+PLUGINS: set[str] = set()
+"""Packages outside decoct whose classes a recipe may name; filled by `--plugin` and by `allow_plugin`."""
+
+
+def allow_plugin(package: str) -> None:
+    """Let recipes name classes of `package` as `use: package.module:Class`; importing it runs its code."""
+    PLUGINS.add(package)
+
+
+class _SpecMeta(ModelMetaclass):
+    """Turns pydantic's report into a RecipeError and takes the positional arguments that a class declares."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        names: tuple[str, ...] = getattr(cls, "positional", ())
+        if len(args) > len(names):
+            allowed = f"at most {len(names)} ({', '.join(names)})" if names else "none"
+            raise RecipeError(f"{cls.__name__}: {len(args)} positional arguments; allowed: {allowed}")
+        for name, value in zip(names, args):
+            if name in fields:
+                raise RecipeError(f"{cls.__name__}: {name} given twice")
+            fields[name] = value
+        try:
+            return super().__call__(**fields)
+        except ValidationError as error:
+            raise as_recipe_error(error, cls.__name__) from None
+
+
+class Spec(BaseModel, metaclass=_SpecMeta):
+    """Frozen data that describes a method, task, teacher, step or target.
+
+    Unknown keys are refused with the nearest right name; two Specs with equal fields are equal, hash alike and
+    have the same `digest`; `eval(repr(spec)) == spec`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
+
+    use: ClassVar[str] = ""
+    """The key in the catalogue; empty for a Spec that is never chosen from one."""
+    positional: ClassVar[tuple[str, ...]] = ()
+    """Fields that the constructor also takes by position."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_problems(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
+        if isinstance(data, Mapping) and cls.use and data.get("use") == cls.use:
+            data = {key: value for key, value in data.items() if key != "use"}
+        try:
+            return handler(data)
+        except ValidationError as error:
+            details = [cls._named(each) for each in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+    @classmethod
+    def _named(cls, error: Any) -> InitErrorDetails:
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
+            message = f"unknown; {did_you_mean(str(error['loc'][0]), cls.model_fields)}"
+        elif error["type"] not in ("decoct", "value_error", "missing"):
+            message = f"{message} (got {_short(error['input'])})"
+        if error["type"] == "missing":
+            message = "missing; give it a value"
+        return InitErrorDetails(type=PydanticCustomError("decoct", message), loc=error["loc"], input=error["input"])
+
+    @model_serializer(mode="wrap")
+    def _with_use(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = handler(self)
+        return {"use": self.use, **fields} if self.use else fields
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """The Spec that plain data (from YAML, JSON, the command line) describes; RecipeError lists all problems."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise as_recipe_error(error, cls.__name__) from None
+
+    def data(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Plain data (str, int, float, bool, None, list, dict) from which `parse` makes this Spec again."""
+        full: dict[str, Any] = json.loads(self.model_dump_json())
+        return full if defaults else _without_defaults(self, full)
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of all fields."""
+        text = json.dumps(self.data(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def replace(self, **fields: Any) -> Self:
+        """The same Spec with other values, validated."""
+        present = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**present, **fields})
+
+    def __hash__(self) -> int:
+        return int(self.digest()[:15], 16)
+
+    def __repr__(self) -> str:
+        parts = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.get_default(call_default_factory=True):
+                parts.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    __str__ = __repr__
+
+
+class Given(Spec):
+    """An object that came from Python and cannot be written down: its name in the table, class and fingerprint."""
+
+    use: ClassVar[str] = "given"
+    name: str
+    type: str
+    fingerprint: str = ""
+
+
+class Catalogue(Mapping[str, str]):
+    """A table `name -> "module:Class"` of the Specs that one field may hold.
+
+    >>> from decoct.objectives import CATALOGUE
+    >>> CATALOGUE.resolve("kd").__name__
+    'KD'
+    """
+
+    def __init__(self, noun: str, entries: Mapping[str, str]) -> None:
+        self.noun = noun
+        self._entries = dict(sorted(entries.items()))
+
+    def __getitem__(self, key: str) -> str:
+        return self._entries[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def resolve(self, key: str) -> type[Spec]:
+        """The class under `key`, imported now; a key with a colon names a class of an allowed plugin."""
+        if ":" in key:
+            return _plugin_class(key)
+        if key not in self._entries:
+            raise ValueError(f"{key!r} is no {self.noun}; {did_you_mean(key, self._entries)}")
+        found = _import_class(self._entries[key])
+        assert found.use == key, f"{self._entries[key]} says use = {found.use!r}, the catalogue says {key!r}"
+        return found
+
+    def summary(self, key: str) -> str:
+        """First line of the class's docstring, read from the source without importing it."""
+        module, _, name = self._entries[key].partition(":")
+        found = importlib.util.find_spec(module)
+        assert found is not None
+        assert found.origin is not None
+        for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                return (ast.get_docstring(node) or "").partition("\n")[0]
+        raise AssertionError(f"{self._entries[key]} is not defined in {found.origin}")
+
+
+class Choice:
+    """Field metadata: the value is one Spec of a catalogue, `Annotated[Objective, Choice("decoct.objectives")]`.
+
+    Takes a Spec, a mapping with `use`, or what `shorthand` (a function `"module:name"` of plain data to plain data)
+    makes of other plain data.
+    """
+
+    def __init__(self, package: str, *, shorthand: str | None = None) -> None:
+        self.package = package
+        self.shorthand = shorthand
+
+    @property
+    def catalogue(self) -> Catalogue:
+        found = importlib.import_module(self.package).CATALOGUE
+        assert isinstance(found, Catalogue)
+        return found
+
+    def validate(self, value: Any) -> Any:
+        if isinstance(value, Spec):
+            return value
+        if self.shorthand is not None and not (isinstance(value, Mapping) and "use" in value):
+            value = _import_object(self.shorthand)(value)
+            if isinstance(value, Spec):
+                return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{_short(value)} is no {self.catalogue.noun}; write {{use: NAME, ...}}")
+        if "use" not in value:
+            raise ValueError(f"`use` is missing; {did_you_mean('', self.catalogue)}")
+        use = value["use"]
+        if not isinstance(use, str):
+            raise ValueError(f"`use` is {_short(use)}; {did_you_mean('', self.catalogue)}")
+        fields = {key: each for key, each in value.items() if key != "use"}
+        return self.catalogue.resolve(use).model_validate(fields)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.data()),
+        )
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "object", "required": ["use"], "properties": {"use": {"enum": list(self.catalogue)}}}
+
+
+def as_recipe_error(error: ValidationError, title: str) -> RecipeError:
+    """pydantic's report as one RecipeError; `problems` keeps the path to each setting."""
+    problems = []
+    for each in error.errors(include_url=False):
+        loc = tuple(part for part in each["loc"] if not str(part).startswith("function-"))
+        problems.append(Problem(loc, each["msg"]))
+    lines = [f"{title}.{dotted(p.path)}: {p.message}" if p.path else f"{title}: {p.message}" for p in problems]
+    return RecipeError("\n".join(lines), problems)
+
+
+def _plugin_class(key: str) -> type[Spec]:
+    package = key.partition(":")[0].partition(".")[0]
+    if package not in PLUGINS:
+        raise ValueError(f"{key!r} names a class outside decoct; allow it with --plugin {package}")
+    return _import_class(key)
+
+
+def _import_class(target: str) -> type[Spec]:
+    found = _import_object(target)
+    if not (isinstance(found, type) and issubclass(found, Spec)):
+        raise ValueError(f"{target!r} is no Spec class")
+    return found
+
+
+def _import_object(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _without_defaults(spec: Spec, full: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {"use": spec.use} if spec.use else {}
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True):
+            kept[name] = _shorten(value, full[name])
+    return kept
+
+
+def _shorten(value: Any, full: Any) -> Any:
+    if isinstance(value, Spec):
+        return _without_defaults(value, full)
+    if isinstance(value, Mapping):
+        return {str(key): _shorten(each, full[str(key)]) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_shorten(each, part) for each, part in zip(value, full)]
+    return full

@@ -1,0 +1,14 @@
+"""Steps: each takes artifacts by role and returns a new one."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue(
+    "step",
+    {
+        "train": "decoct.steps.train:Train",
+        "train_estimator": "decoct.steps.train_estimator:TrainEstimator",
+        "distill": "decoct.steps.distill:Distill",
+        "export": "decoct.steps.export:Export",
+        "benchmark": "decoct.steps.benchmark:Benchmark",
+    },
+)

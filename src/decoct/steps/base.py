@@ -1,0 +1,71 @@
+"""Step, one verb of a recipe, and Context, what it runs in."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import field_validator
+
+from decoct.artifact import Artifact
+from decoct.spec import Spec
+
+if TYPE_CHECKING:
+    from decoct.data.base import Dataset
+    from decoct.tasks.base import Task
+
+Inputs = Mapping[str, Any]
+"""By role: an Artifact, or a Model Spec to be built fresh."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step runs in.
+
+    `task` is resolved; `work` is a folder for checkpoints that survives a kill and goes when the step is done;
+    `seed` is this step's own; `given` holds objects that came from Python; `log` takes one record (a flat dict),
+    written to the run's log.jsonl; `progress` takes (done, total, text) for the display.
+    """
+
+    task: Task
+    data: Dataset
+    folder: Path
+    work: Path
+    seed: int
+    key: str = ""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    log: Callable[[Mapping[str, Any]], None] = lambda record: None
+    progress: Callable[[float, float, str], None] = lambda done, total, text: None
+    device: str = "auto"
+    precision: str = "no"
+
+
+class Step(Spec):
+    """One verb: takes artifacts by role, returns a new one, never changes its inputs.
+
+    `name` is unique in a recipe and names the artifact; `inputs` maps roles to the names of steps or models;
+    where a role is left out, the step before it is taken.
+    """
+
+    name: str
+    inputs: Mapping[str, str] = {}
+
+    version: ClassVar[int] = 1
+    """Raised when the step's result changes for equal settings; part of the key that decides on skipping."""
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Kinds of Artifact that each role takes, "spec" for a Model Spec; the first role defaults to the step before."""
+    gives: ClassVar[str] = "model"
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not value or not value.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"{value!r} is no name; use letters, digits, _ and -")
+        return value
+
+    @abstractmethod
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        """Does the work and writes the artifact to `context.folder`."""

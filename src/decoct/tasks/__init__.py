@@ -1,0 +1,13 @@
+"""Tasks: how samples become batches, how a model is called, its supervised loss, its metrics."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue(
+    "task",
+    {
+        "image_classification": "decoct.tasks.image_classification:ImageClassification",
+        "text_classification": "decoct.tasks.text_classification:TextClassification",
+        "tabular_classification": "decoct.tasks.tabular_classification:TabularClassification",
+        "regression": "decoct.tasks.regression:Regression",
+    },
+)

@@ -1,0 +1,12 @@
+"""Teachers: predictors that are frozen, and the contract that keeps them so."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue(
+    "teacher",
+    {
+        "frozen": "decoct.teachers.frozen:Frozen",
+        "estimator": "decoct.teachers.estimator:Estimator",
+        "onnx": "decoct.teachers.onnx:Onnx",
+    },
+)
