@@ -1,1 +1,69 @@
-"""decoct: a large trained model in, a small fast one out, and the proof of what it cost."""
+"""decoct: a large trained model in, a small fast one out, and the proof of what it cost.
+
+Every Spec of every catalogue stands here under its class name (`decoct.KD`, `decoct.Train`), beside the functions of the
+public surface. Nothing heavy is imported until a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_SURFACE = {
+    "Artifact": "decoct.artifact:Artifact",
+    "Batch": "decoct.outputs:Batch",
+    "Budget": "decoct.training.budget:Budget",
+    "Catalogue": "decoct.spec:Catalogue",
+    "Clock": "decoct.training.clock:Clock",
+    "Data": "decoct.data.base:Data",
+    "DecoctError": "decoct.errors:DecoctError",
+    "Distiller": "decoct.api:Distiller",
+    "Interface": "decoct.models.base:Interface",
+    "Model": "decoct.models.base:Model",
+    "Needs": "decoct.outputs:Needs",
+    "Objective": "decoct.objectives.base:Objective",
+    "Outputs": "decoct.outputs:Outputs",
+    "Recipe": "decoct.recipe:Recipe",
+    "Schedule": "decoct.training.schedules:Schedule",
+    "Spec": "decoct.spec:Spec",
+    "Step": "decoct.steps.base:Step",
+    "Target": "decoct.targets.base:Target",
+    "Task": "decoct.tasks.base:Task",
+    "Teacher": "decoct.teachers.base:Teacher",
+    "Term": "decoct.objectives.base:Term",
+    "allow_plugin": "decoct.spec:allow_plugin",
+    "benchmark": "decoct.api:benchmark",
+    "distill": "decoct.api:distill",
+    "export": "decoct.api:export",
+    "functional": "decoct.functional",
+}
+
+ROOMS = ("data", "models", "objectives", "steps", "targets", "tasks", "teachers", "training", "training.optimizers")
+"""Packages that hold a CATALOGUE."""
+
+
+def _names() -> dict[str, str]:
+    names = dict(_SURFACE)
+    for room in ROOMS:
+        for target in importlib.import_module(f"decoct.{room}").CATALOGUE.values():
+            names[target.partition(":")[2]] = target
+    return names
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(_names())
+    target = _SURFACE.get(name) or (None if name.startswith("_") else _names().get(name))
+    if target is None:
+        raise AttributeError(f"module 'decoct' has no attribute {name!r}")
+    module, _, attribute = target.partition(":")
+    found = importlib.import_module(module)
+    value = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*_names(), "__version__"})

@@ -37,8 +37,11 @@ class Artifact:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the manifest: equal for equal content and origin."""
-        return sha256(self.folder / MANIFEST)
+        """SHA-256 over kind, meta and the checksums of all files but the log: equal for equal content."""
+        manifest = read_manifest(self.folder)
+        files = {name: each["sha256"] for name, each in manifest["files"].items() if name != "log.jsonl"}
+        text = json.dumps({"kind": self.kind, "meta": dict(self.meta), "files": files}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def file(self, name: str) -> Path:
         """A file of this artifact; IntegrityError if it is absent."""

@@ -25,19 +25,21 @@ Inputs = Mapping[str, Any]
 class Context:
     """What a step runs in.
 
-    `task` is resolved; `work` is a folder for checkpoints that survives a kill and goes when the step is done;
-    `seed` is this step's own; `given` holds objects that came from Python; `log` takes one record (a flat dict),
-    written to the run's log.jsonl; `progress` takes (done, total, text) for the display.
+    `task` is resolved; `folder` is where the artifact goes; `work` is a folder for checkpoints that survives a kill and
+    goes when the step is done; `seed` is this step's own, derived from `run_seed`; `key` goes into the artifact; `given` holds objects that came
+    from Python; `progress` takes (done, total, text) for the display.
     """
 
     task: Task
     data: Dataset
+    name: str
     folder: Path
     work: Path
     seed: int
+    run_seed: int = 0
     key: str = ""
+    lineage: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
-    log: Callable[[Mapping[str, Any]], None] = lambda record: None
     progress: Callable[[float, float, str], None] = lambda done, total, text: None
     device: str = "auto"
     precision: str = "no"
@@ -58,6 +60,14 @@ class Step(Spec):
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Kinds of Artifact that each role takes, "spec" for a Model Spec; the first role defaults to the step before."""
     gives: ClassVar[str] = "model"
+    learns: ClassVar[bool] = False
+    """Whether the result depends on the seed, so that `--seeds` repeats it."""
+    machine_bound: ClassVar[bool] = False
+    """Whether the result depends on the machine, which then is part of the key."""
+
+    def seed_name(self) -> str:
+        """What the step's seed is derived from, beside the run's: by default its name."""
+        return self.name
 
     @field_validator("name")
     @classmethod

@@ -1,0 +1,386 @@
+"""Running a recipe: which steps are done already, in which folder, under which seed; results and page at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decoct.artifact import Artifact, write_whole
+from decoct.errors import IntegrityError, RecipeError, ResourceError
+from decoct.models.base import Model
+from decoct.steps.base import Context, Step
+
+if TYPE_CHECKING:
+    from decoct.data.base import Dataset
+    from decoct.recipe import Recipe
+    from decoct.tasks.base import Task
+
+Event = Mapping[str, Any]
+"""What a watcher sees: `event` is started, progress, skipped or done; `step`, `seed`; and what belongs to it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step under one seed."""
+
+    index: int
+    step: Step
+    seed: int
+    inputs: Mapping[str, tuple[str, ...]]
+    """By role, the ids of nodes or the names of models."""
+    folder: str
+
+    @property
+    def id(self) -> str:
+        return self.folder
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What will happen to a node: skipped or run, and why."""
+
+    node: Node
+    skip: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, `results` as in results.json, and the artifact of each node by folder name."""
+
+    recipe: Recipe
+    folder: Path
+    results: Mapping[str, Any]
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+
+    def artifact(self, step: str, seed: int | None = None) -> Artifact:
+        """The artifact of a step, under the recipe's seed unless another is named."""
+        wanted = self.recipe.seed if seed is None else seed
+        for node in graph(self.recipe, [wanted]):
+            if node.step.name == step and node.id in self.artifacts:
+                return self.artifacts[node.id]
+        raise RecipeError(f"no artifact of step {step!r} under seed {wanted}")
+
+
+def graph(recipe: Recipe, seeds: Sequence[int], *, seeds_all: bool = False) -> list[Node]:
+    """The nodes of a recipe in order.
+
+    Under the first of `seeds` every step stands once. Under the others stand the steps that learn, and all that depends
+    on them, except what serves as a teacher (unless `seeds_all`). Steps that give records stand once and take every
+    seed's artifacts.
+    """
+    fixed = set() if seeds_all else _teacher_side(recipe)
+    made: dict[str, list[Node]] = {}
+    nodes: list[Node] = []
+    for index, step in enumerate(recipe.steps):
+        inputs = recipe.inputs_of(step)
+        repeated = step.gives != "records" and (
+            (step.learns and step.name not in fixed)
+            or any(len(made.get(source, [])) > 1 for source in inputs.values())
+        )
+        made[step.name] = []
+        for seed in seeds if repeated else seeds[:1]:
+            sources = {
+                role: _sources(made, source, seed, all_seeds=step.gives == "records") for role, source in inputs.items()
+            }
+            folder = f"{index + 1:02d}-{step.name}" + (f".seed-{seed}" if seed != seeds[0] else "")
+            made[step.name].append(Node(index, step, seed, sources, folder))
+        nodes += made[step.name]
+    return nodes
+
+
+def _sources(made: Mapping[str, list[Node]], source: str, seed: int, *, all_seeds: bool) -> tuple[str, ...]:
+    nodes = made.get(source)
+    if nodes is None:
+        return (source,)
+    if all_seeds:
+        return tuple(node.id for node in nodes)
+    return (next((node.id for node in nodes if node.seed == seed), nodes[0].id),)
+
+
+def _teacher_side(recipe: Recipe) -> set[str]:
+    """Names of the steps that serve as a teacher, and of those that these were made from."""
+    wanted = {
+        source
+        for step in recipe.steps
+        for role, source in recipe.inputs_of(step).items()
+        if step.use == "distill" and role != "model"
+    }
+    for step in reversed(recipe.steps):
+        if step.name in wanted:
+            wanted |= set(recipe.inputs_of(step).values())
+    return wanted
+
+
+def derive(seed: int, name: str) -> int:
+    """A seed in [0, 2**31) that depends on the run's seed and on `name`."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class Execution:
+    """One pass over the nodes of a recipe in a folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, data: Dataset, task: Task, options: Options) -> None:
+        self.recipe, self.folder, self.data, self.task, self.options = recipe, folder, data, task, options
+        self.artifacts: dict[str, Artifact] = {}
+        self.steps: list[dict[str, Any]] = []
+
+    def inputs(self, node: Node) -> dict[str, Any]:
+        """What the step gets: by role an artifact, a Model Spec, or all seeds' artifacts for a step that gives records."""
+        found: dict[str, Any] = {}
+        for role, ids in node.inputs.items():
+            values = [self.artifacts.get(each, self.recipe.models.get(each)) for each in ids]
+            found[role] = values if node.step.gives == "records" else values[0]
+        return found
+
+    def key(self, node: Node) -> str:
+        """The hash of everything that the node's result depends on."""
+        inputs = {
+            role: [
+                self.artifacts[each].hash if each in self.artifacts else self.recipe.models[each].digest() for each in ids
+            ]
+            for role, ids in node.inputs.items()
+        }
+        parts = {
+            "step": _settings(node.step),
+            "version": node.step.version,
+            "inputs": inputs,
+            "data": self.data.fingerprint,
+            "task": self.task.digest(),
+            "seed": derive(node.seed, node.step.seed_name()) if node.step.learns else 0,
+            "machine": _machine() if node.step.machine_bound else "",
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def done(self, node: Node, key: str) -> tuple[Artifact | None, str]:
+        """The artifact if it is there, whole and made from the same things; else why it must be made."""
+        folder = self.folder / node.folder
+        if not folder.is_dir():
+            return None, "new"
+        try:
+            artifact = Artifact.load(folder)
+        except IntegrityError as error:
+            return None, f"damaged: {error}"
+        if artifact.key != key:
+            return None, "its settings or inputs changed"
+        return artifact, "unchanged"
+
+    def run(self, node: Node) -> Artifact:
+        """Runs or skips one node."""
+        key = self.key(node)
+        artifact, why = self.done(node, key)
+        record = {"name": node.step.name, "use": node.step.use, "seed": node.seed, "why": why}
+        if artifact is None:
+            self.tell(node, event="started", why=why)
+            begin = time.perf_counter()
+            artifact = node.step.run(self.inputs(node), self.context(node, key))
+            wall = time.perf_counter() - begin
+            shutil.rmtree(self._work(node), ignore_errors=True)
+            self.steps.append({**record, "skipped": False, "wall_s": round(wall, 3)})
+            self.tell(node, event="done", wall_s=wall, scores=dict(artifact.scores))
+        else:
+            self.steps.append({**record, "skipped": True, "wall_s": 0.0})
+            self.tell(node, event="skipped", why=why)
+        self.artifacts[node.id] = artifact
+        return artifact
+
+    def context(self, node: Node, key: str) -> Context:
+        """What the node's step runs in; checkpoints left by a run with another key are dropped."""
+        work = self._work(node)
+        stamp = work / "key"
+        if work.exists() and not (stamp.is_file() and stamp.read_text() == key):
+            shutil.rmtree(work)
+        if not work.exists():
+            write_whole(stamp, key)
+        return Context(
+            task=self.task,
+            data=self.data,
+            name=node.step.name,
+            folder=self.folder / node.folder,
+            work=work,
+            seed=derive(node.seed, node.step.seed_name()),
+            run_seed=node.seed,
+            key=key,
+            lineage={role: [self._lineage(each) for each in ids] for role, ids in node.inputs.items()},
+            given=self.options.given,
+            progress=lambda done, total, text: self.tell(node, event="progress", done=done, total=total, text=text),
+            device=self.options.device,
+            precision=self.options.precision,
+        )
+
+    def tell(self, node: Node, **what: Any) -> None:
+        self.options.watch({"step": node.step.name, "seed": node.seed, **what})
+
+    def _work(self, node: Node) -> Path:
+        return self.folder / f".{node.folder}.work"
+
+    def _lineage(self, name: str) -> dict[str, str]:
+        if name in self.artifacts:
+            return {"step": self.artifacts[name].name, "folder": name, "hash": self.artifacts[name].hash}
+        return {"model": name, "digest": self.recipe.models[name].digest()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; none of it changes a result."""
+
+    seeds: int = 1
+    seeds_all: bool = False
+    offline: bool = False
+    device: str = "auto"
+    precision: str = "no"
+    given: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[Event], None] = lambda event: None
+
+
+def prepare(recipe: Recipe, options: Options) -> tuple[Dataset, Task]:
+    """Opens the data and resolves the task."""
+    if recipe.data.use == "given":
+        data = options.given[recipe.data.name]  # type: ignore[attr-defined]
+    else:
+        data = recipe.data.open(offline=options.offline)
+    return data, recipe.task.resolve(data)
+
+
+def seeds_of(recipe: Recipe, options: Options) -> list[int]:
+    """The recipe's seed and the ones after it."""
+    if options.seeds < 1:
+        raise RecipeError(f"--seeds is {options.seeds}; give 1 or more")
+    return [recipe.seed + k for k in range(options.seeds)]
+
+
+def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
+    """What `execute` would do; changes nothing."""
+    options = Options(**settings)
+    data, task = prepare(recipe, options)
+    execution = Execution(recipe, folder, data, task, options)
+    planned: list[Planned] = []
+    for node in graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all):
+        waits = [each for ids in node.inputs.values() for each in ids if _is_pending(each, execution, recipe)]
+        if waits:
+            planned.append(Planned(node, False, f"follows {', '.join(waits)}"))
+            continue
+        artifact, why = execution.done(node, execution.key(node))
+        if artifact is not None:
+            execution.artifacts[node.id] = artifact
+        elif (folder / f".{node.folder}.work").exists():
+            why += ", continues from its checkpoint"
+        planned.append(Planned(node, artifact is not None, why))
+    return planned
+
+
+def _is_pending(name: str, execution: Execution, recipe: Recipe) -> bool:
+    return name not in execution.artifacts and name not in recipe.models
+
+
+def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
+    """Runs the steps of a recipe in `folder`, skips those that are unchanged, writes results, page and card.
+
+    Settings are those of `Options`. A run that was stopped at any instant is continued by the same call.
+    """
+    from decoct.report.card import write_card
+    from decoct.report.page import write_page
+
+    options = Options(**settings)
+    begin = time.perf_counter()
+    with lock(folder):
+        data, task = prepare(recipe, options)
+        write_whole(folder / "recipe.yaml", recipe.yaml())
+        execution = Execution(recipe, folder, data, task, options)
+        nodes = graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all)
+        for node in nodes:
+            execution.run(node)
+            write_whole(folder / "log.jsonl", _joined_log(execution, nodes))
+        results = _results(execution, nodes, time.perf_counter() - begin)
+        write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        write_page([folder], folder / "report.html")
+        write_card(folder, folder / "model_card.md")
+    return Run(recipe, folder, results, execution.artifacts)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds a run's folder; ResourceError names the process that holds it already. A killed holder lets go."""
+    import os
+    import socket
+
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".holder"
+    held = filelock.FileLock(str(folder / ".lock"))
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise ResourceError(f"{folder} is held by {who}; wait until it ends, or give another --out") from None
+    try:
+        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        held.release()
+
+
+def _settings(step: Step) -> dict[str, Any]:
+    data = step.data()
+    return {name: value for name, value in data.items() if name not in ("name", "inputs", "checkpoint_seconds")}
+
+
+def _machine() -> str:
+    from decoct.meters.machine import machine
+
+    return json.dumps(machine(), sort_keys=True)
+
+
+def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
+    lines = []
+    for node in nodes:
+        artifact = execution.artifacts.get(node.id)
+        if artifact is None or not (artifact.folder / "log.jsonl").is_file():
+            continue
+        for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            number = {"step_number": record.pop("step")} if "step" in record else {}
+            lines.append(json.dumps({"step": node.step.name, "seed": node.seed, **number, **record}))
+    return "".join(line + "\n" for line in lines)
+
+
+def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
+    import importlib.metadata as metadata
+
+    recipe, task = execution.recipe, execution.task
+    metric, direction = task.metric
+    models: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    for node in nodes:
+        artifact = execution.artifacts[node.id]
+        if artifact.kind == "records":
+            records = artifact.json("records.json")
+            models += records["models"]
+            comparisons += records.get("comparisons", [])
+            machine = records.get("machine", machine)
+    return {
+        "decoct": metadata.version("decoct"),
+        "recipe": recipe.data(defaults=False),
+        "seed": recipe.seed,
+        "seeds": sorted({node.seed for node in nodes}),
+        "device": execution.options.device,
+        "wall_s": round(wall, 3),
+        "task": {"use": task.use, "metric": metric, "direction": direction},
+        "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint},
+        "models": models,
+        "comparisons": comparisons,
+        "steps": execution.steps,
+        "machine": machine,
+        "versions": {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "decoct")},
+    }
