@@ -1,0 +1,96 @@
+"""Spec: frozen data with equal meaning from Python and from plain data."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+import decoct as dc
+from decoct.errors import RecipeError
+from decoct.objectives import CATALOGUE
+from decoct.objectives.base import Objective, Sum
+from decoct.spec import Choice
+from decoct.training.budget import Budget
+from decoct.training.schedules import Linear
+
+weights = st.floats(min_value=-100, max_value=100, allow_nan=False)
+
+
+@given(weights, st.floats(min_value=0.1, max_value=100))
+def test_plain_data_and_repr_give_the_same_spec(weight, temperature):
+    spec = weight * dc.KD(temperature=temperature) + dc.CrossEntropy()
+    names = {"KD": dc.KD, "CrossEntropy": dc.CrossEntropy, "Sum": Sum}
+    assert eval(repr(spec), names) == spec
+    assert Choice("decoct.objectives").validate(spec.data()) == spec
+    assert Choice("decoct.objectives").validate(spec.data(defaults=False)) == spec
+    assert hash(Choice("decoct.objectives").validate(spec.data())) == hash(spec)
+
+
+def test_specs_differ_by_any_field():
+    assert dc.KD(temperature=4) == dc.KD(temperature=4.0)
+    assert dc.KD(temperature=4).digest() != dc.KD(temperature=5).digest()
+    assert len({dc.KD(), dc.KD(), dc.CrossEntropy()}) == 2
+
+
+def test_a_spec_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        dc.KD().temperature = 3
+
+
+@given(weights, weights, weights)
+def test_algebra_of_objectives(a, b, c):
+    x, y, z = dc.KD(), dc.CrossEntropy(), dc.TaskLoss()
+    assert (a * (b * x)).weight == pytest.approx(a * b)
+    assert [t.weight for t in (a * (x + b * y)).flat()] == pytest.approx([a, a * b])
+    assert [t.label for t in ((x + y) + z).flat()] == [t.label for t in (x + (y + z)).flat()]
+    assert sum([a * x, b * y]) == a * x + b * y
+    assert 0 + x == x
+    assert x * c == c * x
+
+
+def test_a_schedule_may_be_a_weight():
+    assert (Linear(1, 0) * dc.KD()).weight == Linear(1, 0)
+    assert (2 * (Linear(1, 0) * dc.KD())).weight == Linear(2, 0)
+
+
+def test_two_terms_of_one_name_are_refused():
+    with pytest.raises(RecipeError, match="two terms are called kd"):
+        dc.KD() + dc.KD()
+    assert [t.label for t in (dc.KD() + dc.KD(name="kd_2")).flat()] == ["kd", "kd_2"]
+
+
+def test_all_problems_are_named_with_their_path():
+    plain = {
+        "task": {"use": "image_classification"},
+        "data": {"use": "digitz"},
+        "steps": [
+            {"use": "train", "name": "t", "budgt": {}, "batch_size": 0},
+            {"use": "distill", "name": "s", "objective": [{"use": "kd", "temprature": 3}]},
+        ],
+    }
+    with pytest.raises(RecipeError) as caught:
+        dc.Recipe.parse(plain)
+    found = {".".join(map(str, p.path)): p.message for p in caught.value.problems}
+    assert "did you mean digits?" in found["data"]
+    assert found["steps.0.budgt"] == "unknown; did you mean budget?"
+    assert "greater than or equal to 1" in found["steps.0.batch_size"]
+    assert found["steps.1.objective.terms.0.temprature"] == "unknown; did you mean temperature?"
+
+
+def test_too_many_positional_arguments_are_refused():
+    with pytest.raises(RecipeError, match="3 positional arguments; allowed: at most 2"):
+        Linear(1, 2, 3)
+
+
+def test_budget_takes_exactly_one_unit():
+    for wrong in ({}, {"steps": 1, "epochs": 2}):
+        with pytest.raises(RecipeError, match="give one of steps, epochs"):
+            Budget(**wrong)
+
+
+def test_a_class_from_outside_needs_leave():
+    with pytest.raises(ValueError, match="--plugin os"):
+        CATALOGUE.resolve("os.path:join")
+
+
+def test_catalogue_reads_summaries_without_importing():
+    assert all(CATALOGUE.summary(key) for key in CATALOGUE)
+    assert issubclass(CATALOGUE.resolve("kd"), Objective)
