@@ -35,10 +35,13 @@ class Probe:
 class Term(nn.Module, ABC):
     """One running loss term. Its own parameters (projectors, banks) are trained and checkpointed with the student.
 
-    `splittable`: the mean over a batch equals the item-weighted mean over any split of it.
+    `splittable`: the mean over a batch equals the item-weighted mean over any split of it. `selection`: how samples
+    that do not count are kept away: "mask" (the term reads `student.mask`), "index" (the samples that count are
+    picked before it sees them) or "own" (the term looks at `batch.labelled` itself).
     """
 
-    splittable: ClassVar[bool] = True
+    splittable: bool = True
+    selection: Literal["mask", "index", "own"] = "index"
 
     @abstractmethod
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
@@ -54,7 +57,13 @@ class Objective(Spec):
 
     `weight` a number or schedule; `name` as logged (the catalogue key by default); `head` a task's head, where there
     are several; `teacher` the one that it listens to, where there are several; `on` which samples count.
+    `taught`: it listens to a teacher; `supervised`: it reads targets, so that unlabelled samples never count;
+    `splittable`: what its Term says of itself.
     """
+
+    taught: ClassVar[bool] = True
+    supervised: ClassVar[bool] = False
+    splittable: ClassVar[bool] = True
 
     weight: Scalar = 1.0
     name: str | None = None

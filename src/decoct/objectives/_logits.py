@@ -1,0 +1,85 @@
+"""The Term of every objective over logits, and the field types that they share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+from torch import Tensor
+
+from decoct.errors import RecipeError
+from decoct.objectives.base import Objective, Probe, Term
+from decoct.outputs import Batch, Outputs
+from decoct.training.clock import Clock
+from decoct.training.schedules import Scalar, bounds
+
+
+def _positive(value: Any) -> Any:
+    low = bounds(value)[0]
+    if not low > 0:
+        raise ValueError(f"{low} is no temperature; allowed: numbers above 0")
+    return value
+
+
+Temperature = Annotated[Scalar, AfterValidator(_positive)]
+"""A temperature: a number above 0, or a schedule of such numbers."""
+
+
+def logits_of(who: str, outputs: Outputs, label: str) -> Tensor:
+    """The logits; RecipeError where the model gave none."""
+    if outputs.logits is None:
+        raise RecipeError(f"{label}: the {who} gives no logits; use an objective over features or values")
+    return outputs.logits
+
+
+def only(teachers: Mapping[str, Outputs]) -> Outputs:
+    """The one teacher that the criterion picked."""
+    assert len(teachers) == 1, f"one teacher expected, got {', '.join(teachers)}"
+    return next(iter(teachers.values()))
+
+
+class LogitsObjective(Objective):
+    """An objective that is a function of the two sides' logits and perhaps the target."""
+
+    @abstractmethod
+    def value(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock
+    ) -> Tensor:
+        """The loss of logits `[*B, C]`; `target` is None unless `supervised`."""
+
+    def build(self, probe: Probe) -> Term:
+        """The running term; RecipeError where student and teacher have unlike logits."""
+        student = logits_of("student", probe.student, self.label)
+        if self.taught:
+            teacher = logits_of("teacher", only(probe.teachers), self.label)
+            if student.shape != teacher.shape:
+                raise RecipeError(
+                    f"{self.label}: student logits {list(student.shape)} and teacher logits {list(teacher.shape)}; "
+                    f"the shapes must be equal"
+                )
+        return LogitsTerm(self, probe)
+
+
+class LogitsTerm(Term):
+    """Feeds logits, target and mask to its objective's function. Items: samples, or positions that the mask keeps."""
+
+    selection = "mask"
+
+    def __init__(self, objective: LogitsObjective, probe: Probe) -> None:
+        super().__init__()
+        self.objective = objective
+        self.splittable = objective.splittable
+        self._positions = probe.student.mask is not None
+        self._task = probe.task
+
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
+        label = self.objective.label
+        own = logits_of("student", student, label)
+        theirs = logits_of("teacher", only(teachers), label) if self.objective.taught else own
+        target = batch.target if self.objective.supervised else None
+        return self.objective.value(own, theirs, target, student.mask, clock)
+
+    def items(self, batch: Batch) -> Tensor | int:
+        return self._task.items(batch) if self._positions else len(batch)

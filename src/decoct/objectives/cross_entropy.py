@@ -1,0 +1,74 @@
+"""Cross-entropy with the labels: the supervised term of classifiers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from decoct.errors import RecipeError
+from decoct.objectives._logits import LogitsObjective
+from decoct.objectives._numeric import (
+    class_target,
+    full_precision,
+    item_mean,
+    promote,
+    refuse_unless,
+    refuse_unlike_mask,
+)
+from decoct.objectives.base import Probe, Term
+from decoct.training.clock import Clock
+
+
+@full_precision
+def cross_entropy(
+    student: Tensor, target: Tensor, *, label_smoothing: float = 0.0, mask: Tensor | None = None
+) -> Tensor:
+    """Mean over items of −log q(target), q = softmax(student).
+
+    Logits `[*B, C]`, class ids `[*B]`, `mask` `[*B]` bool; in nats. `label_smoothing` ε: the target distribution is
+    (1−ε)·one-hot + ε/C, as in torch. Equals `F.cross_entropy` for `[B, C]`; the class axis is last here, second
+    there. RecipeError: a target outside the classes that the mask keeps.
+
+    >>> import torch
+    >>> round(cross_entropy(torch.tensor([[2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 1])).item(), 4)
+    0.41
+    """
+    refuse_unless("cross_entropy", "label_smoothing", label_smoothing, 0 <= label_smoothing <= 1, "0 to 1")
+    (student,) = promote(student)
+    if mask is not None:
+        refuse_unlike_mask("cross_entropy", mask, student.shape[:-1])
+        student = student.masked_fill(~mask.unsqueeze(-1), 0.0)
+    target = class_target("cross_entropy", student, target, mask)
+    rows, ids = student.reshape(-1, student.shape[-1]), target.reshape(-1)
+    if mask is None and ids.numel():
+        return F.cross_entropy(rows, ids, label_smoothing=label_smoothing)
+    values = F.cross_entropy(rows, ids, label_smoothing=label_smoothing, reduction="none")
+    return item_mean(values.reshape(target.shape), mask)
+
+
+class CrossEntropy(LogitsObjective):
+    """Cross-entropy with the labels, for classifiers; unlabelled samples do not count."""
+
+    use: ClassVar[str] = "cross_entropy"
+    taught: ClassVar[bool] = False
+    supervised: ClassVar[bool] = True
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)
+
+    def value(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock
+    ) -> Tensor:
+        assert target is not None
+        return cross_entropy(student, target, label_smoothing=self.label_smoothing, mask=mask)
+
+    def build(self, probe: Probe) -> Term:
+        """The running term; RecipeError for a task whose targets are not classes."""
+        target = probe.batch.target
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            raise RecipeError(
+                f"{self.label}: the targets of task {probe.task.use!r} are not class ids; "
+                f"use task_loss, the task's own loss"
+            )
+        return super().build(probe)

@@ -1,0 +1,56 @@
+"""Hinton's knowledge distillation: the student's softened distribution drawn to the teacher's."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from decoct.objectives._logits import LogitsObjective, Temperature
+from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, logit_pair
+from decoct.objectives.standardize import standardize_logits
+from decoct.training.clock import Clock
+from decoct.training.schedules import at
+
+
+@full_precision
+def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, mask: Tensor | None = None) -> Tensor:
+    """T² times the mean over items of KL(p‖q), p = softmax(teacher/T), q = softmax(student/T).
+
+    Logits `[*B, C]`, class axis last; `mask` `[*B]` bool, True where an item counts; in nats. Sum over classes, mean
+    over items. 0 at student == teacher. Convention: equals `F.kl_div(log q, p, reduction="batchmean") * T * T` for
+    `[B, C]`. Peers: without T² divide by T²; `reduction="mean"` (mean over classes too) is this divided by C;
+    `batchmean` on dense maps `[B, C, H, W]` is this times H·W; a cross-entropy with soft labels is larger by the
+    teacher's entropy and has the same gradient. RecipeError: shapes that differ, temperature not above 0.
+
+    Hinton et al. 2015, arXiv 1503.02531, section 2.
+
+    >>> import torch
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    >>> round(kd_loss(logits, -logits, temperature=2.0).item(), 4)
+    2.3482
+    >>> kd_loss(logits, logits).item()
+    0.0
+    """
+    student, teacher = logit_pair("kd_loss", student, teacher, mask, temperature)
+    rows = kl_rows(log_softmax(teacher, temperature), log_softmax(student, temperature))
+    return temperature**2 * item_mean(rows, mask)
+
+
+class KD(LogitsObjective):
+    """Draws the student's softened class distribution to the teacher's (Hinton 2015).
+
+    `temperature` a number or schedule; `standardize` divides both sides' logits by their own spread first (Sun 2024).
+    The gradient's scale does not depend on the temperature (factor T²).
+    """
+
+    use: ClassVar[str] = "kd"
+    temperature: Temperature = 4.0
+    standardize: bool = False
+
+    def value(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock
+    ) -> Tensor:
+        if self.standardize:
+            student, teacher = standardize_logits(student), standardize_logits(teacher)
+        return kd_loss(student, teacher, temperature=at(self.temperature, clock), mask=mask)

@@ -1,0 +1,43 @@
+"""The task's own supervised loss as a term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from decoct.objectives.base import Objective, Probe, Term
+from decoct.outputs import Batch, Outputs
+from decoct.tasks.base import Task
+from decoct.training.clock import Clock
+
+
+class TaskLoss(Objective):
+    """The task's own supervised loss; unlabelled samples do not count.
+
+    Classification: cross-entropy. Regression: what the task says. The mean is over the task's labelled items.
+    """
+
+    use: ClassVar[str] = "task_loss"
+    taught: ClassVar[bool] = False
+    supervised: ClassVar[bool] = True
+
+    def build(self, probe: Probe) -> Term:
+        return TaskLossTerm(probe.task)
+
+
+class TaskLossTerm(Term):
+    """Asks the task, which leaves unlabelled samples out by itself."""
+
+    selection = "own"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self._task = task
+
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
+        return self._task.loss(student, batch)
+
+    def items(self, batch: Batch) -> Tensor | int:
+        return self._task.items(batch)
