@@ -1,0 +1,171 @@
+"""Data that came from Python as DataLoaders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from decoct.data.base import Data, Dataset, Source
+from decoct.data.hashing import keyed
+from decoct.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from decoct.outputs import Batch
+
+
+class GivenData(Data):
+    """DataLoaders passed in from Python: their name in the table of given objects, class and fingerprint.
+
+    `open` gives no splits: the batches come from the loaders themselves, through LoaderSource.
+    """
+
+    use: ClassVar[str] = "given"
+    name: str
+    type: str
+    fingerprint: str = ""
+
+    def open(self, *, offline: bool = False) -> Dataset:
+        return Dataset({}, self.fingerprint or self.digest(), info={"given": self.name})
+
+
+def describe_loaders(name: str, loaders: Mapping[str, Iterable[Any]]) -> GivenData:
+    """The GivenData of loaders by split; its fingerprint covers their classes, lengths and any tensors they hold."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    state = hashlib.sha256()
+    for split, loader in sorted(loaders.items()):
+        facts: list[Any] = [split, _class_name(loader), len(loader) if isinstance(loader, Sized) else None]
+        if isinstance(loader, DataLoader):
+            facts += [_class_name(loader.dataset), loader.batch_size]
+        state.update(json.dumps(facts).encode())
+        if isinstance(loader, DataLoader) and isinstance(loader.dataset, TensorDataset):
+            for tensor in loader.dataset.tensors:
+                content = tensor.detach().cpu().contiguous()
+                state.update(f"{content.dtype} {tuple(content.shape)}".encode())
+                state.update(content.flatten().view(dtype=torch.uint8).numpy().data)
+    types = ", ".join(sorted({_class_name(loader) for loader in loaders.values()}))
+    return GivenData(name=name, type=types, fingerprint=state.hexdigest())
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A loader that can be put back to where it was (as torchdata's StatefulDataLoader)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes there."""
+
+
+class LoaderSource(Source):
+    """Batches of a user's loader, each item made a Batch by `to_batch` (as `task.from_loader`).
+
+    A stateful loader resumes by its own state. Any other is replayed: its epoch starts from H(seed, epoch) in torch's
+    random state, so a resumed run draws the same order and drops the batches already consumed, which it says once
+    through `warnings`. A loader with a generator of its own cannot be put back by that, and this is said as well.
+    """
+
+    def __init__(self, loader: Iterable[Any], to_batch: Callable[[Any], Batch], *, seed: int = 0) -> None:
+        self._loader, self._to_batch, self._seed = loader, to_batch, seed
+        self._epoch = self._batch = 0
+        self._skip = 0
+        self._warned = False
+
+    def __len__(self) -> int:
+        if isinstance(self._loader, Sized):
+            try:
+                return len(self._loader)
+            except TypeError:
+                pass
+        raise RecipeError(f"{_class_name(self._loader)} has no length; give the budget in steps or samples")
+
+    def __iter__(self) -> Iterator[Batch]:
+        resumed = self._skip > 0
+        count = 0
+        for batch in self._rest_of_epoch():
+            count += 1
+            yield batch
+        if resumed and count == 0:
+            yield from self._rest_of_epoch()
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        epoch = self._epoch
+        for item in self._items():
+            self._batch += 1
+            yield replace(self._to_batch(item), view=epoch)
+        if self._batch == 0:
+            raise DataError(f"{_class_name(self._loader)} gave no batch in epoch {epoch}; is it a generator, used up?")
+        self._epoch, self._batch = epoch + 1, 0
+
+    def _items(self) -> Iterator[Any]:
+        if isinstance(self._loader, Stateful):
+            yield from self._loader
+            return
+        skip, self._skip = self._skip, 0
+        with _random_state_kept(int(keyed(self._seed, "loader", self._epoch)[0] >> np.uint64(1))):
+            _tell_epoch(self._loader, self._epoch)
+            iterator = iter(self._loader)
+            found = [item for _, item in zip(range(max(skip, 1)), iterator)]
+        yield from found[skip:]
+        yield from iterator
+
+    def state_dict(self) -> dict[str, Any]:
+        """`{"epoch", "batch"}`, and `"loader"`, the loader's own state, where it has one."""
+        state: dict[str, Any] = {"epoch": self._epoch, "batch": self._batch}
+        if isinstance(self._loader, Stateful):
+            state["loader"] = self._loader.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._epoch, self._batch = state["epoch"], state["batch"]
+        if isinstance(self._loader, Stateful):
+            self._loader.load_state_dict(state["loader"])
+            return
+        self._skip = self._batch
+        if self._skip and not self._warned:
+            self._warned = True
+            warnings.warn(_replay_message(self._loader, self._epoch, self._batch), stacklevel=2)
+
+
+@contextmanager
+def _random_state_kept(seed: int) -> Iterator[None]:
+    """Runs the body from torch seeded with `seed`; after it all random states are as before."""
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+def _replay_message(loader: Iterable[Any], epoch: int, batch: int) -> str:
+    from torch.utils.data import DataLoader
+
+    message = f"{_class_name(loader)} keeps no state: epoch {epoch} is replayed up to batch {batch}"
+    if isinstance(loader, DataLoader) and loader.generator is not None:
+        message += "; it has a generator of its own, so its order may differ from the first run's"
+    return message
+
+
+def _tell_epoch(loader: Iterable[Any], epoch: int) -> None:
+    from torch.utils.data import DataLoader
+    from torch.utils.data.distributed import DistributedSampler
+
+    if isinstance(loader, DataLoader) and isinstance(loader.sampler, DistributedSampler):
+        loader.sampler.set_epoch(epoch)
+
+
+def _class_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

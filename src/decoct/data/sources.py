@@ -1,0 +1,166 @@
+"""Sources: batches in an order that hangs on seed, epoch and content alone, from any position."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from decoct.data.base import Source, Split
+from decoct.data.hashing import keyed, occurrences
+from decoct.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from decoct.outputs import Batch
+
+Collate = Callable[..., "Batch"]
+"""`task.collate`: (split, indices, *, seeds, view) -> Batch."""
+
+
+class Batches(Source):
+    """Batches of one split.
+
+    The order of epoch e sorts the samples by H(seed, e, key, occurrence); the view of a sample in it is seeded by
+    H(seed, e, key), so neither depends on positions, workers or batch mates. `only="labelled"` leaves out unlabelled
+    samples. `prefetch` batches are collated ahead by a thread; results and positions stay the same.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        collate: Collate,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        augment: bool = False,
+        drop_last: bool = False,
+        only: Literal["all", "labelled"] = "all",
+        prefetch: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise RecipeError(f"batch_size: {batch_size}; give 1 or more")
+        chosen = np.arange(len(split)) if only == "all" or split.labelled is None else np.flatnonzero(split.labelled)
+        if len(chosen) == 0 or (drop_last and len(chosen) < batch_size):
+            raise DataError(
+                f"no batch of {batch_size} can be drawn from {len(chosen)} samples ({only} of {len(split)})"
+            )
+        self._split, self._collate, self._chosen = split, collate, chosen
+        self._batch_size, self._seed = batch_size, seed
+        self._shuffle, self._augment, self._prefetch = shuffle, augment, prefetch
+        self._occurrence = occurrences(split.keys, split.columns)[chosen] if shuffle else None
+        whole, rest = divmod(len(chosen), batch_size)
+        self._length = whole + (rest > 0 and not drop_last)
+        self._epoch = self._batch = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first = self._epoch, self._batch
+        made = self._epoch_batches(epoch, first)
+        with closing(_ahead(made, self._prefetch) if self._prefetch else made) as batches:
+            for number, batch in enumerate(batches, start=first + 1):
+                self._epoch, self._batch = (epoch, number) if number < self._length else (epoch + 1, 0)
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        if not 0 <= state["batch"] < self._length:
+            raise DataError(
+                f"position: batch {state['batch']} of an epoch of {self._length}; were data or batch_size changed?"
+            )
+        self._epoch, self._batch = state["epoch"], state["batch"]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the samples in the order of an epoch."""
+        if self._occurrence is None:
+            return self._chosen
+        hashes = keyed(self._seed, "order", epoch, self._split.keys[self._chosen], self._occurrence)
+        return self._chosen[np.argsort(hashes, kind="stable")]
+
+    def _epoch_batches(self, epoch: int, first: int) -> Generator[Batch]:
+        order = self.order(epoch)
+        for number in range(first, self._length):
+            indices = order[number * self._batch_size : (number + 1) * self._batch_size]
+            seeds = keyed(self._seed, "view", epoch, self._split.keys[indices]) if self._augment else None
+            yield self._collate(self._split, indices, seeds=seeds, view=epoch)
+
+
+class Together(Source):
+    """Each batch of `main` with the next one of `other` beside it, as `batch.also`; `other` starts over at its end."""
+
+    def __init__(self, main: Source, other: Source) -> None:
+        self._main, self._other = main, other
+
+    def __len__(self) -> int:
+        return len(self._main)
+
+    def __iter__(self) -> Iterator[Batch]:
+        beside = self._endless()
+        for batch in self._main:
+            yield replace(batch, also=next(beside))
+
+    def _endless(self) -> Iterator[Batch]:
+        while True:
+            yield from self._other
+
+    def state_dict(self) -> dict[str, int]:
+        other = {f"other_{name}": value for name, value in self._other.state_dict().items()}
+        return {**self._main.state_dict(), **other}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        other = {name.removeprefix("other_"): value for name, value in state.items() if name.startswith("other_")}
+        self._main.load_state_dict({name: value for name, value in state.items() if not name.startswith("other_")})
+        self._other.load_state_dict(other)
+
+
+def ordered(split: Split, collate: Collate, batch_size: int) -> Iterator[Batch]:
+    """All samples of a split in their own order, unaugmented: for evaluation."""
+    for start in range(0, len(split), batch_size):
+        yield collate(split, np.arange(start, min(start + batch_size, len(split))))
+
+
+def _ahead(batches: Iterator[Batch], count: int) -> Generator[Batch]:
+    """The same batches, up to `count` of them made ahead by a thread; the thread ends with this iterator."""
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=count)
+    stop = threading.Event()
+
+    def put(item: tuple[str, Any]) -> None:
+        while not stop.is_set():
+            try:
+                return made.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+        return None
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(("batch", batch))
+                if stop.is_set():
+                    return
+            put(("end", None))
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(("error", error))
+
+    thread = threading.Thread(target=work, name="decoct-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = made.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        thread.join()
