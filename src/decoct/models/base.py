@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
+from decoct.errors import did_you_mean, nearest
 from decoct.spec import Spec
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ class Interface(Spec):
 
     kind: Literal["image", "text", "tabular"]
     shape: tuple[int, ...]
-    outputs: int
+    outputs: int = Field(ge=1)
     vocabulary: int | None = None
     padding: int | None = None
 
@@ -38,9 +41,47 @@ class Model(Spec):
         """
 
 
+class OutsideModel(Model):
+    """A Model that reads files which may be gone when its artifact is loaded."""
+
+    @abstractmethod
+    def standalone(self, interface: Interface) -> Model:
+        """The Spec of the same structure that needs no file; it is what an artifact keeps."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents of the files it reads, so that a changed file is a changed model."""
+
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+"""Endings of files that hold weights alone."""
+
+
 def shorthand(value: Any) -> Any:
-    """Plain data for a model from a name: `"timm/resnet34"`, `"torchvision/resnet18"`, `"mlp"`."""
+    """Plain data for a model from a name: `"timm/resnet34"`, `"torchvision/resnet18"`, `"mlp"`.
+
+    `"transformers/FOLDER"` is a local folder. A file of weights is refused: it does not say what it fits.
+
+    >>> shorthand("timm/resnet34")
+    {'use': 'timm', 'name': 'resnet34'}
+    >>> shorthand("small_resnet")
+    {'use': 'small_resnet'}
+    """
+    from decoct.models import CATALOGUE
+
     if not isinstance(value, str):
         return value
+    if value.endswith(WEIGHT_FILES):
+        raise ValueError(
+            f"{value!r} holds weights and does not say which network they fit; "
+            f"write {{use: file, path: {value}, model: {{use: NAME, ...}}}}"
+        )
     use, _, name = value.partition("/")
-    return {"use": use, "name": name} if name else {"use": use}
+    if use == "transformers" and name:
+        return {"use": use, "path": name}
+    if name and use in ("timm", "torchvision"):
+        return {"use": use, "name": name}
+    if use not in CATALOGUE and ":" not in use and not nearest(use, CATALOGUE):
+        hint = f"for a network of torchvision or timm write torchvision/{value} or timm/{value}"
+        raise ValueError(f"{value!r} is no model; {did_you_mean(use, CATALOGUE)}; {hint}")
+    return {"use": value} if not name else {"use": use, "name": name}

@@ -1,0 +1,81 @@
+"""What every builder checks: the kind of input, packages that are installed, one forward pass."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decoct.errors import RecipeError, ResourceError
+from decoct.models.base import Interface
+
+FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+"""What libraries raise when a network cannot take an input."""
+
+
+def require_kind(interface: Interface, name: str, *kinds: str) -> None:
+    """RecipeError where the task's inputs are of another kind than the network takes."""
+    if interface.kind not in kinds:
+        raise RecipeError(
+            f"{name} takes {' or '.join(kinds)} inputs, the task gives {interface.kind}; choose another model "
+            f"(image: small_resnet, torchvision, timm; text: transformers, bilstm; tabular: mlp)"
+        )
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """The package, imported now; ResourceError says how to install it. Its telemetry is switched off."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ResourceError(f"{package} cannot be imported ({error}); pip install 'decoct[{extra}]'") from None
+
+
+def reachable(host: str) -> bool:
+    """Whether a download from `host` can be tried: not switched off by HF_HUB_OFFLINE, and its name resolves."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+def example(interface: Interface, batch: int = 1) -> dict[str, Tensor]:
+    """Inputs of `batch` samples in the interface's shape: zeros, for text one id that is no padding."""
+    if interface.kind == "text":
+        ids = torch.full((batch, *interface.shape), 1 if interface.padding == 0 else 0)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {"input": torch.zeros(batch, *interface.shape)}
+
+
+def call(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The logits that a module returns for `example`-like inputs."""
+    raw: Any = module(inputs["input"]) if "input" in inputs else module(**inputs)
+    return raw if isinstance(raw, Tensor) else raw.logits
+
+
+def try_forward(module: nn.Module, interface: Interface, name: str) -> nn.Module:
+    """The module itself in train mode, after one forward pass in eval mode; RecipeError where that fails."""
+    shape = "x".join(map(str, interface.shape))
+    module.eval()
+    try:
+        with torch.no_grad():
+            logits = call(module, example(interface))
+    except FAILURES as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RecipeError(
+            f"{name} cannot take inputs of {shape}: {reason}; choose another model or size of input"
+        ) from error
+    expected = (1, interface.outputs)
+    if tuple(logits.shape) != expected:
+        raise RecipeError(f"{name} returns {tuple(logits.shape)} for one input of {shape}, {expected} is needed")
+    return module.train()

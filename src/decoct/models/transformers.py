@@ -1,0 +1,184 @@
+"""Transformers: encoders and decoders with a head for sequences, from a local folder or a config."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import JsonValue, model_validator
+from torch import nn
+
+from decoct.artifact import sha256
+from decoct.errors import DataError, RecipeError, did_you_mean
+from decoct.models.base import Interface, OutsideModel
+from decoct.models.checks import require, require_kind, try_forward
+
+NOT_STRUCTURE = (
+    "id2label",
+    "label2id",
+    "num_labels",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "_name_or_path",
+)
+"""Settings of a config that are the interface's or say nothing about the structure."""
+
+
+class Transformers(OutsideModel):
+    """A network of the transformers library with a head for sequence classification or regression.
+
+    `path`: a local folder in the transformers format (config.json, *.safetensors); its head is replaced where the
+    number of outputs differs. Or `config`: `{model_type: bert, hidden_size: 64, num_hidden_layers: 2, ...}`, drawn
+    afresh, with vocabulary, padding and labels of the task. `attention`: eager shows attention maps, sdpa is faster.
+    """
+
+    use: ClassVar[str] = "transformers"
+    path: Path | None = None
+    config: Mapping[str, JsonValue] | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+    @model_validator(mode="after")
+    def _path_or_config(self) -> Transformers:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give one of path (a local folder) and config ({model_type: bert, ...})")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError("config.model_type is missing; name an architecture, as model_type: bert")
+        return self
+
+    def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
+        require_kind(interface, self.use, "text")
+        config = _completed(self._settings(), interface)
+        if self.path is not None and pretrained:
+            module = _loaded(self.path, config, self.attention)
+        else:
+            factory = require("transformers", "nlp").AutoModelForSequenceClassification
+            with _errors_named(f"model_type {config.model_type}, attention {self.attention}"):
+                module = factory.from_config(
+                    config, attn_implementation=self.attention, dtype=torch.float32, trust_remote_code=False
+                )
+        return try_forward(module, interface, f"transformers {config.model_type}")
+
+    def standalone(self, interface: Interface) -> Transformers:
+        return self.replace(path=None, config=self._settings())
+
+    def fingerprint(self) -> str:
+        if self.path is None:
+            return self.digest()
+        files = [_config_file(self.path), *sorted(self.path.glob("*.safetensors"))]
+        return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+    def _settings(self) -> dict[str, Any]:
+        """The config as plain data, without what is the interface's."""
+        if self.path is None:
+            assert self.config is not None
+            return dict(self.config)
+        _config_file(self.path)
+        auto = require("transformers", "nlp").AutoConfig
+        with _errors_named(str(self.path)):
+            found = auto.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
+        known = auto.for_model(found.model_type)
+        allowed = set(known.to_dict()) | set(known.attribute_map)
+        settings: dict[str, Any] = found.to_diff_dict()
+        return {key: value for key, value in settings.items() if key in allowed and key not in NOT_STRUCTURE}
+
+
+def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
+    """The config object with the interface's vocabulary, padding and outputs; RecipeError where they contradict."""
+    auto = require("transformers", "nlp").AutoConfig
+    kind = settings["model_type"]
+    kinds = require("transformers.models.auto.modeling_auto", "nlp").MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if kind not in kinds:
+        raise RecipeError(
+            f"config.model_type {kind!r} has no sequence classifier in transformers; {did_you_mean(kind, kinds)}"
+        )
+    known = auto.for_model(kind)
+    allowed = (set(known.to_dict()) | set(known.attribute_map)) - set(NOT_STRUCTURE)
+    for name in settings:
+        if name not in allowed:
+            raise RecipeError(f"config.{name}: unknown for model_type {kind}; {did_you_mean(name, allowed)}")
+    full = dict(settings)
+    if interface.vocabulary is not None and full.setdefault("vocab_size", interface.vocabulary) < interface.vocabulary:
+        raise RecipeError(
+            f"vocab_size {full['vocab_size']} is less than the tokenizer's {interface.vocabulary}; take the model's own "
+            f"tokenizer for the task, or leave vocab_size out of config"
+        )
+    if interface.padding is not None and full.setdefault("pad_token_id", interface.padding) != interface.padding:
+        raise RecipeError(
+            f"pad_token_id {full['pad_token_id']} is not the tokenizer's {interface.padding}; take the model's own "
+            f"tokenizer for the task, or leave pad_token_id out of config"
+        )
+    with _errors_named(f"config of model_type {kind!r}"):
+        return auto.for_model(**{**full, "num_labels": interface.outputs})
+
+
+def _loaded(path: Path, config: Any, attention: str) -> nn.Module:
+    """The network of a local folder; every weight but the head's must come from its files."""
+    transformers = require("transformers", "nlp")
+    if not list(path.glob("*.safetensors")):
+        raise DataError(
+            f"{path} holds no *.safetensors; save the model with save_pretrained(FOLDER, safe_serialization=True), or "
+            f"download its model.safetensors into the folder"
+        )
+    with _quiet(transformers), _errors_named(str(path)):
+        module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            str(path),
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    body = f"{module.base_model_prefix}."
+    pooler = f"{body}pooler."
+    lost = {name for name in info["missing_keys"] if name.startswith(body) and not name.startswith(pooler)}
+    differ = {str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]}
+    lost |= {name for name in differ if name.startswith(body)}
+    if lost:
+        raise RecipeError(
+            f"{path}: {len(lost)} weights of the {config.model_type} are absent or of another shape, first "
+            f"{min(lost)}; check that config.json and the safetensors files belong together"
+        )
+    found: nn.Module = module
+    return found
+
+
+def _config_file(path: Path) -> Path:
+    if not (path / "config.json").is_file():
+        raise DataError(
+            f"{path}: no folder with a config.json; save a model there with save_pretrained, or copy one from the hub"
+        )
+    return path / "config.json"
+
+
+@contextlib.contextmanager
+def _errors_named(subject: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+        if isinstance(error, RecipeError | DataError):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"{subject}: refused by transformers: {reason[:400]}") from error
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bar and no load report from transformers while the body runs."""
+    logging = transformers.utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
