@@ -6,6 +6,7 @@ CATALOGUE = Catalogue(
     "schedule",
     {
         "constant": "decoct.training.schedules:Constant",
+        "cosine": "decoct.training.schedules:Cosine",
         "linear": "decoct.training.schedules:Linear",
     },
 )

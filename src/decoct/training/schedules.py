@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -76,6 +77,35 @@ class Linear(Schedule):
 
     def bounds(self) -> tuple[float, float]:
         return min(self.start, self.end), max(self.start, self.end)
+
+
+class Cosine(Schedule):
+    """Half a cosine from `start` to `end`, after a straight rise from 0 during the fraction `warmup` of the run.
+
+    >>> Cosine(0.1).at(Clock(progress=0.5))
+    0.05
+    >>> Cosine(0.1, warmup=0.1).at(Clock(progress=0.05))
+    0.05
+    """
+
+    use: ClassVar[str] = "cosine"
+    positional: ClassVar[tuple[str, ...]] = ("start", "end")
+    start: float
+    end: float = 0.0
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+
+    def at(self, clock: Clock) -> float:
+        if clock.progress < self.warmup:
+            return self.start * clock.progress / self.warmup
+        part = min(1.0, (clock.progress - self.warmup) / (1 - self.warmup))
+        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * part))
+
+    def times(self, factor: float) -> Cosine:
+        return self.replace(start=self.start * factor, end=self.end * factor)
+
+    def bounds(self) -> tuple[float, float]:
+        values = (self.start, self.end, 0.0) if self.warmup else (self.start, self.end)
+        return min(values), max(values)
 
 
 def _validate(value: Any) -> float | Schedule:

@@ -1,0 +1,123 @@
+"""The log of a run: one JSON record a line, cut back exactly when the run goes back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoct.training.guards import Origin
+
+
+class Log:
+    """Records in memory and, where there is a work folder, in `log.jsonl`."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+        self._file = None if path is None else path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds a record; numbers that are not finite become None."""
+        kept = _plain(record)
+        self.records.append(kept)
+        if self._file is not None:
+            self._file.write(json.dumps(kept, allow_nan=False).encode() + b"\n")
+
+    def position(self) -> dict[str, int]:
+        """Records and bytes so far, which are on disk when this returns."""
+        if self._file is None:
+            return {"records": len(self.records), "bytes": 0}
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"records": len(self.records), "bytes": os.fstat(self._file.fileno()).st_size}
+
+    def reaches(self, position: Mapping[str, int]) -> bool:
+        """Whether the file is at least as long as it was at `position`."""
+        return self.path is None or self.path.stat().st_size >= position["bytes"]
+
+    def cut(self, position: Mapping[str, int]) -> None:
+        """Goes back to `position`; what was logged after it is gone."""
+        if self._file is None or self.path is None:
+            del self.records[position["records"] :]
+            return
+        self._file.flush()
+        os.truncate(self.path, position["bytes"])
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        self.records = [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class Means:
+    """Means of what steps return, without waiting for the device at each step.
+
+    `add` keeps tensors; `settle` turns them into numbers, all at once; `take` gives the means and starts anew. The
+    numbers belong to the checkpoint, so that a log line is the same whether or not the run was killed in between.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[dict[str, Any], Origin]] = []
+        self._steps: list[dict[str, float]] = []
+        self.last_finite: float | None = None
+
+    def add(self, values: Mapping[str, Any], origin: Origin) -> None:
+        """Keeps what one step returned."""
+        kept = {name: each.detach() if isinstance(each, Tensor) else each for name, each in values.items()}
+        self._pending.append((kept, origin))
+
+    def settle(self) -> Origin | None:
+        """Reads the tensors kept since the last time; returns the origin of the first step that was not finite."""
+        pending, self._pending = self._pending, []
+        tensors = [each.reshape(()) for values, _ in pending for each in values.values() if isinstance(each, Tensor)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        bad = None
+        for values, origin in pending:
+            read = {k: float(next(numbers) if isinstance(v, Tensor) else v) for k, v in values.items()}
+            sound = read.pop("finite", 1.0) == 1.0 and math.isfinite(read.get("loss", 0.0))
+            if not sound and bad is None:
+                bad = origin
+            elif bad is None:
+                self.last_finite = read.get("loss", self.last_finite)
+            self._steps.append(read)
+        return bad
+
+    def take(self) -> dict[str, float]:
+        """The mean of each value over the steps since the last `take` (those that have it); settle first."""
+        steps, self._steps = self._steps, []
+        names = dict.fromkeys(name for step in steps for name in step)
+        columns = {name: [step[name] for step in steps if name in step] for name in names}
+        return {name: sum(column) / len(column) for name, column in columns.items()}
+
+    def __len__(self) -> int:
+        return len(self._steps) + len(self._pending)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers of the steps that are in no record yet; settle first."""
+        assert not self._pending
+        return {"steps": self._steps, "last_finite": self.last_finite}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back."""
+        self._pending = []
+        self._steps = [dict(each) for each in state["steps"]]
+        self.last_finite = state["last_finite"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

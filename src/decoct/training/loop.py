@@ -1,0 +1,385 @@
+"""Run, the loop of `fit`: windows, epochs, validation, log, checkpoints, going back."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoct.data.base import Source
+from decoct.errors import DataError, Diverged, RecipeError, did_you_mean
+from decoct.outputs import Batch
+from decoct.training.base import History, ManagedUpdate, Options, Update
+from decoct.training.budget import Budget
+from decoct.training.checkpoint import Checkpoints
+from decoct.training.clock import Clock
+from decoct.training.guards import NonFinite, Origin
+from decoct.training.log import Log, Means
+from decoct.training.packing import pack, unpack
+from decoct.training.signals import Interrupted, Signals, catching
+from decoct.training.state import Best, Randomness, State
+
+
+@dataclass
+class _Position:
+    """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    windows: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    validated: int = -1
+    pending: bool = False
+    clock: tuple[int, int, float] = (0, 0, 0.0)
+    skips: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _RolledBack(Exception):
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+
+
+class Run:
+    """One call of `fit`."""
+
+    def __init__(
+        self,
+        update: Update,
+        source: Source,
+        state: State,
+        budget: Budget,
+        work: Path | None,
+        validate: Callable[[], dict[str, float]] | None,
+        options: Options,
+    ) -> None:
+        self.update, self.source, self.budget = update, source, budget
+        self.validate, self.options = validate, options
+        self.position, self.means, self.random = _Position(), Means(), Randomness()
+        self.best = Best(*options.select) if options.select is not None else None
+        self.student = state["student"] if self.best is not None else None
+        self.modules = state.modules()
+        self.state = self._whole(state)
+        self.checkpoints = None if work is None else Checkpoints(work)
+        self.log = Log(None if work is None else work / "log.jsonl")
+        self.total = budget.steps_for(len(source), accumulate=options.accumulate)
+        self.iterator: Iterator[Batch] | None = None
+        self.memory: Any = None
+        self.changed = False
+        self.signals = Signals()
+        self.begun = self.saved = self.told = time.monotonic()
+
+    def _whole(self, state: State) -> State:
+        parts = {**state, "source": self.source, "random": self.random, "fit": self}
+        if self.best is not None:
+            parts["best"] = self.best
+        if isinstance(self.update, ManagedUpdate):
+            parts["update"] = self.update
+        twice = [name for name in state if parts[name] is not state[name]]
+        if twice:
+            raise RecipeError(f"state {', '.join(twice)}: fit keeps a part of this name itself; call yours another")
+        return State(**parts)
+
+    # The position of this loop is a part of the state like any other.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, the numbers not yet logged and the length of the log."""
+        self._tick()
+        return {"position": asdict(self.position), "means": self.means.state_dict(), "log": self.log.position()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back; the log is cut."""
+        self.position = _Position(**state["position"])
+        self.means.load_state_dict(state["means"])
+        self.log.cut(state["log"])
+        self.iterator = None
+        self.begun = time.monotonic()
+
+    # The loop.
+
+    def run(self) -> History:
+        resumed = self._begin()
+        with catching(self.checkpoints is not None) as self.signals:
+            while True:
+                try:
+                    self._leave_if_asked()
+                    if self.position.pending:
+                        self._validate()
+                    if self._finished() and not self._last_things_to_do():
+                        break
+                    if not self._finished():
+                        self._advance()
+                except _RolledBack as back:
+                    self._roll_back(back.origin)
+        if self.signals.asked is not None:
+            raise self.signals.interrupted(self._where())
+        return self._end(resumed)
+
+    def _begin(self) -> int | None:
+        for module in self.modules:
+            if not module.training:
+                module.train()
+        if self.checkpoints is None:
+            self._save()
+            return None
+        self.checkpoints.tidy()
+        resumed = self._load()
+        if resumed is None:
+            self.log.cut({"records": 0, "bytes": 0})
+            self._save()
+        return resumed
+
+    def _load(self) -> int | None:
+        assert self.checkpoints is not None
+        while (found := self.checkpoints.load()) is not None:
+            step, state = found
+            if self.log.reaches(state["fit"]["log"]):
+                self.state.load_state_dict(state)
+                return step
+            folder = self.checkpoints.work / f"checkpoint-{step}"
+            self.checkpoints.drop(folder, "log.jsonl is shorter than when it was written")
+        return None
+
+    def _end(self, resumed: int | None) -> History:
+        best = self.best
+        if best is not None and best.step is not None and self.student is not None:
+            self.student.load_state_dict(best.weights)
+        elif best is not None:
+            warnings.warn(f"no validation gave a number for {best.name}: the last weights stay", stacklevel=4)
+        found = (best.scores, best.step) if best is not None else ({}, None)
+        return History(self.log.records, self.position.step, *found, resumed)
+
+    def _last_things_to_do(self) -> bool:
+        """What is left when the budget is used up: validation, the last record, the last checkpoint."""
+        position = self.position
+        if self.validate is not None and position.validated != position.step:
+            position.pending = True
+            return True
+        if len(self.means):
+            self._record()
+        if self.changed:
+            self._save()
+            self._tell(force=True)
+        return False
+
+    def _advance(self) -> None:
+        """Steps until the epoch ends or something else is due."""
+        position, options = self.position, self.options
+        if self.iterator is None:
+            self.iterator = iter(self.source)
+        expected, every = len(self.source), self._validation_steps()
+        while True:
+            window = list(islice(self.iterator, options.accumulate))
+            if window:
+                self._window(window)
+            if not window or position.batch >= expected:
+                return self._end_epoch(expected)
+            if every and position.step % every == 0 and position.validated != position.step:
+                position.pending = True
+                return None
+            now = time.monotonic()
+            if now - self.told > 0.1:
+                self._tell()
+            if now - self.saved >= options.checkpoint_seconds:
+                self._save()
+            if self.signals.asked is not None or self._finished():
+                return None
+
+    def _window(self, window: list[Batch]) -> None:
+        position = self.position
+        skip = self._skip_of(position.epoch, position.batch) if position.skips else None
+        self.changed = True
+        if skip is None:
+            origin = Origin(position.epoch, position.batch, len(window), tuple(batch.keys for batch in window))
+            clock = Clock(position.step, position.epoch, self._progress())
+            try:
+                values = self.update(window, clock)
+            except NonFinite:
+                raise _RolledBack(origin) from None
+            self.means.add(values, origin)
+            position.step += 1
+            position.clock = (clock.step, clock.epoch, clock.progress)
+        else:
+            self.log.write({"kind": "rollback", "step": position.step, **skip})
+        position.batch += len(window)
+        position.windows += 1
+        position.samples += sum(map(len, window))
+        if skip is None and position.step % self.options.log_every == 0:
+            self._record()
+
+    def _end_epoch(self, expected: int) -> None:
+        assert self.iterator is not None
+        if next(self.iterator, None) is not None:
+            raise DataError(f"the source says that an epoch has {expected} batches and gives more")
+        self.iterator = None
+        if self.position.batch == 0:
+            raise DataError(f"the source says that an epoch has {expected} batches and gives none")
+        self.position.epoch += 1
+        self.position.batch = 0
+        if self.validate is not None:
+            self.position.pending = True
+        else:
+            self._save()
+
+    # Validation.
+
+    def _validation_steps(self) -> int | None:
+        if self.validate is None or self.options.validate_every is not None:
+            return self.options.validate_every if self.validate is not None else None
+        steps = self.budget.steps
+        short = steps is not None and steps * self.options.accumulate < len(self.source)
+        return -(-steps // 5) if short and steps else None
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        self._settle()
+        if self._finished() and len(self.means):
+            self._record()
+        try:
+            with self._aside():
+                scores = {name: float(score) for name, score in self.validate().items()}
+        except Interrupted:
+            self._save()
+            raise self.signals.interrupted(self._where()) from None
+        position = self.position
+        position.pending, position.validated, self.changed = False, position.step, True
+        self._tick()
+        record = {"kind": "validation", "step": position.step, "epoch": position.epoch, "scores": scores}
+        self.log.write({**record, "time": position.seconds})
+        if self.best is not None and self.student is not None:
+            if self.best.name not in scores:
+                hint = did_you_mean(self.best.name, scores)
+                raise RecipeError(f"select: validation gives no score {self.best.name!r}; {hint}")
+            self.best.offer(self.student, scores, position.step)
+        self._save()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Eval mode and no gradients; modes and random state as before afterwards; a signal leaves at once."""
+        modes = [(module, module.training) for part in self.modules for module in part.modules()]
+        randomness = self.random.state_dict()
+        try:
+            for part in self.modules:
+                part.eval()
+            self.signals.at_once = True
+            if self.signals.asked is not None:
+                raise self.signals.interrupted(self._where())
+            with torch.no_grad():
+                yield
+        finally:
+            self.signals.at_once = False
+            for module, training in modes:
+                module.training = training
+            self.random.load_state_dict(randomness)
+
+    # Log and checkpoints.
+
+    def _settle(self) -> None:
+        bad = self.means.settle()
+        if bad is not None and self.options.guard is not None:
+            raise _RolledBack(bad)
+
+    def _record(self) -> None:
+        self._settle()
+        self._tick()
+        settings: dict[str, Any] = {"weights": {}, "lr": None}
+        if isinstance(self.update, ManagedUpdate):
+            settings = self.update.settings(Clock(*self.position.clock))
+        terms = self.means.take()
+        loss = terms.pop("loss", None)
+        where = {"kind": "train", "step": self.position.step, "epoch": self.position.epoch}
+        self.log.write({**where, "loss": loss, "terms": terms, **settings, "time": self.position.seconds})
+
+    def _save(self) -> None:
+        self._settle()
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.position.step, self.state.state_dict())
+        elif self.options.guard is not None:
+            self.memory = pack(self.state.state_dict(), copy=True)
+        self.changed = False
+        self.saved = time.monotonic()
+
+    def _leave_if_asked(self) -> None:
+        if self.signals.asked is not None:
+            self._save()
+            raise self.signals.interrupted(self._where())
+
+    def _where(self) -> str:
+        return f"at step {self.position.step}, which is saved; the same command continues from there"
+
+    # Numbers that are not finite.
+
+    def _skip_of(self, epoch: int, batch: int) -> dict[str, Any] | None:
+        return next((s for s in self.position.skips if (s["epoch"], s["batch"]) == (epoch, batch)), None)
+
+    def _roll_back(self, origin: Origin) -> None:
+        guard = self.options.guard
+        assert guard is not None
+        self.means.settle()
+        at, last = self.position.step, self.means.last_finite
+        skips = [*self.position.skips, origin.record()]
+        self._restore()
+        self.position.skips = skips
+        batches = "; ".join(f"batch {each['batch']} of epoch {each['epoch']}" for each in skips)
+        if len(skips) >= guard.limit:
+            raise Diverged(
+                f"loss or gradient was not finite {len(skips)} times ({batches}; "
+                f"samples {', '.join(origin.record()['keys']) or 'without keys'}); the last finite loss was {last}; "
+                "try a lower lr, max_grad_norm, precision: no (or bf16 in place of fp16), or look at these samples"
+            )
+        back = self.position.step
+        warnings.warn(
+            f"about step {at}: loss or gradient is not finite in batch {origin.batch} of epoch {origin.epoch}; "
+            f"going back to step {back} and leaving that batch out",
+            stacklevel=5,
+        )
+
+    def _restore(self) -> None:
+        self.iterator = None
+        if self.checkpoints is None:
+            data, tensors = self.memory
+            self.state.load_state_dict(unpack(data, {name: each.clone() for name, each in tensors.items()}))
+        elif self._load() is None:
+            raise Diverged("loss or gradient is not finite and there is no whole checkpoint to go back to; start anew")
+        self.changed = True
+
+    # Clock.
+
+    def _progress(self) -> float:
+        done, total = self._done()
+        return min(1.0, done / total) if total else 1.0
+
+    def _done(self) -> tuple[float, float]:
+        if self.budget.steps is not None:
+            return self.position.step, self.budget.steps
+        if self.total is not None and self.budget.epochs is not None:
+            return self.position.windows, self.total
+        if self.budget.samples is not None:
+            return self.position.samples, self.budget.samples
+        self._tick()
+        assert self.budget.seconds is not None
+        return self.position.seconds, self.budget.seconds
+
+    def _finished(self) -> bool:
+        done, total = self._done()
+        return done >= total
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.position.seconds += now - self.begun
+        self.begun = now
+
+    def _tell(self, force: bool = False) -> None:
+        self.told = time.monotonic()
+        if self.options.progress is not None:
+            last = next((r for r in reversed(self.log.records) if r["kind"] == "train"), None)
+            loss = f", loss {last['loss']:.4g}" if last is not None and last["loss"] is not None else ""
+            self.options.progress(*self._done(), f"step {self.position.step}, epoch {self.position.epoch}{loss}")

@@ -1,0 +1,190 @@
+"""Updates: `descend`, the usual optimizer step, and Descent, the update of one student under its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from decoct.errors import RecipeError
+from decoct.outputs import Batch, Outputs, Predictor
+from decoct.training.base import ManagedUpdate
+from decoct.training.clock import Clock
+from decoct.training.engine import Engine
+from decoct.training.guards import finite
+from decoct.training.schedules import Schedule, at
+
+__all__ = ["Criterion", "Descent", "Engine", "descend", "set_lr", "take_step"]
+
+Items = Mapping[str, Tensor | int]
+RESERVED = ("loss", "finite")
+
+
+class Criterion(Protocol):
+    """The sum of weighted terms. `shares`: what part of each term's items in the window lies in this batch."""
+
+    @property
+    def splittable(self) -> bool:
+        """Whether a window may be split into batches."""
+
+    def items(self, batch: Batch) -> Items:
+        """How many items each term averages over."""
+
+    def weights(self, clock: Clock) -> dict[str, float]:
+        """The weight of each term now."""
+
+    def __call__(
+        self,
+        student: Outputs,
+        teachers: Mapping[str, Outputs],
+        batch: Batch,
+        clock: Clock,
+        shares: Mapping[str, Tensor | float] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and each term without weight and share."""
+
+
+def descend(
+    loss: Tensor, optimizer: torch.optim.Optimizer, engine: Engine | None = None, *, max_grad_norm: float | None = None
+) -> dict[str, Tensor]:
+    """One step down: gradients set to None, backward, clipping, check, optimizer step. Returns what is logged.
+
+    Several processes: `loss` is this process's part of a sum. Raises NonFinite before the step on the CPU.
+
+    >>> weight = torch.nn.Parameter(torch.tensor(1.0))
+    >>> _ = descend(weight**2, torch.optim.SGD([weight], lr=0.25))
+    >>> weight.item()
+    0.5
+    """
+    optimizer.zero_grad()
+    if engine is None:
+        loss.backward()
+    else:
+        engine.backward(loss)
+    return take_step(loss, optimizer, engine, max_grad_norm=max_grad_norm)
+
+
+def take_step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, engine: Engine | None = None, *, max_grad_norm: float | None = None
+) -> dict[str, Tensor]:
+    """The part of `descend` after backward; `loss` is the whole window's, for the check and the log."""
+    scaler = None if engine is None else engine.scaler
+    if engine is not None and engine.processes > 1:
+        engine.sum_gradients(each for group in optimizer.param_groups for each in group["params"] if each.requires_grad)
+    if scaler is not None and max_grad_norm is not None:
+        scaler.unscale_(optimizer)
+    parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    flag = finite(loss, [] if scaler is not None else gradients)
+    if max_grad_norm is not None:
+        clip_grads_with_norm_(parameters, max_grad_norm, get_total_norm(gradients))
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+    logged = {"loss": loss.detach()}
+    if flag is not None:
+        logged["finite"] = flag
+    return logged
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float | Schedule | None, clock: Clock) -> None:
+    """Gives all groups the learning rate of this moment; None leaves them as they are."""
+    if lr is not None:
+        now = at(lr, clock)
+        for group in optimizer.param_groups:
+            group["lr"] = now
+
+
+class Descent(ManagedUpdate):
+    """Teachers say, the student says, the criterion compares, the optimizer steps.
+
+    `forward` runs the student; `teachers` are opened under their contract; `criterion` joins the terms; the optimizer
+    has the student's and the criterion's parameters; `lr` a number or schedule, None for what the optimizer has.
+
+    Loss of a window = Σ_batches mean · items / Σ_window,processes items, term by term, so that gradients do not depend
+    on how samples are split into batches. A criterion that relates samples to each other cannot be split: RecipeError.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Batch], Outputs],
+        teachers: Mapping[str, Predictor],
+        criterion: Criterion,
+        optimizer: torch.optim.Optimizer,
+        engine: Engine | None = None,
+        *,
+        max_grad_norm: float | None = None,
+        lr: float | Schedule | None = None,
+    ) -> None:
+        self.forward, self.teachers, self.criterion = forward, teachers, criterion
+        self.optimizer, self.max_grad_norm, self.lr = optimizer, max_grad_norm, lr
+        self.engine = engine or Engine("cpu")
+        for name in criterion.weights(Clock()):
+            if name in RESERVED:
+                raise RecipeError(f"a term is called {name!r}, which the log keeps for itself; give it another `name`")
+
+    def __call__(self, window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
+        """One optimizer step over the batches of a window."""
+        set_lr(self.optimizer, self.lr, clock)
+        if len(window) == 1 and self.engine.processes == 1:
+            total, terms = self._losses(self.engine.move(window[0]), clock, None)
+            return {**terms, **descend(total, self.optimizer, self.engine, max_grad_norm=self.max_grad_norm)}
+        return self._split(window, clock)
+
+    def _losses(
+        self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        taught = {name: teacher(batch) for name, teacher in self.teachers.items()}
+        if self.engine.precision == "no":
+            student = self.forward(batch)
+        else:
+            with self.engine.autocast():
+                student = self.forward(batch)
+        return self.criterion(student, taught, batch, clock, shares)
+
+    def _split(self, window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
+        engine = self.engine
+        if not self.criterion.splittable:
+            raise RecipeError(
+                f"accumulate is {len(window)} and processes {engine.processes}: a term of this objective relates the "
+                "samples of a batch to each other, so a batch cannot be split; set accumulate to 1, or drop the term"
+            )
+        batches = [engine.move(batch) for batch in window]
+        counts = [self.criterion.items(batch) for batch in batches]
+        totals = engine.totals(counts)
+        self.optimizer.zero_grad()
+        logged: dict[str, Tensor] = {}
+        for batch, items in zip(batches, counts):
+            shares = {name: _share(items[name], totals[name]) for name in totals}
+            total, terms = self._losses(batch, clock, shares)
+            engine.backward(total)
+            for name, term in {**{k: v.detach() * shares[k] for k, v in terms.items()}, "loss": total.detach()}.items():
+                logged[name] = logged[name] + term if name in logged else term
+        loss = logged.pop("loss")
+        return {**logged, **take_step(loss, self.optimizer, engine, max_grad_norm=self.max_grad_norm)}
+
+    def settings(self, clock: Clock) -> dict[str, Any]:
+        """Weights of the terms and learning rate, for the log."""
+        lr = self.optimizer.param_groups[0]["lr"] if self.lr is None else at(self.lr, clock)
+        return {"weights": self.criterion.weights(clock), "lr": float(lr)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale of fp16; the student, the criterion and the optimizer are parts of the State."""
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a loss scale."""
+        self.engine.load_state_dict(state)
+
+
+def _share(items: Tensor | int, total: Tensor | int) -> Tensor | float:
+    if isinstance(total, torch.Tensor):
+        return items / total.clamp(min=1)
+    if isinstance(items, torch.Tensor):
+        return items / max(total, 1)
+    return items / total if total else 0.0
