@@ -1,0 +1,1 @@
+"""Pages and cards about runs: reads their records only, needs no torch."""

@@ -1,0 +1,225 @@
+"""The page of one run, or of several compared: one HTML file that needs nothing else and asks the network nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from decoct.artifact import write_whole
+from decoct.errors import DataError
+from decoct.report import charts, units
+from decoct.report.charts import Chart
+from decoct.report.confusion import ClassChange, changes, mistakes, squares
+from decoct.report.curves import Log, read_log
+from decoct.report.highlights import Highlight, highlights
+from decoct.report.measured import StepView, facts, step_views
+from decoct.report.pareto import pareto
+from decoct.report.records import ModelRecord, Results, Run, read_runs
+from decoct.report.sentence import Finding, findings, shipped_of, teacher_of
+from decoct.report.table import Column, Row, filled, table
+
+ALL_POINTS = 24_000
+"""Most points of all curves of a page together."""
+SMALL_MATRIX, LARGE_MATRIX = 20, 60
+"""Classes up to which a confusion matrix is a table, or a picture; above, only its commonest mistakes are listed."""
+SHOWN_CLASSES = 30
+RECIPE_CHARACTERS = 60_000
+
+
+@dataclass
+class Pictures:
+    """The charts of a page in order; each gets the id of the element it is drawn into."""
+
+    charts: list[Chart] = field(default_factory=list)
+
+    def add(self, chart: Chart | None) -> Placed | None:
+        """Takes a chart in; None stays None."""
+        if chart is None:
+            return None
+        self.charts.append(chart)
+        return Placed(f"chart-{len(self.charts)}", chart)
+
+    def json(self) -> str:
+        """The charts as JSON that cannot end its script element."""
+        content = [
+            {"id": f"chart-{i}", "title": chart.title, "spec": chart.spec, "data": chart.data, "rows": chart.rows}
+            for i, chart in enumerate(self.charts, start=1)
+        ]
+        return embedded_json(content)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A chart and the id of the element it is drawn into."""
+
+    id: str
+    chart: Chart
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The confusion matrix of one model as a table, as a picture, or as its commonest mistakes."""
+
+    model: str
+    labels: list[str]
+    rows: list[Any]
+    picture: Placed | None
+    mistakes: list[tuple[str, str, int]]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the template shows of one run."""
+
+    name: str
+    anchor: int
+    results: Results
+    findings: list[Finding]
+    highlights: list[Highlight]
+    rows: list[Row]
+    training: list[Placed | None]
+    validation: Placed | None
+    matrices: list[Matrix]
+    changes: list[ClassChange]
+    hidden_classes: int
+    changed: tuple[str, str]
+    widest: float
+    facts: list[tuple[str, str]]
+    steps: list[StepView]
+    recipe: str
+    lost: int
+
+
+def write_page(folders: Sequence[Path], out: Path) -> Path:
+    """Writes the page of the runs in `folders` to `out`, whole or not at all, and returns its path.
+
+    DataError if a folder is no finished run, IntegrityError if its records are damaged.
+    """
+    if not folders:
+        raise DataError("no run to report on; name at least one run's folder")
+    runs = read_runs([Path(folder) for folder in folders])
+    write_whole(Path(out), page(runs))
+    return Path(out)
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    logs, pictures = [read_log(run.folder) for run in runs], Pictures()
+    limit = _limit(logs)
+    columns = filled([run.results for run in runs])
+    fronts = [each for cost in ("latency", "size") if (each := pictures.add(pareto(runs, cost)))]
+    views = [_view(i, run, log, columns, pictures, limit) for i, (run, log) in enumerate(zip(runs, logs))]
+    return _render(
+        "page.html.jinja",
+        views=views,
+        columns=columns,
+        fronts=fronts,
+        pictures=pictures,
+        title=_title(runs),
+        units=units,
+    )
+
+
+def embedded_json(content: Any) -> str:
+    """JSON for a script element: no character of it can end the element or start a comment."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("decoct.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = [_vega(), _file("page.js")]
+    policy = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    return environment.get_template(template).render(values, style=_file("page.css"), scripts=scripts, policy=policy)
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and vega-embed as one script that sets `window.vegaEmbed`."""
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub wants what has a default
+    bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return f"{{{bundle}}}"
+
+
+def _file(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _limit(logs: Sequence[Log]) -> int:
+    curves = sum(len(log.losses) + len(log.weights) + len(log.rates) + len(log.validation) for log in logs)
+    return max(2, min(charts.POINTS, ALL_POINTS // max(curves, 1)))
+
+
+def _title(runs: Sequence[Run]) -> str:
+    if len(runs) > 1:
+        return f"{len(runs)} runs compared"
+    results = runs[0].results
+    use, data = results.task.use.replace("_", " "), str(results.data.get("use", ""))
+    return " on ".join(part for part in (use.capitalize(), data.replace("_", " ")) if part) or runs[0].name
+
+
+def _view(anchor: int, run: Run, log: Log, columns: Sequence[Column], pictures: Pictures, limit: int) -> RunView:
+    results = run.results
+    teacher, student = teacher_of(results), shipped_of(results)
+    pair = [teacher, student] if student is not teacher else [teacher]
+    compared = [model for model in pair if model and model.confusion and model.confusion.usable()]
+    changed = changes(teacher, student) if teacher and student and teacher is not student else []
+    ordered = sorted(changed, key=lambda each: -abs(each.points)) if len(changed) > SHOWN_CLASSES else changed
+    return RunView(
+        name=run.name,
+        anchor=anchor,
+        results=results,
+        findings=findings(results),
+        highlights=highlights(results),
+        rows=table(results, [column.title for column in columns]),
+        training=[pictures.add(chart) for chart in charts.training(log, limit)],
+        validation=pictures.add(charts.validation(log, results.metric, limit)),
+        matrices=[_matrix(model, pictures) for model in compared],
+        changes=ordered[:SHOWN_CLASSES],
+        hidden_classes=max(len(changed) - SHOWN_CLASSES, 0),
+        changed=(teacher.name if teacher else "", student.name if student else ""),
+        widest=max([abs(each.points) for each in changed], default=0.0) or 1.0,
+        facts=facts(results),
+        steps=step_views(results.steps),
+        recipe=_shortened(run.recipe),
+        lost=log.lost,
+    )
+
+
+def _matrix(model: ModelRecord, pictures: Pictures) -> Matrix:
+    assert model.confusion is not None
+    labels = [str(label) for label in model.confusion.labels]
+    picture, rows = None, []
+    if len(labels) <= SMALL_MATRIX:
+        rows = squares(model.confusion)
+    elif len(labels) <= LARGE_MATRIX:
+        picture = pictures.add(charts.heat(f"Answers of {model.name}", labels, model.confusion.matrix))
+    return Matrix(model.name, labels, rows, picture, mistakes(model.confusion))
+
+
+def _shortened(recipe: str) -> str:
+    if len(recipe) <= RECIPE_CHARACTERS:
+        return recipe
+    return recipe[:RECIPE_CHARACTERS] + f"\n# {len(recipe) - RECIPE_CHARACTERS} more characters: see recipe.yaml"

@@ -1,0 +1,258 @@
+"""The records of a run as typed, tolerant objects: results.json and recipe.yaml."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from decoct.errors import DataError, IntegrityError
+
+RESULTS = "results.json"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_gaps(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: each for key, each in value.items() if each is not None and _finite(each) is not None}
+    return {} if value is None else value
+
+
+def _list(value: Any) -> Any:
+    return [] if value is None else value
+
+
+def _mapping(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A finite number; NaN and infinities count as absent."""
+Scores = Annotated[dict[str, float], BeforeValidator(_without_gaps)]
+"""Numbers by name; those that are absent or not finite are left out."""
+
+
+class Record(BaseModel):
+    """A part of a record; unknown keys are ignored, since later steps add some."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Latency(Record):
+    """How fast a model answered, and how that was measured."""
+
+    runtime: str = ""
+    threads: int | None = None
+    batch: int | None = None
+    p50_ms: Number = None
+    p99_ms: Number = None
+    min_ms: Number = None
+    mean_ms: Number = None
+    repeats: int | None = None
+    noisy: bool | None = None
+    throughput_per_s: Number = None
+
+    def comparable(self, other: Latency) -> bool:
+        """Whether both were measured in the same way."""
+        return (self.runtime, self.threads, self.batch) == (other.runtime, other.threads, other.batch)
+
+
+class Confusion(Record):
+    """`matrix[i][j]` counts samples of class `labels[i]` that were answered with class `labels[j]`."""
+
+    labels: list[str | int | float] = []
+    matrix: list[list[float]] = []
+
+    def usable(self) -> bool:
+        """Whether the matrix is square, filled and as large as the labels."""
+        size = len(self.labels)
+        return size > 1 and len(self.matrix) == size and all(len(row) == size for row in self.matrix)
+
+
+class Seeded(Record):
+    """The scores of one seed."""
+
+    seed: int | None = None
+    quality: Scores = {}
+    fidelity: Scores = {}
+
+
+class ModelRecord(Record):
+    """One model of a run and all that was measured on it."""
+
+    name: str
+    step: str = ""
+    path: str = ""
+    quality: Scores = {}
+    quality_sd: Scores = {}
+    per_seed: Annotated[list[Seeded], BeforeValidator(_list)] = []
+    split: str = ""
+    n: int | None = None
+    fidelity: Scores = {}
+    calibration: Scores = {}
+    parameters: Number = None
+    macs: Number = None
+    file_bytes: Number = None
+    peak_memory_bytes: Number = None
+    latency: Latency | None = None
+    artifact: str | None = None
+    verified: Scores = {}
+    confusion: Confusion | None = None
+
+    @property
+    def p50(self) -> float | None:
+        """Median latency in milliseconds, where it was measured and is positive."""
+        return (self.latency.p50_ms or None) if self.latency else None
+
+
+class Comparison(Record):
+    """Differences `better` - `than`, seed by seed, with the interval of their mean."""
+
+    better: str
+    than: str
+    metric: str = ""
+    differences: Annotated[list[Number], BeforeValidator(_list)] = []
+    mean: Number = None
+    low: Number = None
+    high: Number = None
+    level: float = 0.95
+    n: int | None = None
+
+
+class StepRecord(Record):
+    """One step of the recipe as it was run or skipped."""
+
+    name: str
+    use: str = ""
+    seed: int | None = None
+    wall_s: Number = None
+    skipped: bool | None = None
+    why: str | None = None
+
+
+class TaskRecord(Record):
+    """The task, its main metric and which way of it is better."""
+
+    use: str = ""
+    metric: str = ""
+    direction: str = ""
+
+
+class Results(Record):
+    """The whole of results.json."""
+
+    decoct: str = ""
+    recipe: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    seed: int | None = None
+    seeds: Annotated[list[int], BeforeValidator(_list)] = []
+    device: str = ""
+    wall_s: Number = None
+    task: TaskRecord = TaskRecord()
+    data: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    models: Annotated[list[ModelRecord], BeforeValidator(_list)] = []
+    comparisons: Annotated[list[Comparison], BeforeValidator(_list)] = []
+    steps: Annotated[list[StepRecord], BeforeValidator(_list)] = []
+    machine: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    versions: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+
+    def model(self, name: str) -> ModelRecord | None:
+        """The model of that name."""
+        return next((model for model in self.models if model.name == name), None)
+
+    @property
+    def metric(self) -> str:
+        """The main metric: the task's, or the first that the first model reports."""
+        if self.task.metric:
+            return self.task.metric
+        return next((name for model in self.models for name in model.quality), "")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read: its name for readers, its records, its recipe as it was written."""
+
+    folder: Path
+    name: str
+    results: Results
+    recipe: str
+
+
+def as_results(results: Results | Mapping[str, Any]) -> Results:
+    """Results from the mapping that results.json holds; IntegrityError names each field that is malformed."""
+    if isinstance(results, Results):
+        return results
+    try:
+        return Results.model_validate(results)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[:3]
+        wrong = "; ".join(f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in first)
+        raise IntegrityError(f"malformed results: {wrong}") from None
+
+
+def read_results(folder: Path) -> Results:
+    """The results of a run's folder; DataError if it holds none, IntegrityError if they are damaged."""
+    path = Path(folder) / RESULTS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{folder} holds no {RESULTS}; name the folder of a finished run (decoct run RECIPE --out DIR makes one)"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise IntegrityError(f"{path} is damaged ({error}); run the recipe again, finished steps are skipped") from None
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path} is damaged: an object is expected")
+    try:
+        return as_results(content)
+    except IntegrityError as error:
+        raise IntegrityError(f"{path}: {error}") from None
+
+
+def read_run(folder: Path, name: str = "") -> Run:
+    """A run's folder; the recipe is the file as it was written, or else the resolved one of the results."""
+    folder = Path(folder)
+    results = read_results(folder)
+    return Run(folder, name or folder.resolve().name, results, _recipe(folder, results))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Several runs with names that differ: the folders' own, with their parents' where those are equal."""
+    names = distinct([Path(folder).resolve() for folder in folders])
+    return [read_run(folder, name) for folder, name in zip(folders, names)]
+
+
+def distinct(paths: Sequence[Path]) -> list[str]:
+    """The shortest endings of the paths that tell them apart; equal paths are numbered.
+
+    >>> distinct([Path("/a/x"), Path("/b/x"), Path("/c/y")])
+    ['a/x', 'b/x', 'y']
+    """
+    names = []
+    for index, path in enumerate(paths):
+        others = [other for other in paths if other != path]
+        depth = 1
+        while depth < len(path.parts) and any(other.parts[-depth:] == path.parts[-depth:] for other in others):
+            depth += 1
+        name = "/".join(path.parts[-depth:])
+        before = list(paths[:index]).count(path)
+        names.append(f"{name} ({before + 1})" if before else name)
+    return names
+
+
+def _recipe(folder: Path, results: Results) -> str:
+    path = folder / "recipe.yaml"
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")
+    if not results.recipe:
+        return ""
+    import yaml
+
+    return yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,294 @@
+"""What a run cost and what it gained, in plain sentences; pure functions of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from decoct.report import units
+from decoct.report.records import Comparison, ModelRecord, Results, as_results
+
+TEACHER, ALONE, STUDENT = "teacher", "student_alone", "student"
+SAME_SPEED, SAME_SIZE = 1.05, 1.02
+"""Ratios below these are called equal."""
+MOST = 8
+"""Compressed models that get a sentence of their own."""
+
+Tone = Literal["lead", "better", "worse", "open", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One or two sentences and how they are meant; "open" is a difference that may be chance."""
+
+    text: str
+    tone: Tone
+
+
+def sentences(results: Results | Mapping[str, Any]) -> list[str]:
+    """The findings as plain text, the most important first.
+
+    >>> sentences({"models": []})
+    ['This run evaluated no model.']
+    """
+    return [finding.text for finding in findings(results)]
+
+
+def findings(results: Results | Mapping[str, Any]) -> list[Finding]:
+    """What the run cost and gained: against the teacher, against the student alone, and what weakens the figures."""
+    records = as_results(results)
+    subject = subject_of(records)
+    if subject is None:
+        return [Finding("This run evaluated no model.", "lead")]
+    found = [Finding(_cost(records, subject, teacher_of(records)), "lead")]
+    found += _taught(records, subject)
+    found += _fidelity(records, subject)
+    found += [Finding(_cost(records, each, teacher_of(records)), "note") for each in _others(records, subject)]
+    found += _warnings(records)
+    return found
+
+
+def teacher_of(results: Results) -> ModelRecord | None:
+    """The model that taught, where it was evaluated."""
+    named = (model for model in results.models if model.name.startswith(TEACHER))
+    return results.model(TEACHER) or next(named, None)
+
+
+def is_teacher(model: ModelRecord) -> bool:
+    """Whether the model is a teacher by its name."""
+    return model.name.startswith(TEACHER)
+
+
+def subject_of(results: Results) -> ModelRecord | None:
+    """The model the first sentence is about: the student, else the first that is no teacher, else the teacher."""
+    models = results.models
+    pupils = [model for model in models if not is_teacher(model)]
+    taught = [model for model in pupils if model.name != ALONE]
+    return results.model(STUDENT) or next(iter(taught + pupils + models), None)
+
+
+def shipped_of(results: Results) -> ModelRecord | None:
+    """The model at the end of the chain: the last that is neither a teacher nor the student alone."""
+    taught = [model for model in results.models if not is_teacher(model) and model.name != ALONE]
+    return taught[-1] if taught else subject_of(results)
+
+
+def speedup(model: ModelRecord, teacher: ModelRecord) -> float | None:
+    """Median latency of the teacher over that of the model; None unless both were measured in the same way."""
+    if model.latency is None or teacher.latency is None or not model.latency.comparable(teacher.latency):
+        return None
+    return teacher.p50 / model.p50 if model.p50 and teacher.p50 else None
+
+
+def gain(results: Results, value: float, reference: float) -> float:
+    """How much better `value` of the main metric is than `reference`; negative where it is worse."""
+    less = units.less_is_better(results.metric, results.task.direction)
+    return reference - value if less else value - reference
+
+
+def names(model: ModelRecord) -> str:
+    """The model as the subject of a sentence."""
+    known = {TEACHER: "The teacher", STUDENT: "The student", ALONE: "The student trained alone"}
+    return known.get(model.name, model.name)
+
+
+def join(parts: list[str]) -> str:
+    """Parts as a list in a sentence.
+
+    >>> join(["a"]), join(["a", "b"]), join(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+
+
+def _others(results: Results, subject: ModelRecord) -> list[ModelRecord]:
+    if teacher_of(results) is None:
+        return []
+    skipped = {ALONE, subject.name}
+    return [model for model in results.models if model.name not in skipped and not is_teacher(model)][:MOST]
+
+
+def _cost(results: Results, model: ModelRecord, teacher: ModelRecord | None) -> str:
+    if teacher is None or teacher is model:
+        return _alone(results, model)
+    speed, size, quality = _speed(model, teacher), _size(model, teacher), _quality(results, model, teacher)
+    gains = join([part for part in (speed, size) if part]) if speed or size else ""
+    text = "; ".join(part for part in (gains, quality) if part)
+    if not text:
+        return f"{names(model)} was evaluated, but nothing was measured on both it and its teacher."
+    if text.startswith(("its ", "it ")):
+        text = f"against its teacher, {text}"
+        return f"{names(model)}: {text}."
+    return f"{names(model)} {text}."
+
+
+def _alone(results: Results, model: ModelRecord) -> str:
+    value, parts = model.quality.get(results.metric), []
+    if value is not None:
+        parts.append(f"reaches {_article(results.metric)} {_noun(results.metric)} of {_score(value, results.metric)}")
+    if model.p50:
+        parts.append(f"answers in {units.milliseconds(model.p50)}")
+    if model.file_bytes:
+        parts.append(f"takes {units.size(model.file_bytes)} on disk")
+    told = join(parts) if parts else "was evaluated, but without quality, latency or size"
+    return f"{names(model)} {told}. There is no teacher in these results to compare it with."
+
+
+def _article(metric: str) -> str:
+    noun = _noun(metric)
+    return "an" if noun[0] in ("aeio" if noun[0].islower() else "AEFHILMNORSX") else "a"
+
+
+def _noun(metric: str) -> str:
+    label = units.label(metric)
+    return label if not label[1:2].islower() else label.lower()
+
+
+def _score(value: float, metric: str) -> str:
+    return units.score(value, metric)
+
+
+def _speed(model: ModelRecord, teacher: ModelRecord) -> str:
+    ratio = speedup(model, teacher)
+    if ratio is None:
+        return ""
+    if max(ratio, 1 / ratio) < SAME_SPEED:
+        return "answers as fast as its teacher"
+    if ratio > 1:
+        return f"answers {units.times(ratio)} times faster than its teacher"
+    return f"answers {units.times(1 / ratio)} times slower than its teacher"
+
+
+def _size(model: ModelRecord, teacher: ModelRecord) -> str:
+    file = ("its file is {} times smaller", "its file is {} times larger", "its file is as large as the teacher's")
+    count = ("it has {} times fewer parameters", "it has {} times more parameters", "it has as many parameters")
+    for mine, theirs, (less, more, same) in (
+        (model.file_bytes, teacher.file_bytes, file),
+        (model.parameters, teacher.parameters, count),
+    ):
+        if not mine or not theirs:
+            continue
+        ratio = theirs / mine
+        if max(ratio, 1 / ratio) < SAME_SIZE:
+            return same
+        return (less if ratio > 1 else more).format(units.times(max(ratio, 1 / ratio)))
+    return ""
+
+
+def _quality(results: Results, model: ModelRecord, teacher: ModelRecord) -> str:
+    metric = results.metric
+    mine, theirs = model.quality.get(metric), teacher.quality.get(metric)
+    if mine is None or theirs is None:
+        return ""
+    values = f"({_score(mine, metric)} against {_score(theirs, metric)})"
+    difference = gain(results, mine, theirs)
+    amount = units.spread(abs(difference), metric)
+    if _vanishes(amount):
+        return f"its {_noun(metric)} is the same {values}"
+    if units.is_share(metric) and not units.less_is_better(metric, results.task.direction):
+        verb = "gains" if difference > 0 else "loses"
+        return f"it {verb} {amount} {_points(amount)} of {_noun(metric)} {values}"
+    way, verdict = ("higher" if mine > theirs else "lower"), ("better" if difference > 0 else "worse")
+    return f"its {_noun(metric)} is {amount}{_unit(metric, amount)} {way}, which is {verdict} {values}"
+
+
+def _vanishes(amount: str) -> bool:
+    return not amount.strip("0.")
+
+
+def _points(amount: str) -> str:
+    return "point" if amount == "1.0" else "points"
+
+
+def _unit(metric: str, amount: str) -> str:
+    return f" {_points(amount)}" if units.is_share(metric) else ""
+
+
+def _taught(results: Results, subject: ModelRecord) -> Iterator[Finding]:
+    for each in results.comparisons:
+        if each.mean is not None and results.model(each.better) is not None:
+            yield _comparison(results, each)
+    told = any(each.better == subject.name and each.mean is not None for each in results.comparisons)
+    alone = results.model(ALONE)
+    if told or alone is None or alone is subject or subject.name != STUDENT:
+        return
+    mine, theirs = subject.quality.get(results.metric), alone.quality.get(results.metric)
+    if mine is not None and theirs is not None:
+        difference = mine - theirs
+        yield _comparison(results, Comparison(better=subject.name, than=ALONE, mean=difference, n=1))
+
+
+def _comparison(results: Results, each: Comparison) -> Finding:
+    metric = each.metric or results.metric
+    direction = results.task.direction if metric == results.metric else ""
+    sign = -1.0 if units.less_is_better(metric, direction) else 1.0
+    mean = sign * (each.mean or 0.0)
+    amount = units.spread(abs(mean), metric)
+    than = "the same student trained alone" if each.than == ALONE else each.than
+    if each.better == STUDENT and each.than == ALONE:
+        start = "Taught by the teacher, the student"
+    else:
+        known = results.model(each.better)
+        start = names(known) if known else each.better
+    noun = "" if metric == results.metric and units.is_share(metric) else f" in {_noun(metric)}"
+    if _vanishes(amount):
+        text = f"{start} is as good as {than}{noun}"
+    else:
+        way = "better" if mean > 0 else "worse"
+        text = f"{start} is {amount}{_unit(metric, amount)} {way}{noun} than {than}"
+    return _with_interval(text, each, metric, sign, mean)
+
+
+def _with_interval(text: str, each: Comparison, metric: str, sign: float, mean: float) -> Finding:
+    seeds = each.n or len(each.differences)
+    if each.low is None or each.high is None or seeds < 2:
+        counted = "one seed" if seeds <= 1 else f"{seeds} seeds"
+        return Finding(f"{text} (measured with {counted}, so there is no interval and it may be chance).", "open")
+    low, high = sorted((sign * each.low, sign * each.high))
+    bounds = " to ".join(_signed(bound, metric) for bound in (low, high))
+    interval = f"{100 * each.level:.0f} % interval {bounds} over {seeds} seeds"
+    if low <= 0 <= high:
+        return Finding(f"{text} ({interval}). The interval contains 0: these seeds show no difference.", "open")
+    return Finding(f"{text} ({interval}).", "better" if mean > 0 else "worse")
+
+
+def _signed(value: float, metric: str) -> str:
+    text = units.spread(abs(value), metric)
+    return f"{units.MINUS}{text}" if value < 0 and not _vanishes(text) else text
+
+
+def _fidelity(results: Results, subject: ModelRecord) -> Iterator[Finding]:
+    agreement = subject.fidelity.get("agreement")
+    if agreement is None or is_teacher(subject):
+        return
+    where = f" {subject.split}" if subject.split else ""
+    of = f"the {subject.n:,}{where} samples" if subject.n else f"the{where} samples"
+    yield Finding(f"It gives the teacher's answer on {units.score(agreement, 'agreement')} of {of}.", "note")
+
+
+def _warnings(results: Results) -> Iterator[Finding]:
+    noisy = [model.name for model in results.models if model.latency and model.latency.noisy]
+    if noisy:
+        yield Finding(
+            f"The latency of {join(noisy)} was noisy (other work ran on the machine): take the speed as rough and "
+            "measure again on a quiet machine.",
+            "warning",
+        )
+    teacher = teacher_of(results)
+    if teacher is not None and teacher.latency is not None:
+        unlike = [m.name for m in results.models if m.latency and not m.latency.comparable(teacher.latency)]
+        if unlike:
+            yield Finding(
+                f"{join(unlike)} and the teacher were measured in different ways (runtime, threads or batch), so "
+                "their speeds are not compared.",
+                "warning",
+            )
+    differ = [model for model in results.models if model.verified.get("agreement", 1.0) < 0.9995]
+    for model in differ[:MOST]:
+        share = units.score(model.verified["agreement"], "agreement")
+        yield Finding(
+            f"The exported file of {model.name} and the model it came from give the same answer on only {share} of "
+            "the samples checked.",
+            "warning",
+        )
