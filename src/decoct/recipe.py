@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from decoct import recipe_file
 from decoct.data.base import Data
-from decoct.errors import DataError, RecipeError, did_you_mean
+from decoct.errors import RecipeError, did_you_mean
 from decoct.models.base import Model, shorthand
 from decoct.spec import Choice, Spec
 from decoct.steps.base import Step
@@ -26,8 +26,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 class Recipe(Spec):
     """A graph of steps over artifacts, listed in order.
 
-    `seed` decides every random number; `models` are Specs by name, which steps take as inputs; each of `steps` takes the
-    step before it where an input is left out. The same recipe comes from YAML, Python and the command line.
+    `seed` decides every random number; `models` are Specs by name, which steps take as inputs; each of `steps` takes
+    the step before it where an input is left out. The same recipe comes from YAML, Python and the command line.
     """
 
     version: Literal[1] = 1
@@ -51,13 +51,7 @@ class Recipe(Spec):
     @classmethod
     def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         """Reads a recipe from a YAML file, with `overrides` as `key=value`; RecipeError names file, line and column."""
-        path = Path(path)
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise RecipeError(f"{path}: {error.strerror}; give the path of a recipe, or see `decoct list recipes`") from None
-        marked = recipe_file.read(text, str(path))
-        return cls.from_marked(marked, overrides)
+        return cls.from_marked(recipe_file.read_file(path), overrides)
 
     @classmethod
     def from_marked(cls, marked: recipe_file.Marked, overrides: Sequence[str] = ()) -> Recipe:
@@ -81,7 +75,7 @@ class Recipe(Spec):
 
     def yaml(self, *, defaults: bool = False) -> str:
         """This recipe as YAML; with `defaults`, every setting."""
-        return recipe_file.dump(self.data(defaults=defaults))  # type: ignore[operator]
+        return recipe_file.dump(self.data(defaults=defaults))
 
     def python(self) -> str:
         """This recipe as Python."""

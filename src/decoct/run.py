@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
-from decoct.models.base import Model
 from decoct.steps.base import Context, Step
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ def graph(recipe: Recipe, seeds: Sequence[int], *, seeds_all: bool = False) -> l
     for index, step in enumerate(recipe.steps):
         inputs = recipe.inputs_of(step)
         repeated = step.gives != "records" and (
-            (step.learns and step.name not in fixed)
-            or any(len(made.get(source, [])) > 1 for source in inputs.values())
+            (step.learns and step.name not in fixed) or any(len(made.get(source, [])) > 1 for source in inputs.values())
         )
         made[step.name] = []
         for seed in seeds if repeated else seeds[:1]:
@@ -133,26 +131,30 @@ class Execution:
         self.artifacts: dict[str, Artifact] = {}
         self.steps: list[dict[str, Any]] = []
 
+    def value(self, name: str) -> Any:
+        """What stands behind the id of a node or the name of a model: an artifact or a Model Spec."""
+        if name in self.artifacts:
+            return self.artifacts[name]
+        model = self.recipe.models[name]
+        return model.open() if isinstance(model, Saved) else model
+
     def inputs(self, node: Node) -> dict[str, Any]:
-        """What the step gets: by role an artifact, a Model Spec, or all seeds' artifacts for a step that gives records."""
-        found: dict[str, Any] = {}
-        for role, ids in node.inputs.items():
-            values = [self.artifacts.get(each, self.recipe.models.get(each)) for each in ids]
-            found[role] = values if node.step.gives == "records" else values[0]
-        return found
+        """By role an artifact or a Model Spec; for a step that gives records, those of all seeds."""
+        values = {role: [self.value(each) for each in ids] for role, ids in node.inputs.items()}
+        if node.step.gives == "records":
+            return dict(values)
+        return {role: each[0] for role, each in values.items()}
 
     def key(self, node: Node) -> str:
         """The hash of everything that the node's result depends on."""
-        inputs = {
-            role: [
-                self.artifacts[each].hash if each in self.artifacts else self.recipe.models[each].digest() for each in ids
-            ]
-            for role, ids in node.inputs.items()
-        }
+        values = {role: [self.value(each) for each in ids] for role, ids in node.inputs.items()}
         parts = {
             "step": _settings(node.step),
             "version": node.step.version,
-            "inputs": inputs,
+            "inputs": {
+                role: [each.hash if isinstance(each, Artifact) else each.digest() for each in found]
+                for role, found in values.items()
+            },
             "data": self.data.fingerprint,
             "task": self.task.digest(),
             "seed": derive(node.seed, node.step.seed_name()) if node.step.learns else 0,
@@ -223,9 +225,10 @@ class Execution:
         return self.folder / f".{node.folder}.work"
 
     def _lineage(self, name: str) -> dict[str, str]:
-        if name in self.artifacts:
-            return {"step": self.artifacts[name].name, "folder": name, "hash": self.artifacts[name].hash}
-        return {"model": name, "digest": self.recipe.models[name].digest()}
+        value = self.value(name)
+        if isinstance(value, Artifact):
+            return {"step": value.name, "from": name, "hash": value.hash}
+        return {"model": name, "digest": value.digest()}
 
 
 @dataclass(frozen=True)
@@ -243,10 +246,7 @@ class Options:
 
 def prepare(recipe: Recipe, options: Options) -> tuple[Dataset, Task]:
     """Opens the data and resolves the task."""
-    if recipe.data.use == "given":
-        data = options.given[recipe.data.name]  # type: ignore[attr-defined]
-    else:
-        data = recipe.data.open(offline=options.offline)
+    data = recipe.data.open(offline=options.offline)
     return data, recipe.task.resolve(data)
 
 

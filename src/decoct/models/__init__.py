@@ -5,6 +5,7 @@ from decoct.spec import Catalogue
 CATALOGUE = Catalogue(
     "model",
     {
+        "artifact": "decoct.models.saved:Saved",
         "torchvision": "decoct.models.torchvision:Torchvision",
         "timm": "decoct.models.timm:Timm",
         "transformers": "decoct.models.transformers:Transformers",

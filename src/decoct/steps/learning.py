@@ -16,20 +16,20 @@ from pydantic import Field
 from torch import nn
 
 from decoct.artifact import Artifact, writing
-from decoct.data.base import Split
-from decoct.data.sources import Batches, ordered
-from decoct.errors import DataError, RecipeError
+from decoct.errors import RecipeError
 from decoct.models.base import Model
+from decoct.models.given import fresh
 from decoct.models.saving import load_model, save_model
 from decoct.objectives.base import Objective, Probe
-from decoct.objectives.criterion import Criterion
+from decoct.objectives.criterion import Criterion, needs_of
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.drawing import few, has_split, scores, training_source
 from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
 from decoct.training.budget import Budget
-from decoct.training.fit import History, fit
+from decoct.training.fit import History, Options, fit
 from decoct.training.optimizers import AdamW, Optimizer
 from decoct.training.schedules import Cosine
 from decoct.training.state import State
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from decoct.tasks.base import Side, Task
 
 PROBE_SAMPLES = 4
-EVALUATION_BATCH = 256
 
 
 class Learning(Step):
     """The settings of every step that trains by descent.
 
     `budget` in one unit; `batch_size` samples a batch, `accumulate` batches an optimizer step; `select` keeps the
-    weights that were best on the validation split, or the last; `side` is whose preprocessing the model gets.
+    weights that were best on the validation split, or the last; `side` is whose preprocessing the model gets;
+    `labels`: how many training samples keep their label in this step, drawn evenly over the classes.
     """
 
     learns: ClassVar[bool] = True
@@ -59,6 +59,7 @@ class Learning(Step):
     select: Literal["best", "last"] = "best"
     side: str = "student"
     augment: bool = True
+    labels: int | None = Field(default=None, ge=1)
     precision: Literal["no", "bf16", "fp16"] | None = None
     log_every: int = Field(default=10, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
@@ -85,24 +86,23 @@ def learn(
     step: Learning, inputs: Inputs, context: Context, objective: Objective, only: Literal["all", "labelled"]
 ) -> Artifact:
     """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact."""
-    task, split = context.task, _training_split(context)
+    task = context.task
     engine = Engine(device=context.device, precision=step.precision or context.precision)
     seed_everything(context.seed)
     student = build_student(inputs["model"], task, step.side, context.given)
     student.module.to(engine.device)
-    needs = objective.needs()
+    roles = [role for role in inputs if role != "model"]
+    needs = needs_of(objective, roles)
     with ExitStack() as stack:
         teachers = {
-            role: stack.enter_context(open_teacher(value, context, engine, needs.get("teacher", Needs())))
-            for role, value in inputs.items()
-            if role != "model"
+            role: stack.enter_context(open_teacher(inputs[role], context, engine, needs[role])) for role in roles
         }
-        forward = student.forward(task, needs.get("student", Needs()))
-        modules = {"student": student.module}
-        batch = task.collate(split, np.arange(min(PROBE_SAMPLES, len(split)))).to(engine.device)
-        criterion = build_criterion(objective, task, batch, forward, teachers, modules).to(engine.device)
-        source = Batches(
-            split, task.collate, batch_size=step.batch_size, seed=context.seed, augment=step.augment, only=only
+        forward = student.forward(task, needs["student"])
+        batch = few(context, PROBE_SAMPLES).to(engine.device)
+        criterion = build_criterion(objective, task, batch, forward, teachers, {"student": student.module})
+        criterion.to(engine.device)
+        source = training_source(
+            context, batch_size=step.batch_size, augment=step.augment, only=only, labels=step.labels
         )
         optimizer = step.optimizer.build(nn.ModuleList([student.module, criterion]))
         update = Descent(
@@ -121,11 +121,13 @@ def learn(
             step.budget,
             work=context.work,
             validate=_validation(student, context, engine),
-            select=task.metric if step.select == "best" and "validation" in context.data.splits else None,
-            accumulate=step.accumulate,
-            log_every=step.log_every,
-            checkpoint_seconds=step.checkpoint_seconds,
-            progress=context.progress,
+            options=Options(
+                accumulate=step.accumulate,
+                select=task.metric if step.select == "best" and has_split(context, "validation") else None,
+                log_every=step.log_every,
+                checkpoint_seconds=step.checkpoint_seconds,
+                progress=context.progress,
+            ),
         )
     return _save(student, history, context)
 
@@ -149,9 +151,7 @@ def open_teacher(
         subject = fresh(value, context.task.interface(side), context.given)
     elif value.kind == "model":
         subject, side = load_model(value, given=context.given), value.meta["side"]
-    return kind.open(
-        subject, context.task, needs, side=side, device=engine.device, autocast=engine.autocast
-    )
+    return kind.open(subject, context.task, needs, side=side, device=engine.device, autocast=engine.autocast)
 
 
 def build_criterion(
@@ -181,38 +181,21 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def evaluate(predict: Predictor, context: Context, split: str, device: torch.device | str = "cpu") -> dict[str, float]:
-    """The task's scores of a predictor on a split."""
-    batches = ordered(context.data.splits[split], context.task.collate, batch_size=EVALUATION_BATCH)
-    return context.task.score(predict, (batch.to(device) for batch in batches))
-
-
-def _training_split(context: Context) -> Split:
-    split = context.data.splits["train"]
-    if len(split) == 0:
-        raise DataError("the training split is empty")
-    return split
-
-
 def _validation(student: Student, context: Context, engine: Engine) -> Callable[[], dict[str, float]] | None:
-    if "validation" not in context.data.splits:
+    if not has_split(context, "validation"):
         return None
     predict = student.forward(context.task, Needs())
 
     def validate() -> dict[str, float]:
-        student.module.eval()
-        with torch.no_grad(), engine.autocast():
-            scores = evaluate(predict, context, "validation", engine.device)
-        student.module.train()
-        return scores
+        with engine.autocast():
+            return scores(predict, context, "validation", engine.device)
 
     return validate
 
 
 def _save(student: Student, history: History, context: Context) -> Artifact:
     module, task = student.module.cpu().eval(), context.task
-    split = context.data.splits["train"]
-    batch = task.collate(split, np.arange(min(PROBE_SAMPLES, len(split))))
+    batch = few(context, PROBE_SAMPLES)
 
     def probe(candidate: nn.Module) -> torch.Tensor:
         logits = task.forward(candidate, batch, Needs(), student.side).logits

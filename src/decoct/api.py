@@ -1,0 +1,216 @@
+"""The Python surface: distil one's own modules on one's own loaders, in one call or in one's own loop."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decoct.artifact import Artifact
+from decoct.data.base import Data, Dataset
+from decoct.data.given import describe_loaders
+from decoct.errors import RecipeError
+from decoct.models.base import Model, shorthand
+from decoct.models.given import given_model
+from decoct.models.saved import Saved
+from decoct.models.saving import load_model
+from decoct.objectives.base import Objective, Probe, as_objective
+from decoct.objectives.criterion import Criterion, needs_of
+from decoct.outputs import Batch, Needs, Outputs
+from decoct.recipe import Recipe
+from decoct.run import Run
+from decoct.spec import Choice
+from decoct.steps.distill import Distill
+from decoct.steps.learning import build_criterion
+from decoct.steps.train import Train
+from decoct.tasks.base import Task
+from decoct.teachers.frozen import Frozen
+from decoct.training.budget import Budget
+from decoct.training.clock import Clock
+
+
+class Distilled:
+    """What `distill` gives: the trained `student`, its `scores`, the `history` of the log, and the whole `run`."""
+
+    def __init__(self, run: Run, given: Mapping[str, Any]) -> None:
+        self.run = run
+        self.folder = run.folder
+        self._given = given
+
+    @property
+    def artifact(self) -> Artifact:
+        """The student's artifact."""
+        return self.run.artifact("student")
+
+    @property
+    def student(self) -> nn.Module:
+        """The trained student, in eval mode."""
+        return load_model(self.artifact, given=self._given)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The student's figures on the validation data, at the checkpoint that was kept."""
+        return dict(self.artifact.scores)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of the student's log."""
+        import json
+
+        text = self.artifact.file("log.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def export(self, path: Path | str, **options: Any) -> dict[str, Any]:
+        """Writes the student to `path`, verified; see `decoct.export` for the options."""
+        return export(self.artifact, path, given=self._given, **options)
+
+
+def distill(
+    teacher: Any,
+    student: Any,
+    train: Any,
+    val: Any = None,
+    test: Any = None,
+    *,
+    task: Any = "image_classification",
+    objective: Any = None,
+    epochs: float | None = None,
+    alone: bool = False,
+    out: Path | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Distilled:
+    """Trains `student` on what `teacher` says about `train`; neither argument is changed.
+
+    `teacher`, `student`: modules, names such as "timm/resnet34", artifacts, or Model Specs. `train`, `val`, `test`:
+    DataLoaders that give (inputs, target), or a Data Spec as `train` alone. `task`: a name or Task Spec. `objective`:
+    0.9 KD + 0.1 task loss by default. `alone` trains the same student without the teacher too, as step
+    "student_alone". `out`: the run's folder; a temporary one by default. `settings` go to the Distill step
+    (`optimizer`, `batch_size`, `precision`, `budget`, ...). A call that was stopped is continued by the same call.
+    """
+    given: dict[str, Any] = {}
+    data = _data(train, val, test, given)
+    problem = _task(task, raw=data.use == "given")
+    models = {name: _model(name, value, given) for name, value in (("teacher", teacher), ("student", student))}
+    if epochs is not None:
+        settings["budget"] = Budget(epochs=epochs)
+    names = {"big": models["teacher"], "small": models["student"]}
+    lesson = {} if objective is None else {"objective": as_objective(objective)}
+    steps: list[Any] = []
+    if alone:
+        steps.append(Train(name="student_alone", inputs={"model": "small"}, **settings))
+    steps.append(Distill(name="student", inputs={"model": "small", "teacher": "big"}, **lesson, **settings))
+    recipe = Recipe(seed=seed, task=problem, data=data, models=names, steps=tuple(steps))
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="decoct-"))
+    return Distilled(recipe.run(folder, given=given), given)
+
+
+def _data(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
+    if isinstance(train, Data):
+        if val is not None or test is not None:
+            raise RecipeError("train is a Data Spec, which has its own splits; leave val and test out")
+        return train
+    loaders = {"train": train, "validation": val, "test": test}
+    given["loaders"] = {name: loader for name, loader in loaders.items() if loader is not None}
+    return describe_loaders("loaders", given["loaders"])
+
+
+def _task(task: Any, *, raw: bool) -> Task:
+    found = Choice("decoct.tasks").validate({"use": task, "raw": True} if isinstance(task, str) and raw else task)
+    assert isinstance(found, Task)
+    return found
+
+
+def _model(name: str, value: Any, given: dict[str, Any]) -> Model:
+    if isinstance(value, nn.Module):
+        given[name] = value
+        return given_model(name, value)
+    if isinstance(value, Artifact):
+        return Saved(path=value.folder)
+    found = Choice("decoct.models").validate(shorthand(value))
+    assert isinstance(found, Model)
+    return found
+
+
+class Distiller(nn.Module):
+    """An objective between a teacher and a student, inside one's own loop.
+
+    Call it with a batch's inputs and targets: it gives the loss and each term by name. Its parameters are the student's
+    and those that terms learn (projectors); the teacher is no part of it, and stays under the teacher contract from
+    `with` to its end. Terms that learn need `example`, the inputs of one batch, before the optimizer is made.
+
+    >>> big, small = nn.Linear(4, 3), nn.Linear(4, 3)
+    >>> import decoct as dc
+    >>> with Distiller(big, small, 0.9 * dc.KD(temperature=4) + 0.1 * dc.CrossEntropy()) as distiller:
+    ...     loss, parts = distiller(torch.ones(2, 4), torch.tensor([0, 2]))
+    >>> sorted(parts), loss.requires_grad
+    (['cross_entropy', 'kd'], True)
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | Mapping[str, nn.Module],
+        student: nn.Module,
+        objective: Objective,
+        *,
+        task: Any = "image_classification",
+        example: Any = None,
+        target: Any = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.task = _task({"use": task, "raw": True} if isinstance(task, str) else task, raw=True)
+        self._subjects = dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
+        self._needs = needs_of(objective, tuple(self._subjects))
+        self._stack: ExitStack | None = None
+        self._teachers: dict[str, Any] = {}
+        self.criterion: Criterion | None = None
+        if example is not None:
+            with self:
+                self._build(self._batch(example, target))
+
+    def __enter__(self) -> Distiller:
+        with ExitStack() as stack:
+            for name, module in self._subjects.items():
+                opened = Frozen().open(module, self.task, self._needs[name], side="teacher")
+                self._teachers[name] = stack.enter_context(opened)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        stack, self._stack, self._teachers = self._stack, None, {}
+        if stack is not None:
+            stack.__exit__(*error)
+
+    def forward(self, inputs: Any, target: Any = None, *, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and each term's value without weight, by name. `progress` in [0, 1] is where schedules stand."""
+        if self._stack is None:
+            raise RecipeError("the Distiller is closed; call it inside `with Distiller(...) as distiller:`")
+        batch = self._batch(inputs, target)
+        if self.criterion is None:
+            self._build(batch)
+            if any(True for _ in self._criterion().parameters()):
+                raise RecipeError("this objective has terms that learn; give `example=inputs`, then make the optimizer")
+        taught = {name: teacher(batch) for name, teacher in self._teachers.items()}
+        said = self.task.forward(self.student, batch, self._needs["student"], "student")
+        return self._criterion()(said, taught, batch, Clock(progress=progress))
+
+    def _criterion(self) -> Criterion:
+        assert self.criterion is not None
+        return self.criterion
+
+    def _batch(self, inputs: Any, target: Any) -> Batch:
+        return self.task.from_loader((inputs, target))
+
+    def _build(self, batch: Batch) -> None:
+        forward = lambda each: self.task.forward(self.student, each, self._needs["student"], "student")  # noqa: E731
+        self.criterion = build_criterion(
+            self.objective, self.task, batch, forward, self._teachers, {"student": self.student}
+        )

@@ -1,0 +1,83 @@
+"""Where a step's batches come from: the splits of an opened data set, or loaders that came from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from decoct.data.base import Source, Split
+from decoct.data.given import LoaderSource
+from decoct.data.sources import Batches, ordered
+from decoct.data.splits import keep_labels
+from decoct.errors import DataError, did_you_mean
+from decoct.outputs import Batch, Predictor
+from decoct.steps.base import Context
+
+EVALUATION_BATCH = 256
+PREFETCH = 2
+
+
+def splits_of(context: Context) -> Mapping[str, Any]:
+    """The splits by name: of the data set, or the loaders that stand for them."""
+    given = context.data.info.get("given")
+    return context.data.splits if given is None else context.given[given]
+
+
+def has_split(context: Context, name: str) -> bool:
+    """Whether there is such a split with samples in it."""
+    found = splits_of(context).get(name)
+    return found is not None and (not isinstance(found, Split) or len(found) > 0)
+
+
+def training_source(
+    context: Context, *, batch_size: int, augment: bool, only: Literal["all", "labelled"], labels: int | None
+) -> Source:
+    """Batches of the training split, in an order that the step's seed decides."""
+    split = _split(context, "train")
+    if not isinstance(split, Split):
+        return LoaderSource(split, context.task.from_loader, seed=context.seed)
+    if labels is not None:
+        split = keep_labels(split, labels)
+    return Batches(
+        split,
+        context.task.collate,
+        batch_size=batch_size,
+        seed=context.seed,
+        augment=augment,
+        only=only,
+        prefetch=PREFETCH,
+    )
+
+
+def evaluation_batches(context: Context, name: str) -> Iterator[Batch]:
+    """All samples of a split, in their own order, unaugmented."""
+    split = _split(context, name)
+    if isinstance(split, Split):
+        return ordered(split, context.task.collate, batch_size=EVALUATION_BATCH)
+    return (context.task.from_loader(item) for item in split)
+
+
+def few(context: Context, count: int, name: str = "train") -> Batch:
+    """The first `count` samples of a split (of loaders, the first batch)."""
+    split = _split(context, name)
+    if isinstance(split, Split):
+        return context.task.collate(split, np.arange(min(count, len(split))))
+    for item in islice(split, 1):
+        return context.task.from_loader(item)
+    raise DataError(f"the loader of the {name} split gave no batch")
+
+
+def scores(predict: Predictor, context: Context, name: str, device: Any = "cpu") -> dict[str, float]:
+    """The task's scores of a predictor on a split."""
+    batches: Iterable[Batch] = (batch.to(device) for batch in evaluation_batches(context, name))
+    return context.task.score(predict, batches)
+
+
+def _split(context: Context, name: str) -> Any:
+    splits = splits_of(context)
+    if not has_split(context, name):
+        raise DataError(f"the data have no samples in split {name!r}; {did_you_mean(name, splits)}")
+    return splits[name]
