@@ -1,0 +1,217 @@
+"""What there is: the catalogues listed, and one entry or one setting of it explained."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from decoct.errors import RecipeError, did_you_mean
+from decoct.schema import catalogues, fields
+from decoct.spec import Spec
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field: `type` and `range` in words, `default` as it is written in a recipe."""
+
+    name: str
+    type: str
+    default: str
+    required: bool
+    range: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a catalogue, explained."""
+
+    key: str
+    catalogue: str
+    target: str
+    summary: str
+    about: str
+    settings: tuple[Setting, ...] = ()
+    papers: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def listed(words: list[str] | None = None) -> dict[str, dict[str, str]]:
+    """By catalogue, every key and its one line, read from the source without importing the class.
+
+    >>> listed(["schedules"])["schedules"]["constant"]
+    'The same value throughout.'
+    """
+    known = catalogues()
+    for word in words or []:
+        if word not in known:
+            raise RecipeError(f"no catalogue {word!r}; {did_you_mean(word, [*known, 'recipes'])}")
+    return {word: {key: known[word].summary(key) for key in known[word]} for word in words or known}
+
+
+def explain(key: str) -> list[Entry]:
+    """The entries called `key`, in any catalogue; with a dot, one setting of them: `kd.temperature`.
+
+    RecipeError names the nearest keys.
+    """
+    known = catalogues()
+    name, _, setting = key.partition(".")
+    if name in known and setting in known[name]:
+        known, name, setting = {name: known[name]}, setting, ""
+    found = [_entry(word, name, known[word].resolve(name)) for word in known if name in known[word]]
+    if not found:
+        keys = {each for catalogue in known.values() for each in catalogue}
+        raise RecipeError(f"nothing is called {name!r}; {_hint(name, keys, known)}")
+    if not setting:
+        return found
+    narrowed = [_narrowed(each, setting) for each in found]
+    kept = [each for each in narrowed if each is not None]
+    if not kept:
+        settings = {each.name for entry in found for each in entry.settings}
+        raise RecipeError(f"{name} has no setting {setting!r}; {did_you_mean(setting, settings)}")
+    return kept
+
+
+def _hint(name: str, keys: set[str], known: Mapping[str, Any]) -> str:
+    hint = did_you_mean(name, keys)
+    if hint.startswith("did"):
+        return hint
+    owners = sorted({f"{key}.{name}" for word in known for key in known[word] if name in _field_names(word, key)})
+    return f"did you mean {', '.join(owners[:6])}?" if owners else "see `decoct list`"
+
+
+def _field_names(word: str, key: str) -> set[str]:
+    return set(catalogues()[word].resolve(key).model_fields)
+
+
+def _narrowed(entry: Entry, setting: str) -> Entry | None:
+    kept = tuple(each for each in entry.settings if each.name == setting)
+    return Entry(**{**vars(entry), "settings": kept}) if kept else None
+
+
+def _entry(word: str, key: str, found: type[Spec]) -> Entry:
+    about = inspect.getdoc(found) or ""
+    return Entry(
+        key=key,
+        catalogue=word,
+        target=f"{found.__module__}:{found.__name__}",
+        summary=about.partition("\n")[0],
+        about=about.partition("\n")[2].strip(),
+        settings=tuple(_settings(found)),
+        papers=tuple(_papers(found)),
+    )
+
+
+def _settings(found: type[Spec]) -> Iterator[Setting]:
+    for name, schema, info in fields(found):
+        default = info.get_default(call_default_factory=True)
+        yield Setting(
+            name=name,
+            type=_type(schema),
+            default="" if default is PydanticUndefined else _written(default),
+            required=info.is_required(),
+            range=_range(schema),
+            about=_about(found, name),
+        )
+
+
+def _written(value: Any) -> str:
+    from decoct.recipe_file import dump
+
+    plain = value.data(defaults=False) if isinstance(value, Spec) else value
+    if plain is None or isinstance(plain, str | int | float | bool | list | tuple | dict):
+        return dump({"value": plain}).removeprefix("value:").strip()
+    return str(value)
+
+
+_NAMES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words.
+
+    >>> _type({"anyOf": [{"type": "integer"}, {"type": "null"}]}), _type({"enum": ["best", "last"]})
+    ('whole number or null', 'best or last')
+    """
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"one of {name}" if name in catalogues() else name.lower()
+    if "enum" in schema or "const" in schema:
+        return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
+    choices = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+    if choices:
+        return " or ".join(dict.fromkeys(_type(each) for each in choices))
+    if schema.get("type") == "array":
+        items: Mapping[str, Any] = schema.get("items") or next(iter(schema.get("prefixItems", [])), {})
+        return f"list of {_type(items)}"
+    if schema.get("type") == "object":
+        values = schema.get("additionalProperties")
+        return f"names to {_type(values)}" if isinstance(values, Mapping) else "mapping"
+    return _NAMES.get(schema.get("type", ""), "anything")
+
+
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+    "minLength": "length at least",
+    "maxLength": "length at most",
+    "minItems": "items at least",
+    "maxItems": "items at most",
+    "pattern": "like",
+}
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """The bounds of a JSON schema in words.
+
+    >>> _range({"type": "number", "minimum": 0, "exclusiveMaximum": 1})
+    'at least 0, less than 1'
+    """
+    own = [f"{words} {schema[name]:g}" if isinstance(schema[name], float) else f"{words} {schema[name]}"
+           for name, words in _BOUNDS.items() if name in schema]  # fmt: skip
+    inner = [_range(each) for each in schema.get("anyOf", [])]
+    return ", ".join([*own, *(each for each in inner if each)])
+
+
+def _about(found: type[Spec], name: str) -> str:
+    """What the docstrings of the class and of its bases say of a field: the clause that begins with its name."""
+    for each in found.__mro__:
+        if not issubclass(each, Spec):
+            continue
+        text = " ".join((each.__dict__.get("__doc__") or "").split())
+        match = re.search(
+            rf"(?:^|[.;,:]\s|\))\s*((?:`\w+`,? (?:and )?)*`{re.escape(name)}`.*?)(?:[.;](?:\s|$)|$)", text
+        )
+        if match:
+            return match[1].strip()
+    return ""
+
+
+_PAPER = re.compile(r"arXiv|\b[A-Z][\w&-]+(?: et al\.?| and [A-Z]\w+| & [A-Z]\w+)?,? \(?(?:19|20)\d\d\b")
+
+
+def _papers(found: type[Spec]) -> Iterator[str]:
+    """The papers that the class, or a function of its module, names."""
+    module = sys.modules[found.__module__]
+    texts = [inspect.getdoc(found) or "", module.__doc__ or ""]
+    for each in vars(module).values():
+        if inspect.isfunction(each) and each.__module__ == module.__name__:
+            texts.append(inspect.getdoc(each) or "")
+    sentences: dict[str, None] = {}
+    for text in texts:
+        for paragraph in text.split("\n\n"):
+            for sentence in re.split(r"(?<=[a-z0-9)])\.\s+(?=[A-Z])", " ".join(paragraph.split())):
+                if _PAPER.search(sentence):
+                    sentences[sentence.strip(" .")] = None
+    yield from sentences
