@@ -1,19 +1,99 @@
 """Every pure loss function, as `torch.nn.functional` has them: student first, teacher second, a scalar out."""
 
+from decoct.objectives.activation_boundary import activation_boundary_loss
+from decoct.objectives.adaptive_kl import adaptive_kl_loss
+from decoct.objectives.ard import ard_loss
+from decoct.objectives.attention_mse import attention_mse_loss
+from decoct.objectives.attention_transfer import attention_transfer_loss
+from decoct.objectives.batch_correlation import batch_correlation_loss
 from decoct.objectives.binary_kd import binary_kd_loss
+from decoct.objectives.channel_correlation import channel_correlation_loss
+from decoct.objectives.channel_wise import channel_wise_loss
+from decoct.objectives.class_correlation import class_correlation_loss
+from decoct.objectives.correlation_congruence import correlation_congruence_loss
 from decoct.objectives.cross_entropy import cross_entropy
+from decoct.objectives.dist import dist_loss
+from decoct.objectives.dkd import dkd_loss
+from decoct.objectives.factor_transfer import factor_transfer_loss
+from decoct.objectives.forward_kl import forward_kl_loss
+from decoct.objectives.fsp import fsp_loss
+from decoct.objectives.hidden_cosine import hidden_cosine_loss
+from decoct.objectives.hidden_mse import hidden_mse_loss
+from decoct.objectives.hierarchical_context import hierarchical_context_loss
+from decoct.objectives.hint import hint_loss
+from decoct.objectives.jsd import jsd_loss
 from decoct.objectives.kd import kd_loss
+from decoct.objectives.linear_kd import linear_kd_loss
+from decoct.objectives.localization import localization_loss
 from decoct.objectives.logit_mse import logit_mse_loss
+from decoct.objectives.nkd import nkd_loss
+from decoct.objectives.nst import nst_loss
+from decoct.objectives.ofd import ofd_loss, ofd_margin
+from decoct.objectives.patient import patient_loss
+from decoct.objectives.pearson_feature import pearson_feature_loss
+from decoct.objectives.pkt import pkt_loss
 from decoct.objectives.regression_kd import regression_kd_loss
+from decoct.objectives.relation import relation_loss
+from decoct.objectives.reverse_kl import reverse_kl_loss
+from decoct.objectives.rkd import rkd_angle_loss, rkd_distance_loss
+from decoct.objectives.rslad import rslad_loss
+from decoct.objectives.similarity_preserving import similarity_preserving_loss
+from decoct.objectives.skew_kl import skew_kl_loss
+from decoct.objectives.skew_reverse_kl import skew_reverse_kl_loss
 from decoct.objectives.soft_cross_entropy import soft_cross_entropy
 from decoct.objectives.standardize import standardize_logits
+from decoct.objectives.total_variation import total_variation_loss
+from decoct.objectives.uld import uld_loss
+from decoct.objectives.vid import vid_loss
+from decoct.objectives.wsld import wsld_loss
 
 __all__ = [
+    "activation_boundary_loss",
+    "adaptive_kl_loss",
+    "ard_loss",
+    "attention_mse_loss",
+    "attention_transfer_loss",
+    "batch_correlation_loss",
     "binary_kd_loss",
+    "channel_correlation_loss",
+    "channel_wise_loss",
+    "class_correlation_loss",
+    "correlation_congruence_loss",
     "cross_entropy",
+    "dist_loss",
+    "dkd_loss",
+    "factor_transfer_loss",
+    "forward_kl_loss",
+    "fsp_loss",
+    "hidden_cosine_loss",
+    "hidden_mse_loss",
+    "hierarchical_context_loss",
+    "hint_loss",
+    "jsd_loss",
     "kd_loss",
+    "linear_kd_loss",
+    "localization_loss",
     "logit_mse_loss",
+    "nkd_loss",
+    "nst_loss",
+    "ofd_loss",
+    "ofd_margin",
+    "patient_loss",
+    "pearson_feature_loss",
+    "pkt_loss",
     "regression_kd_loss",
+    "relation_loss",
+    "reverse_kl_loss",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "rslad_loss",
+    "similarity_preserving_loss",
+    "skew_kl_loss",
+    "skew_reverse_kl_loss",
     "soft_cross_entropy",
     "standardize_logits",
+    "total_variation_loss",
+    "uld_loss",
+    "vid_loss",
+    "wsld_loss",
 ]

@@ -27,6 +27,17 @@ Temperature = Annotated[Scalar, AfterValidator(_positive)]
 """A temperature: a number above 0, or a schedule of such numbers."""
 
 
+def _fraction(value: Any) -> Any:
+    low, high = bounds(value)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"{low if low < 0 else high} is out of range; allowed: 0 to 1")
+    return value
+
+
+Fraction = Annotated[Scalar, AfterValidator(_fraction)]
+"""A number from 0 to 1, or a schedule of such numbers."""
+
+
 def logits_of(who: str, outputs: Outputs, label: str) -> Tensor:
     """The logits; RecipeError where the model gave none."""
     if outputs.logits is None:

@@ -166,3 +166,22 @@ def norm(x: Tensor, dim: int = -1) -> Tensor:
     tensor([[0., 0., 0.]])
     """
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+
+
+def without_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits with the target's class at −inf, so that softmaxes drop it, and `[*B]` bool where others are left.
+
+    A row in which nothing is left becomes all 0, so that its softmax is defined; the caller leaves it out.
+    """
+    rest = logits.scatter(-1, target.unsqueeze(-1), -torch.inf)
+    left = (rest != -torch.inf).any(-1)
+    return rest.masked_fill(~left.unsqueeze(-1), 0.0), left
+
+
+def kept_rows(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows `[N, C]` of `[*B, C]`, 0 where the mask is False, and how many are kept (0-dim, of the values' type)."""
+    rows = values.reshape(-1, values.shape[-1])
+    if mask is None:
+        return rows, rows.new_tensor(float(len(rows)))
+    flat = mask.reshape(-1, 1)
+    return torch.where(flat, rows, 0.0), flat.sum().to(rows.dtype)

@@ -1,0 +1,116 @@
+"""Divergences between two rows of logits, token by token: what the sequence losses and `linear_kd_loss` share.
+
+Each function takes student and teacher logits `[N, V]` (float32 at least, teacher detached) and returns `[N]`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from decoct.objectives._numeric import kl_rows, log_softmax, refuse_unless, weigh
+
+
+def forward_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(p‖q)."""
+    return kl_rows(log_softmax(teacher, temperature), log_softmax(student, temperature))
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(q‖p)."""
+    return kl_rows(log_softmax(student, temperature), log_softmax(teacher, temperature))
+
+
+def skew_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1, temperature: float = 1.0) -> Tensor:
+    """KL(p ‖ αp + (1−α)q)."""
+    refuse_unless("skew_kl", "alpha", alpha, 0 <= alpha <= 1, "0 to 1")
+    return _kl_to_mixture(log_softmax(teacher, temperature), log_softmax(student, temperature), 1 - alpha)
+
+
+def skew_reverse_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1, temperature: float = 1.0) -> Tensor:
+    """KL(q ‖ (1−α)p + αq)."""
+    refuse_unless("skew_reverse_kl", "alpha", alpha, 0 <= alpha <= 1, "0 to 1")
+    return _kl_to_mixture(log_softmax(student, temperature), log_softmax(teacher, temperature), 1 - alpha)
+
+
+def total_variation(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """½ Σ|p − q|."""
+    p, q = log_softmax(teacher, temperature).exp(), log_softmax(student, temperature).exp()
+    return 0.5 * (p - q).abs().sum(-1)
+
+
+def adaptive_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.5, temperature: float = 1.0) -> Tensor:
+    """w_head · KL(p‖q) + w_tail · KL(q‖p), weights by where the two differ."""
+    refuse_unless("adaptive_kl", "alpha", alpha, 0 <= alpha <= 1, "0 to 1")
+    log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
+    p = log_p.exp()
+    gap = (p - log_q.detach().exp()).abs()
+    ascending, order = torch.sort(p, dim=-1, stable=True)
+    in_tail = ascending.cumsum(-1) <= alpha
+    tail = torch.where(in_tail, gap.gather(-1, order), 0.0).sum(-1)
+    whole = gap.sum(-1)
+    share = torch.where(whole > 0, tail / torch.where(whole > 0, whole, 1.0), 0.5)
+    return (1 - share) * kl_rows(log_p, log_q) + share * kl_rows(log_q, log_p)
+
+
+def jsd(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    tail: bool = True,
+) -> Tensor:
+    """β·KL(p‖M) + (1−β)·KL(q‖M) with M = βp + (1−β)q; the full KL at β = 0 and 1; perhaps on a support of top k."""
+    refuse_unless("jsd", "beta", beta, 0 <= beta <= 1, "0 to 1")
+    if top_k is not None:
+        refuse_unless("jsd", "top_k", top_k, top_k >= 1, "1 or more, or None for all")
+    if top_k is None or top_k >= student.shape[-1]:
+        log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
+    else:
+        support, used = _support(student.detach(), teacher, beta, top_k)
+        log_p = _on_support(teacher / temperature, support, used, tail)
+        log_q = _on_support(student / temperature, support, used, tail)
+    if beta == 0:
+        return kl_rows(log_p, log_q)
+    if beta == 1:
+        return kl_rows(log_q, log_p)
+    return beta * _kl_to_mixture(log_p, log_q, 1 - beta) + (1 - beta) * _kl_to_mixture(log_q, log_p, beta)
+
+
+def _kl_to_mixture(log_a: Tensor, log_b: Tensor, w: float) -> Tensor:
+    """KL(a ‖ (1−w)a + wb) = −Σ a·log((1−w) + w·b/a); exactly 0 where a = b, accurate where they are near."""
+    if w == 1:
+        return kl_rows(log_a, log_b)
+    dead = log_a == -torch.inf
+    gap = log_b.masked_fill(dead, 0.0) - log_a.masked_fill(dead, 0.0)
+    below, above = gap.clamp(max=0), gap.clamp(min=0)
+    small = torch.log1p(w * torch.expm1(below))
+    large = above + torch.log1p((1 - w) * torch.expm1(-above))
+    return -weigh(log_a.exp(), torch.where(gap <= 0, small, large)).sum(-1)
+
+
+def _support(student: Tensor, teacher: Tensor, beta: float, k: int) -> tuple[Tensor, Tensor]:
+    """Class ids `[N, k or 2k]` of the support, and which of these columns count (a class counts once)."""
+    theirs, own = teacher.topk(k, dim=-1).indices, student.topk(k, dim=-1).indices
+    if beta == 0:
+        return theirs, torch.ones_like(theirs, dtype=torch.bool)
+    if beta == 1:
+        return own, torch.ones_like(own, dtype=torch.bool)
+    both = torch.cat([theirs, own], -1).sort(-1).values
+    first = torch.ones_like(both, dtype=torch.bool)
+    first[..., 1:] = both[..., 1:] != both[..., :-1]
+    return both, first
+
+
+def _on_support(logits: Tensor, support: Tensor, used: Tensor, tail: bool) -> Tensor:
+    """Log probabilities on the support: with one bucket for all the rest, or renormalised."""
+    inside = logits.gather(-1, support).masked_fill(~used, -torch.inf)
+    if not tail:
+        return F.log_softmax(inside, -1)
+    rest = logits.scatter(-1, support, -torch.inf)
+    left = (rest != -torch.inf).any(-1, keepdim=True)
+    bucket = rest.masked_fill(~left, 0.0).logsumexp(-1, keepdim=True).masked_fill(~left, -torch.inf)
+    return F.log_softmax(torch.cat([inside, bucket], -1), -1)

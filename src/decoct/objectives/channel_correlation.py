@@ -1,0 +1,48 @@
+"""Inter-channel correlation: which channels go together."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from decoct.errors import RecipeError
+from decoct.objectives._features import FeatureObjective
+from decoct.objectives._maps import as_map, feature_pair
+from decoct.objectives._numeric import full_precision, shape, unit
+from decoct.training.clock import Clock
+
+
+@full_precision
+def channel_correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ (G_s − G_t)² / (C·B²), G = FFᵀ with rows L2-normalised, F `[C, H·W]` for each sample.
+
+    Maps `[B, C, H, W]` or tokens `[B, N, D]` with equal B and C; sizes may differ. 0 at student == teacher.
+    Convention: the authors' code, which divides by the batch twice; so it is not the mean over a split of the batch.
+
+    Liu et al. 2021 (ICKD), "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation".
+
+    >>> import torch
+    >>> x = torch.eye(2).reshape(1, 2, 1, 2)
+    >>> channel_correlation_loss(x, x).item()
+    0.0
+    """
+    s, t = feature_pair("channel_correlation_loss", student, teacher)
+    s, t = as_map("channel_correlation_loss", s), as_map("channel_correlation_loss", t)
+    if s.shape[:2] != t.shape[:2]:
+        raise RecipeError(
+            f"channel_correlation_loss: student {shape(student)} and teacher {shape(teacher)}; B and C must be equal"
+        )
+    gap = unit(s @ s.mT) - unit(t @ t.mT)
+    return gap.square().sum() / max(s.shape[1] * len(s) ** 2, 1)
+
+
+class ChannelCorrelation(FeatureObjective):
+    """Matches which channels go together (Liu 2021); a learned adapter where widths differ."""
+
+    use: ClassVar[str] = "channel_correlation"
+    adapts: ClassVar[bool] = True
+    splittable: ClassVar[bool] = False
+
+    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+        return channel_correlation_loss(student, teacher)

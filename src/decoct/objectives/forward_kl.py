@@ -1,0 +1,47 @@
+"""Forward Kullback-Leibler divergence for sequences."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from decoct.objectives import _divergence
+from decoct.objectives._logits import LogitsObjective, Temperature
+from decoct.objectives._numeric import full_precision, item_mean, logit_pair
+from decoct.training.clock import Clock
+from decoct.training.schedules import at
+
+
+@full_precision
+def forward_kl_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
+    """Mean over tokens of KL(p‖q): the student covers all that the teacher finds likely.
+
+    Logits `[*B, V]`, class axis last; `mask` `[*B]` bool, the tokens that count; in nats, without T². p =
+    softmax(teacher/T), q = softmax(student/T). Sum over classes, mean over the tokens kept; 0 at student == teacher,
+    and 0 with a gradient of 0 where no token is kept.
+    Convention: `kd_loss` divided by T². Peers: `batchmean` over `[B, L, V]` is this times L; a mean over sequences
+    first weighs tokens of short ones more.
+
+    >>> import torch
+    >>> s, t = torch.zeros(1, 2), torch.tensor([[2.0, 0.0]])
+    >>> round(forward_kl_loss(s, t).item(), 4)
+    0.3278
+    """
+    student, teacher = logit_pair("forward_kl_loss", student, teacher, mask, temperature)
+    return item_mean(_divergence.forward_kl(student, teacher, temperature=temperature), mask)
+
+
+class ForwardKL(LogitsObjective):
+    """KL(p‖q) for each token: the student covers all that the teacher finds likely."""
+
+    use: ClassVar[str] = "forward_kl"
+    temperature: Temperature = 1.0
+
+    def value(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock
+    ) -> Tensor:
+        temperature = at(self.temperature, clock)
+        return forward_kl_loss(student, teacher, temperature=temperature, mask=mask)

@@ -1,0 +1,49 @@
+"""Skewed Kullback-Leibler divergence."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from decoct.objectives import _divergence
+from decoct.objectives._logits import Fraction, LogitsObjective, Temperature
+from decoct.objectives._numeric import full_precision, item_mean, logit_pair
+from decoct.training.clock import Clock
+from decoct.training.schedules import at
+
+
+@full_precision
+def skew_kl_loss(
+    student: Tensor, teacher: Tensor, *, alpha: float = 0.1, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
+    """Mean over tokens of KL(p ‖ αp + (1−α)q).
+
+    Logits `[*B, V]`, class axis last; `mask` `[*B]` bool, the tokens that count; in nats, without T². p =
+    softmax(teacher/T), q = softmax(student/T). Sum over classes, mean over the tokens kept; 0 at student == teacher,
+    and 0 with a gradient of 0 where no token is kept.
+    α = 0 is the forward KL, α = 1 gives 0. The authors' code takes the same mean over tokens.
+
+    Ko et al. 2024 (DistiLLM), arXiv 2402.03898, equation 5.
+
+    >>> import torch
+    >>> s, t = torch.zeros(1, 2), torch.tensor([[2.0, 0.0]])
+    >>> skew_kl_loss(s, t).item() < skew_kl_loss(s, t, alpha=0.0).item()
+    True
+    """
+    student, teacher = logit_pair("skew_kl_loss", student, teacher, mask, temperature)
+    return item_mean(_divergence.skew_kl(student, teacher, alpha=alpha, temperature=temperature), mask)
+
+
+class SkewKL(LogitsObjective):
+    """KL of the teacher to a mixture of both: bounded gradients (Ko 2024)."""
+
+    use: ClassVar[str] = "skew_kl"
+    alpha: Fraction = 0.1
+    temperature: Temperature = 1.0
+
+    def value(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock
+    ) -> Tensor:
+        temperature = at(self.temperature, clock)
+        return skew_kl_loss(student, teacher, alpha=at(self.alpha, clock), temperature=temperature, mask=mask)

@@ -1,0 +1,67 @@
+"""Universal logit distillation: models with different tokenizers and vocabularies."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from decoct.errors import RecipeError
+from decoct.objectives._numeric import (
+    full_precision,
+    log_softmax,
+    promote,
+    refuse_temperature,
+    refuse_unlike_mask,
+    shape,
+)
+
+
+@full_precision
+def uld_loss(
+    student: Tensor, teacher: Tensor, *, student_mask: Tensor, teacher_mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Mean over samples of the mean over positions of the L1 distance between sorted distributions.
+
+    Student logits `[B, L_s, V_s]`, teacher `[B, L_t, V_t]`, masks `[B, L_s]` and `[B, L_t]` bool. For each sample the
+    positions kept on either side are taken in order and cut to the shorter; both distributions at T are sorted
+    descending and zero padded to the larger vocabulary. A sample without positions adds 0 and still counts. 0 at
+    student == teacher.
+
+    Boizard et al. 2024, arXiv 2402.12030, equation 3.
+
+    >>> s, t = torch.zeros(1, 2, 2), torch.zeros(1, 3, 4)
+    >>> kept = dict(student_mask=torch.ones(1, 2) > 0, teacher_mask=torch.ones(1, 3) > 0)
+    >>> uld_loss(s, t, **kept).item()
+    1.0
+    """
+    refuse_temperature("uld_loss", temperature)
+    if student.ndim != 3 or teacher.ndim != 3 or len(student) != len(teacher):
+        raise RecipeError(
+            f"uld_loss: student {shape(student)} and teacher {shape(teacher)}; allowed: [B, L, V], equal B"
+        )
+    refuse_unlike_mask("uld_loss", student_mask, student.shape[:2])
+    refuse_unlike_mask("uld_loss", teacher_mask, teacher.shape[:2])
+    student, teacher = promote(student, teacher)
+    own = _kept_first(student, student_mask)
+    theirs = _kept_first(teacher.detach(), teacher_mask)
+    length = min(own.shape[1], theirs.shape[1])
+    q = _sorted(own[:, :length], temperature)
+    p = _sorted(theirs[:, :length], temperature)
+    size = max(p.shape[-1], q.shape[-1])
+    gap = F.pad(p, (0, size - p.shape[-1])) - F.pad(q, (0, size - q.shape[-1]))
+    count = torch.minimum(student_mask.sum(-1), teacher_mask.sum(-1))
+    valid = torch.arange(length, device=count.device) < count.unsqueeze(-1)
+    distance = torch.where(valid, gap.abs().sum(-1), 0.0).sum(-1) / count.clamp(min=1)
+    return distance.mean() if len(distance) else distance.sum()
+
+
+def _kept_first(logits: Tensor, mask: Tensor) -> Tensor:
+    """The positions kept, in order, then the others, set to 0."""
+    order = mask.logical_not().to(torch.int8).argsort(dim=1, stable=True)
+    filled = logits.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return filled.gather(1, order.unsqueeze(-1).expand_as(filled))
+
+
+def _sorted(logits: Tensor, temperature: float) -> Tensor:
+    return log_softmax(logits, temperature).exp().sort(-1, descending=True).values
