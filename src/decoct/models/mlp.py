@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import ClassVar
 
@@ -34,7 +35,7 @@ class MLPNet(nn.Module):
     def __init__(self, features: int, hidden: tuple[int, ...], outputs: int, dropout: float) -> None:
         super().__init__()
         widths = (features, *hidden)
-        self.hidden = nn.Sequential(*(_layer(a, b, dropout) for a, b in zip(widths, widths[1:])))
+        self.hidden = nn.Sequential(*(_layer(a, b, dropout) for a, b in itertools.pairwise(widths)))
         self.head = nn.Linear(widths[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:

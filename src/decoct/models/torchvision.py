@@ -58,9 +58,8 @@ class Torchvision(Model):
     def _weights(self, models: Any) -> Any:
         options = models.get_model_weights(self.name).__members__
         if self.weights not in options:
-            raise RecipeError(
-                f"weights {self.weights!r} of torchvision/{self.name}: unknown; {did_you_mean(str(self.weights), options)}"
-            )
+            hint = did_you_mean(str(self.weights), options)
+            raise RecipeError(f"weights {self.weights!r} of torchvision/{self.name}: unknown; {hint}")
         return options[self.weights]
 
     def _extra(self, interface: Interface) -> dict[str, Any]:

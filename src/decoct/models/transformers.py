@@ -104,8 +104,8 @@ def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
     full = dict(settings)
     if interface.vocabulary is not None and full.setdefault("vocab_size", interface.vocabulary) < interface.vocabulary:
         raise RecipeError(
-            f"vocab_size {full['vocab_size']} is less than the tokenizer's {interface.vocabulary}; take the model's own "
-            f"tokenizer for the task, or leave vocab_size out of config"
+            f"vocab_size {full['vocab_size']} is less than the tokenizer's {interface.vocabulary}; take the model's "
+            f"own tokenizer for the task, or leave vocab_size out of config"
         )
     if interface.padding is not None and full.setdefault("pad_token_id", interface.padding) != interface.padding:
         raise RecipeError(

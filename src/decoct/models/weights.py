@@ -102,9 +102,9 @@ def _by_every_name(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 def without_prefix(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights without the `module.` that DataParallel puts before each name, where the module has none."""
     prefix = "module."
-    if weights and all(name.startswith(prefix) for name in weights):
-        if not any(name.startswith(prefix) for name in expected):
-            return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    wrapped = bool(weights) and all(name.startswith(prefix) for name in weights)
+    if wrapped and not any(name.startswith(prefix) for name in expected):
+        return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     return weights
 
 

@@ -1,0 +1,187 @@
+"""Networks in artifacts: model.safetensors and model.json, checked by rebuilding at once."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from decoct.artifact import Artifact, Draft
+from decoct.errors import CannotRebuild, RecipeError
+from decoct.models.base import Interface, Model, OutsideModel
+from decoct.models.given import fresh
+from decoct.models.structure import describe, rebuild
+from decoct.models.weights import all_tensors, fill, read_safetensors
+from decoct.outputs import capture
+from decoct.spec import Choice
+
+WEIGHTS = "model.safetensors"
+STRUCTURE = "model.json"
+Probe = Callable[[nn.Module], Tensor]
+
+
+def save_model(
+    draft: Draft,
+    module: nn.Module,
+    spec: Model,
+    interface: Interface,
+    *,
+    side: str,
+    probe: Probe | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a network so that it can be built again, and builds it again at once to be sure.
+
+    model.safetensors holds every parameter and buffer once; model.json the Spec, the interface, the side, the stages
+    that turn a fresh build into this structure, and which tensors share storage by name. `probe` runs a network on
+    some batch; original and rebuilt must agree bit for bit in eval mode. torch's random state and the module's modes
+    are left as they were. CannotRebuild names the module that differs.
+    """
+    given = given or {}
+    base = spec.standalone(interface) if isinstance(spec, OutsideModel) else spec
+    with torch.random.fork_rng(devices=[]):
+        deltas = describe(module, _structure(base, interface, given))
+        tensors, aliases = _stored(module)
+        record = {
+            "base": base.data(),
+            "interface": interface.data(),
+            "side": side,
+            "stages": [{"use": "deltas", "deltas": deltas}] if deltas else [],
+            "aliases": aliases,
+        }
+        draft.write_json(STRUCTURE, record)
+        _write(tensors, draft.folder / WEIGHTS)
+        again = _build(record, read_safetensors(draft.folder / WEIGHTS), given, str(draft.folder))
+        _compare(module, again, probe)
+
+
+def load_model(artifact: Artifact, *, given: Mapping[str, Any] | None = None) -> nn.Module:
+    """The network of an artifact of kind "model", on the CPU, in eval mode.
+
+    A class of the user's comes from `given[name]`: an instance (copied) or a zero-argument factory; RecipeError says
+    what to pass. Weights are loaded strictly. torch's random state is left as it was.
+    """
+    if artifact.kind != "model":
+        raise RecipeError(f"{artifact.folder} holds a {artifact.kind} artifact, no model")
+    with torch.random.fork_rng(devices=[]):
+        weights = read_safetensors(artifact.file(WEIGHTS))
+        return _build(artifact.json(STRUCTURE), weights, given or {}, str(artifact.folder)).eval()
+
+
+def load_spec(artifact: Artifact) -> tuple[Model, Interface, str]:
+    """The Spec, interface and side that an artifact's network was built from."""
+    record = artifact.json(STRUCTURE)
+    return _spec(record["base"]), Interface.parse(record["interface"]), str(record["side"])
+
+
+def _spec(data: Any) -> Model:
+    try:
+        found = Choice("decoct.models").validate(data)
+    except ValueError as error:
+        raise RecipeError(f"model.json: {error}") from None
+    assert isinstance(found, Model)
+    return found
+
+
+def _structure(spec: Model, interface: Interface, given: Mapping[str, Any]) -> nn.Module:
+    return fresh(spec, interface, given, pretrained=False).cpu()
+
+
+def _build(
+    record: Mapping[str, Any], weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str
+) -> nn.Module:
+    module = _structure(_spec(record["base"]), Interface.parse(record["interface"]), given)
+    for stage in record["stages"]:
+        if stage["use"] != "deltas":
+            raise RecipeError(f"{source}: its structure needs {stage['use']!r}, which this version of decoct lacks")
+        module = rebuild(module, stage["deltas"])
+    full = {**weights, **{name: weights[first] for name, first in record["aliases"].items()}}
+    fill(module, all_tensors(module), full, source)
+    return module
+
+
+def _stored(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to write, each once, in memory of their own; and the further names of those that have several."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in all_tensors(module).items():
+        if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise CannotRebuild(f"{name}: it holds no numbers yet; run the model once before it is saved")
+        if first.setdefault(id(tensor), name) != name:
+            aliases[name] = first[id(tensor)]
+        else:
+            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    for name in module.state_dict():
+        if name.endswith("_extra_state"):
+            raise CannotRebuild(f"{name.rpartition('.')[0]}: it keeps state that is no tensor (get_extra_state)")
+    return tensors, aliases
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if "os error 28" in str(error) or "No space left" in str(error):
+            raise OSError(errno.ENOSPC, "no space left", str(path)) from error
+        raise
+
+
+def _compare(module: nn.Module, again: nn.Module, probe: Probe | None) -> None:
+    for name, tensor in all_tensors(module).items():
+        if not _same(tensor.detach().cpu(), all_tensors(again)[name]):
+            raise CannotRebuild(f"{name}: its values were not kept")
+    if probe is None:
+        return
+    device = next((tensor.device for tensor in all_tensors(module).values()), torch.device("cpu"))
+    again.to(device)
+    with _evaluating(module), _evaluating(again), torch.no_grad():
+        if _same(probe(module), probe(again)):
+            return
+        path = _first_difference(module, again, probe)
+    raise CannotRebuild(
+        f"{path or type(module).__name__}: rebuilt from its description it answers otherwise; hooks, or attributes "
+        f"that are no plain data, cannot be written down. Pass the model from Python (given) or remove them"
+    )
+
+
+def _first_difference(module: nn.Module, again: nn.Module, probe: Probe) -> str:
+    """Path of the first innermost module whose output differs."""
+    paths = [name for name, each in again.named_modules() if name and not list(each.children())]
+    with capture(module, paths) as left, capture(again, paths) as right:
+        probe(module)
+        probe(again)
+    for path in paths:
+        try:
+            if not _same(left[path], right[path]):
+                return path
+        except RecipeError:
+            continue
+    return ""
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = {each: each.training for each in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Equal bit for bit, but for the signs of zeros and the bits of NaN."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if left.dtype.is_floating_point or left.dtype.is_complex:
+        return bool(((left == right) | ((left != left) & (right != right))).all())
+    return torch.equal(left, right)
