@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
+
 from decoct.errors import IntegrityError, RecipeError
 from decoct.targets.onnx import Onnx
-from torch import nn
 
 
 class Image(nn.Module):

@@ -141,7 +141,10 @@ def _conversion_message(exported: torch.export.ExportedProgram, text: str, opset
     operator = f"{match[1]}::{match[2]}"
     path = next((_module_of(node) for node in exported.graph.nodes if match[2] in str(node.target)), None)
     where = f" in module {path!r}" if path else ""
-    return f"ONNX has no form of operator {operator}{where} at opset {opset}; replace it in the model, or try a higher `opset`"
+    return (
+        f"ONNX has no form of operator {operator}{where} at opset {opset}; "
+        "replace it in the model, or try a higher `opset`"
+    )
 
 
 def _module_of(node: torch.fx.Node) -> str | None:

@@ -64,7 +64,7 @@ class OnnxRecurrence(nn.Module):
     def _layer(self, x: Tensor, i: int, states: list[Tensor]) -> list[Tensor]:
         length, batch = x.shape[0], x.shape[1]
         inputs = [x, *(self.get_buffer(f"{name}{i}") for name in ("W", "R", "B"))]
-        attributes = {
+        attributes: dict[str, Any] = {
             "hidden_size": self.hidden_size,
             "direction": "bidirectional" if self.directions == 2 else "forward",
             **({"linear_before_reset": 1} if self.operator == "GRU" else {}),

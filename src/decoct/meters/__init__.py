@@ -1,0 +1,1 @@
+"""Meters: what a model costs in time, memory, operations and bytes."""

@@ -1,0 +1,80 @@
+"""Multiply-accumulates of one forward pass, counted operator by operator while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of matrix products, convolutions, recurrences and attention.
+
+    `by_module`: of each module path, what runs inside it; `by_type`: of each class of leaf module.
+    """
+
+    total: int
+    by_module: Mapping[str, int]
+    by_type: Mapping[str, int]
+
+
+def macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> Macs:
+    """Counts one call `module(**inputs)` in eval mode; elementwise work is not counted, as is usual.
+
+    Half of torch's floating point operations (`torch.utils.flop_counter`). Fused kernels that the counter does not
+    know (oneDNN's recurrence, the encoder's fast path) are switched off while it counts.
+
+    >>> macs(nn.Linear(3, 4), {"input": torch.zeros(1, 3)}).total
+    12
+    """
+    counter = FlopCounterMode(display=False)
+    with _eval(module), _plain_kernels(), torch.no_grad(), counter:
+        module(**inputs)
+    inside = {name: sum(each.values()) // 2 for name, each in counter.get_flop_counts().items()}
+    total = inside.pop("Global", 0)
+    root = type(module).__name__
+    by_module = {name.removeprefix(f"{root}."): count for name, count in inside.items() if name != root}
+    return Macs(total, by_module, _by_type(module, by_module))
+
+
+def _by_type(module: nn.Module, by_module: Mapping[str, int]) -> dict[str, int]:
+    """Each module's own work, without that of its children, summed over its class."""
+    types: dict[str, int] = defaultdict(int)
+    for name, child in module.named_modules():
+        if name in by_module:
+            inner = sum(by_module.get(f"{name}.{each}", 0) for each, _ in child.named_children())
+            if by_module[name] > inner:
+                types[type(child).__name__] += by_module[name] - inner
+    return dict(types)
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def _eval(module: nn.Module) -> Iterator[Any]:
+    modes = {each: each.training for each in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
