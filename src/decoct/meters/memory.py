@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -30,7 +31,8 @@ def peak_memory(path: Path, feed: Mapping[str, np.ndarray], *, threads: int = 1)
     with tempfile.TemporaryDirectory() as folder:
         base, arrays = Path(folder) / "base.onnx", Path(folder) / "feed.npz"
         base.write_bytes(_one_node())
-        np.savez(arrays, **feed)
+        columns: dict[str, Any] = dict(feed)
+        np.savez(arrays, **columns)
         command = [sys.executable, "-m", "decoct.meters.memory", str(path), str(arrays), str(base), str(threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
