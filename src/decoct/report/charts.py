@@ -156,7 +156,7 @@ def _lines(
             "field": "y",
             "type": "quantitative",
             "title": y + (" (log)" if log else ""),
-            "scale": {"type": "log" if log else "linear", "zero": False},
+            "scale": {"type": "log"} if log else {"zero": False},
             "axis": axis,
         },
         "detail": {"field": "seed"},
@@ -179,7 +179,8 @@ def _lines(
 def _by_group(field_name: str, domain: list[str], *, dashes: bool, legend: bool) -> Json:
     """Colour together with dash or shape, so that no curve is told by colour alone."""
     second = ("strokeDash", DASHES) if dashes else ("shape", SHAPES)
-    key = {"title": None} if legend else None
+    symbol = {"symbolType": "stroke", "symbolSize": 400} if dashes else {"symbolOpacity": 1}
+    key = {"title": None, **symbol} if legend else None
     cycle = [second[1][i % len(second[1])] for i in range(len(domain))]
     return {
         "color": {"field": field_name, "type": "nominal", "scale": {"domain": domain}, "legend": key},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from decoct.report import units
 from decoct.report.records import Results
-from decoct.report.sentence import ALONE, STUDENT, gain, is_teacher, shipped_of, speedup, teacher_of
+from decoct.report.sentence import ALONE, STUDENT, gain, is_teacher, noun, speedup, subject_of, teacher_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Highlight:
 
 
 def highlights(results: Results) -> list[Highlight]:
-    """Speed, size and quality of what ships against the teacher, and what the teaching gave."""
-    model, teacher = shipped_of(results), teacher_of(results)
+    """Speed, size and quality of the student against the teacher, and what the teaching gave."""
+    model, teacher = subject_of(results), teacher_of(results)
     if model is None or teacher is None or is_teacher(model):
         return []
     found = []
@@ -59,6 +59,6 @@ def _difference(results: Results, mine: float, theirs: float, than: str, detail:
     if not amount.strip("0."):
         return Highlight("±0", f"{label} is no different {than.replace('than', 'from')}", detail, "same")
     sign = units.MINUS if mine < theirs else "+"
-    unit = " points" if units.is_share(results.metric) else ""
+    of = f"points of {noun(results.metric)}" if units.is_share(results.metric) else f"in {noun(results.metric)}"
     verdict = "better" if difference > 0 else "worse"
-    return Highlight(f"{sign}{amount}", f"{label}{unit}, {verdict} {than}", detail, verdict)
+    return Highlight(f"{sign}{amount}", f"{of}: {verdict} {than}", detail, verdict)

@@ -21,11 +21,11 @@
       font: style.getPropertyValue("font-family") || "sans-serif",
       view: { stroke: null },
       axis: { ...text, domainColor: color("--line"), tickColor: color("--line"), gridColor: color("--grid"),
-        labelOverlap: true, titlePadding: 8 },
+        labelOverlap: "greedy", labelSeparation: 8, titlePadding: 8 },
       axisX: { grid: false, tickCount: Math.max(3, Math.floor(width / 90)) },
       axisY: { tickCount: 5, domain: false, ticks: false },
       legend: { ...text, labelColor: color("--text"), orient: "bottom", direction: "horizontal", symbolSize: 90,
-        symbolStrokeWidth: 2, columns: Math.max(1, Math.floor(width / 170)), labelLimit: Math.max(120, width - 60) },
+        symbolStrokeWidth: 2, symbolBaseFillColor: color("--text"), symbolBaseStrokeColor: color("--text"), columns: Math.max(1, Math.floor(width / 170)), labelLimit: Math.max(120, width - 60) },
       text: { color: color("--text") },
       style: { quiet: { stroke: color("--quiet") } },
       range: {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,7 +24,7 @@ from decoct.report.highlights import Highlight, highlights
 from decoct.report.measured import StepView, facts, step_views
 from decoct.report.pareto import pareto
 from decoct.report.records import ModelRecord, Results, Run, read_runs
-from decoct.report.sentence import Finding, findings, shipped_of, teacher_of
+from decoct.report.sentence import Finding, findings, shipped_of, subject_of, teacher_of
 from decoct.report.table import Column, Row, filled, table
 
 ALL_POINTS = 24_000
@@ -136,6 +137,15 @@ def embedded_json(content: Any) -> str:
     return text
 
 
+def unbroken(text: str) -> str:
+    """The text with no line break between a number and its unit.
+
+    >>> unbroken("98.1 % of 360 samples in 3 ms")
+    '98.1\\xa0% of 360 samples in 3\\xa0ms'
+    """
+    return re.sub(r"(?<=\d) (?=(?:%|B|kB|MB|GB|TB|µs|ms|s|k|M|G|T|min|h)(?!\w))", "\N{NO-BREAK SPACE}", text)
+
+
 def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("decoct.report", "."),
@@ -144,6 +154,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
     scripts = [_vega(), _file("page.js")]
     policy = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     return environment.get_template(template).render(values, style=_file("page.css"), scripts=scripts, policy=policy)
@@ -182,9 +193,9 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _view(anchor: int, run: Run, log: Log, columns: Sequence[Column], pictures: Pictures, limit: int) -> RunView:
     results = run.results
-    teacher, student = teacher_of(results), shipped_of(results)
-    pair = [teacher, student] if student is not teacher else [teacher]
-    compared = [model for model in pair if model and model.confusion and model.confusion.usable()]
+    teacher, student = teacher_of(results), subject_of(results)
+    chain = {model.name: model for model in (teacher, student, shipped_of(results)) if model}
+    compared = [model for model in chain.values() if model.confusion and model.confusion.usable()]
     changed = changes(teacher, student) if teacher and student and teacher is not student else []
     ordered = sorted(changed, key=lambda each: -abs(each.points)) if len(changed) > SHOWN_CLASSES else changed
     return RunView(

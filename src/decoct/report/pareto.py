@@ -12,7 +12,8 @@ from decoct.report.records import ModelRecord, Run
 
 WIDE = 8.0
 """Costs whose largest is this many times the smallest are drawn on a logarithmic axis."""
-HEIGHT = 300
+HEIGHT, WIDTH, CHARACTER = 300, 360, 6.6
+"""Pixels: the height drawn, the width and the size of letters assumed where labels are placed."""
 
 
 def pareto(runs: Sequence[Run], cost: str) -> Chart | None:
@@ -39,7 +40,7 @@ def pareto(runs: Sequence[Run], cost: str) -> Chart | None:
     xs, ys = [x for _, _, x, _ in points], [y for *_, y in points]
     deviations = [model.quality_sd.get(metric, 0.0) for _, model, _, _ in points]
     scale = _scale(xs, ys, deviations, units.is_share(metric))
-    places = _labels(xs, ys, names, scale)
+    places = _labels(xs, ys, deviations, names, scale)
     data: Json = {
         "name": names,
         "group": coded([run for run, *_ in points] if len(runs) > 1 else [m.name for _, m, _, _ in points]),
@@ -87,9 +88,10 @@ def _pareto_spec(scale: Json, x: str, y: str, metric: str, data: Mapping[str, An
     shape = {"field": "model", "type": "nominal", "scale": {"domain": models, "range": shape_range}}
     position = {
         "x": {"field": "x", "type": "quantitative", "title": x, "scale": scale["x"],
-              "axis": {"format": "~s" if "bytes" in x else "~g", "labelOverlap": True, "tickCount": 6}},
+              "axis": {"format": "~s" if "bytes" in x else "~g", "tickCount": 6}},
         "y": {"field": "y", "type": "quantitative", "title": y, "scale": scale["y"], "axis": axis},
     }  # fmt: skip
+    key = {"title": None} if several else None
     keys = {"name": "model", "cost": x.split(" (")[0], "quality": units.label(metric)}
     label: Json = {"type": "text", "fontSize": 12, "aria": False, "dy": {"expr": "datum.dy"}}
     sides: tuple[Json, Json] = ({"align": "left", "dx": 10}, {"align": "right", "dx": -10})
@@ -111,10 +113,10 @@ def _pareto_spec(scale: Json, x: str, y: str, metric: str, data: Mapping[str, An
                       "style": "quiet", "aria": False}},
             {"transform": [{"filter": "datum.high > datum.low"}], "mark": {"type": "rule", "aria": False},
              "encoding": {"y": {"field": "low", "type": "quantitative", "scale": scale["y"], "title": y},
-                          "y2": {"field": "high"}, "color": {**color, "legend": None}}},
+                          "y2": {"field": "high"}, "color": {**color, "legend": key}}},
             {"mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
-             "encoding": {"color": {**color, "legend": {"title": None} if several else None},
-                          "shape": {**shape, "legend": {"title": None} if several else None},
+             "encoding": {"color": {**color, "legend": key},
+                          "shape": {**shape, "legend": key},
                           "tooltip": tooltip(keys)}},
             *texts,
         ],
@@ -135,33 +137,46 @@ def _scale(xs: list[float], ys: list[float], deviations: list[float], share: boo
     bottom, top = bottom - pad, top + pad
     if share:
         bottom, top = max(bottom, 0.0), min(top, 1.0 if pad > 0.02 else 1.0 + pad / 2)
+    ends = [short(value) for value in domain]
     return {
-        "x": {"type": "log" if log else "linear", "domain": [short(v) for v in domain], "nice": False, "zero": False},
-        "y": {"domain": [short(bottom), short(top)], "nice": False, "zero": False},
+        "x": {"type": "log", "domain": ends} if log else {"type": "linear", "domain": ends, "nice": False},
+        "y": {"domain": [short(bottom), short(top)], "nice": False},
     }
 
 
-def _labels(xs: list[float], ys: list[float], names: list[str], scale: Json) -> list[tuple[int, int]]:
-    """For each point: whether its label stands left of it, and how far it is moved down so that none overlap."""
+def _labels(
+    xs: list[float], ys: list[float], deviations: list[float], names: list[str], scale: Json
+) -> list[tuple[int, int]]:
+    """For each point: whether its label stands left of it, and how many pixels it is moved down.
+
+    A free place is taken, the nearest to a little above the point.
+    """
     (left, right), (bottom, top) = scale["x"]["domain"], scale["y"]["domain"]
     warp = math.log if scale["x"]["type"] == "log" else float
-    places: list[tuple[float, float, float]] = []
+    across = [WIDTH * (warp(x) - warp(left)) / (warp(right) - warp(left)) for x in xs]
+    down = [HEIGHT * (top - y) / (top - bottom) for y in ys]
+    reach = [max(HEIGHT * sd / (top - bottom), 7.0) for sd in deviations]
+    taken = [(x - 6, x + 6, y - r, y + r) for x, y, r in zip(across, down, reach)]
     found = []
-    for x, y, name in zip(xs, ys, names):
-        across = (warp(x) - warp(left)) / (warp(right) - warp(left))
-        down = (1 - (y - bottom) / (top - bottom)) * HEIGHT
-        on_left = int(across > 0.5)
-        width = min(len(name) * 0.02, 0.6)
-        start = across - width if on_left else across
-        free = [
-            dy
-            for dy in (0, -14, 14, -28, 28, -42, 42)
-            if not any(abs(down + dy - d) < 13 and start < e and s < start + width for s, e, d in places)
-        ]
-        shift = free[0] if free else 0
-        places.append((start, start + width, down + shift))
+    for i, name in enumerate(names):
+        width = CHARACTER * len(name) + 10
+        choices = []
+        for shift in (-12, 0, 14, -26, 28, -40, 42):
+            for on_left in (0, 1):
+                start = across[i] - width if on_left else across[i] + 7
+                middle = down[i] + shift
+                box = (start, start + width - 7, middle - 7, middle + 7)
+                outside = max(0.0, -start) + max(0.0, box[1] - WIDTH)
+                hits = sum(_overlap(box, other) for k, other in enumerate(taken) if k != i)
+                choices.append((hits * 40 + outside * 3 + abs(shift + 12), on_left, shift, box))
+        _, on_left, shift, box = min(choices)
+        taken.append(box)
         found.append((on_left, shift))
     return found
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
 def _cost(model: ModelRecord, cost: str) -> float | None:

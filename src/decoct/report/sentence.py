@@ -126,7 +126,7 @@ def _cost(results: Results, model: ModelRecord, teacher: ModelRecord | None) -> 
 def _alone(results: Results, model: ModelRecord) -> str:
     value, parts = model.quality.get(results.metric), []
     if value is not None:
-        parts.append(f"reaches {_article(results.metric)} {_noun(results.metric)} of {_score(value, results.metric)}")
+        parts.append(f"reaches {_article(results.metric)} {noun(results.metric)} of {_score(value, results.metric)}")
     if model.p50:
         parts.append(f"answers in {units.milliseconds(model.p50)}")
     if model.file_bytes:
@@ -136,11 +136,12 @@ def _alone(results: Results, model: ModelRecord) -> str:
 
 
 def _article(metric: str) -> str:
-    noun = _noun(metric)
-    return "an" if noun[0] in ("aeio" if noun[0].islower() else "AEFHILMNORSX") else "a"
+    word = noun(metric)
+    return "an" if word[0] in ("aeio" if word[0].islower() else "AEFHILMNORSX") else "a"
 
 
-def _noun(metric: str) -> str:
+def noun(metric: str) -> str:
+    """A metric inside a sentence: accuracy, RMSE, F1."""
     label = units.label(metric)
     return label if not label[1:2].islower() else label.lower()
 
@@ -185,12 +186,12 @@ def _quality(results: Results, model: ModelRecord, teacher: ModelRecord) -> str:
     difference = gain(results, mine, theirs)
     amount = units.spread(abs(difference), metric)
     if _vanishes(amount):
-        return f"its {_noun(metric)} is the same {values}"
+        return f"its {noun(metric)} is the same {values}"
     if units.is_share(metric) and not units.less_is_better(metric, results.task.direction):
         verb = "gains" if difference > 0 else "loses"
-        return f"it {verb} {amount} {_points(amount)} of {_noun(metric)} {values}"
+        return f"it {verb} {amount} {_points(amount)} of {noun(metric)} {values}"
     way, verdict = ("higher" if mine > theirs else "lower"), ("better" if difference > 0 else "worse")
-    return f"its {_noun(metric)} is {amount}{_unit(metric, amount)} {way}, which is {verdict} {values}"
+    return f"its {noun(metric)} is {amount}{_unit(metric, amount)} {way}, which is {verdict} {values}"
 
 
 def _vanishes(amount: str) -> bool:
@@ -231,12 +232,12 @@ def _comparison(results: Results, each: Comparison) -> Finding:
     else:
         known = results.model(each.better)
         start = names(known) if known else each.better
-    noun = "" if metric == results.metric and units.is_share(metric) else f" in {_noun(metric)}"
+    scope = "" if metric == results.metric and units.is_share(metric) else f" in {noun(metric)}"
     if _vanishes(amount):
-        text = f"{start} is as good as {than}{noun}"
+        text = f"{start} is as good as {than}{scope}"
     else:
         way = "better" if mean > 0 else "worse"
-        text = f"{start} is {amount}{_unit(metric, amount)} {way}{noun} than {than}"
+        text = f"{start} is {amount}{_unit(metric, amount)} {way}{scope} than {than}"
     return _with_interval(text, each, metric, sign, mean)
 
 

@@ -25,12 +25,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A measurement: its heading, what it means, how a model fills it; `brief` ones fit a terminal."""
+    """A measurement: its heading, what it means, how a model fills it; `main` ones fit a screen."""
 
     title: str
     meaning: str
     cell: Callable[[ModelRecord], Cell]
-    brief: bool = True
+    main: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def rows(results: Results | Mapping[str, Any], *, brief: bool = False) -> list[d
     [{'Model': 'teacher', 'Accuracy': '98.5 %', 'Parameters': '12.0 k'}]
     """
     records = as_results(results)
-    shown = [column for column in filled([records]) if column.brief or not brief]
+    shown = [column for column in filled([records]) if column.main or not brief]
     return [
         {MODEL: model.name} | {column.title: column.cell(model).text for column in shown} for model in records.models
     ]
@@ -96,7 +96,7 @@ def _quality_columns(results: Results, teacher: ModelRecord | None) -> list[Colu
 
     found = [] if not main else [Column(units.label(main), _meaning(main, results), cell(main))]
     return found + [
-        Column(units.label(name), _meaning(name, results), cell(name), brief=False) for name in others[:EXTRA_METRICS]
+        Column(units.label(name), _meaning(name, results), cell(name), main=False) for name in others[:EXTRA_METRICS]
     ]
 
 
@@ -141,8 +141,8 @@ def _fidelity_columns(results: Results) -> list[Column]:
     columns = []
     for name in known:
         title = "Agreement" if name == "agreement" else f"{units.label(name)} to teacher"
-        columns.append(Column(title, meanings.get(name, title), cell(name), brief=name == "agreement"))
-    calibration = Column("ECE", "Expected calibration error, smaller is better", _ece, brief=False)
+        columns.append(Column(title, meanings.get(name, title), cell(name), main=name == "agreement"))
+    calibration = Column("ECE", "Expected calibration error, smaller is better", _ece, main=False)
     return [*columns, calibration]
 
 
@@ -169,11 +169,11 @@ def _cost_columns(teacher: ModelRecord | None) -> list[Column]:
             "Memory",
             "Peak memory while it answers",
             amount(lambda m: m.peak_memory_bytes, units.size, "less", "more"),
-            brief=False,
+            main=False,
         ),
         Column("p50", "Median time of an answer", lambda model: _latency(model, teacher)),
         Column("p99", "Time within which 99 of 100 answers come", _p99),
-        Column("Throughput", "Samples a second", _throughput, brief=False),
+        Column("Throughput", "Samples a second", _throughput, main=False),
     ]
 
 
@@ -207,7 +207,7 @@ def _throughput(model: ModelRecord) -> Cell:
 
 def _check_columns() -> list[Column]:
     return [
-        Column("Runtime", "What ran the file", _runtime, brief=False),
+        Column("Runtime", "What ran the file", _runtime),
         Column("Verified", "Largest difference between the file's outputs and the model's", _verified),
     ]
 
@@ -220,6 +220,6 @@ def _verified(model: ModelRecord) -> Cell:
     difference, agreement = model.verified.get("max_abs_diff"), model.verified.get("agreement")
     if difference is None and agreement is None:
         return Cell(units.ABSENT)
-    text = "yes" if difference is None else f"within {difference:.1e}" if difference else "exact"
+    text = "yes" if difference is None else f"≤ {difference:.1e}" if difference else "exact"
     equal = agreement is None or agreement >= 0.9995
-    return Cell(text) if equal else Cell(f"{text}, {units.score(agreement, 'agreement')} equal")
+    return Cell(text, "" if equal else f"{units.score(agreement, 'agreement')} equal")
