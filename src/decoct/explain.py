@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -11,9 +12,9 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from decoct.errors import RecipeError, did_you_mean
+from decoct.errors import RecipeError, did_you_mean, nearest
 from decoct.schema import catalogues, fields
-from decoct.spec import Spec
+from decoct.spec import Catalogue, Spec
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,25 @@ def listed(words: list[str] | None = None) -> dict[str, dict[str, str]]:
     return {word: {key: known[word].summary(key) for key in known[word]} for word in words or known}
 
 
+PARTS = {"recipe": "decoct.recipe:Recipe", "budget": "decoct.training.budget:Budget"}
+"""Parts of a recipe that are chosen from no catalogue."""
+
+
 def explain(key: str) -> list[Entry]:
     """The entries called `key`, in any catalogue; with a dot, one setting of them: `kd.temperature`.
 
-    RecipeError names the nearest keys.
+    RecipeError names the nearest keys and settings.
     """
     known = catalogues()
     name, _, setting = key.partition(".")
-    if name in known and setting in known[name]:
-        known, name, setting = {name: known[name]}, setting, ""
+    if name in known and setting.partition(".")[0] in known[name]:
+        known = {name: known[name]}
+        name, _, setting = setting.partition(".")
     found = [_entry(word, name, known[word].resolve(name)) for word in known if name in known[word]]
+    if name in PARTS:
+        found.append(_entry("recipes", name, _part(name)))
     if not found:
-        keys = {each for catalogue in known.values() for each in catalogue}
-        raise RecipeError(f"nothing is called {name!r}; {_hint(name, keys, known)}")
+        raise RecipeError(f"nothing is called {name!r}; {_hint(name, known)}")
     if not setting:
         return found
     narrowed = [_narrowed(each, setting) for each in found]
@@ -81,16 +88,25 @@ def explain(key: str) -> list[Entry]:
     return kept
 
 
-def _hint(name: str, keys: set[str], known: Mapping[str, Any]) -> str:
-    hint = did_you_mean(name, keys)
-    if hint.startswith("did"):
-        return hint
-    owners = sorted({f"{key}.{name}" for word in known for key in known[word] if name in _field_names(word, key)})
-    return f"did you mean {', '.join(owners[:6])}?" if owners else "see `decoct list`"
+def _part(name: str) -> type[Spec]:
+    module, _, attribute = PARTS[name].partition(":")
+    found: type[Spec] = getattr(importlib.import_module(module), attribute)
+    return found
 
 
-def _field_names(word: str, key: str) -> set[str]:
-    return set(catalogues()[word].resolve(key).model_fields)
+def _hint(name: str, known: Mapping[str, Catalogue]) -> str:
+    keys = {each for catalogue in known.values() for each in catalogue} | set(PARTS)
+    owners: dict[str, list[str]] = {}
+    for word in known:
+        for key in known[word]:
+            for setting in known[word].resolve(key).model_fields:
+                owners.setdefault(setting, []).append(f"{key}.{setting}")
+    close = nearest(name, {*keys, *owners})
+    if not close:
+        return "see `decoct list`"
+    if close[0] in keys:
+        return f"did you mean {' or '.join(each for each in close if each in keys)}?"
+    return f"did you mean the setting {close[0]} of {', '.join(owners[close[0]][:4])}?"
 
 
 def _narrowed(entry: Entry, setting: str) -> Entry | None:
@@ -194,7 +210,7 @@ def _about(found: type[Spec], name: str) -> str:
             rf"(?:^|[.;,:]\s|\))\s*((?:`\w+`,? (?:and )?)*`{re.escape(name)}`.*?)(?:[.;](?:\s|$)|$)", text
         )
         if match:
-            return match[1].strip()
+            return re.sub(r"^(`\w+`,? (and )?)*`\w+`:? ?", "", match[1].strip())
     return ""
 
 
@@ -202,16 +218,17 @@ _PAPER = re.compile(r"arXiv|\b[A-Z][\w&-]+(?: et al\.?| and [A-Z]\w+| & [A-Z]\w+
 
 
 def _papers(found: type[Spec]) -> Iterator[str]:
-    """The papers that the class, or a function of its module, names."""
+    """The papers that the class, or a function of its module, names; a full reference before a name with a year."""
     module = sys.modules[found.__module__]
     texts = [inspect.getdoc(found) or "", module.__doc__ or ""]
     for each in vars(module).values():
         if inspect.isfunction(each) and each.__module__ == module.__name__:
             texts.append(inspect.getdoc(each) or "")
-    sentences: dict[str, None] = {}
+    named: dict[str, None] = {}
     for text in texts:
         for paragraph in text.split("\n\n"):
-            for sentence in re.split(r"(?<=[a-z0-9)])\.\s+(?=[A-Z])", " ".join(paragraph.split())):
+            for sentence in re.split(r"(?<=[a-z0-9)])[.;]\s+(?=[A-Z])", " ".join(paragraph.split())):
                 if _PAPER.search(sentence):
-                    sentences[sentence.strip(" .")] = None
-    yield from sentences
+                    named[sentence.strip(" .")] = None
+    full = [each for each in named if "arXiv" in each]
+    yield from full or named

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field, field_validator, model_validator
-from torch import nn
 
 from decoct.errors import RecipeError
 from decoct.spec import Catalogue, Spec
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, at, bounds
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 CATALOGUE = Catalogue(
     "optimizer",
@@ -48,6 +50,8 @@ class Optimizer(Spec):
 
     def groups(self, parameters: nn.Module | Iterable[nn.Parameter]) -> list[dict[str, Any]]:
         """Parameter groups: decayed, and not."""
+        from torch import nn
+
         found = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
         trained = list({id(each): each for each in found if each.requires_grad}.values())
         if not trained:
@@ -63,6 +67,8 @@ class Optimizer(Spec):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum.
 
+    >>> import torch
+    >>> from torch import nn
     >>> SGD(0.1).build([nn.Parameter(torch.zeros(2))]).param_groups[0]["momentum"]
     0.9
     """
@@ -79,6 +85,8 @@ class SGD(Optimizer):
         return self
 
     def build(self, parameters: nn.Module | Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        import torch
+
         now = at(self.lr, Clock())
         return torch.optim.SGD(self.groups(parameters), lr=now, momentum=self.momentum, nesterov=self.nesterov)
 
@@ -86,6 +94,8 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
+    >>> import torch
+    >>> from torch import nn
     >>> AdamW(1e-3).build([nn.Parameter(torch.zeros(2))]).param_groups[0]["betas"]
     (0.9, 0.999)
     """
@@ -103,4 +113,6 @@ class AdamW(Optimizer):
         return value
 
     def build(self, parameters: nn.Module | Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        import torch
+
         return torch.optim.AdamW(self.groups(parameters), lr=at(self.lr, Clock()), betas=self.betas)
