@@ -77,13 +77,13 @@ class Engine:
             for gradient, part in zip(gradients, parts):
                 gradient.copy_(part.view_as(gradient))
 
-    def totals(self, counts: Sequence[Mapping[str, Tensor | int]]) -> dict[str, Tensor | int]:
+    def totals(self, counts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, Tensor | float]:
         """Items of each term over the batches of a window and over all processes."""
         names = list(counts[0])
-        totals = {name: sum(count[name] for count in counts) for name in names}
+        totals: dict[str, Tensor | float] = {name: sum(count[name] for count in counts) for name in names}
         if self.processes == 1:
             return totals
-        table = torch.stack([torch.as_tensor(totals[name], device=self.device).double() for name in names])
+        table = torch.stack([torch.as_tensor(totals[name], device=self.device, dtype=torch.float64) for name in names])
         torch.distributed.all_reduce(table)
         return dict(zip(names, table.unbind()))
 

@@ -9,12 +9,12 @@ from decoct.data.base import Source
 from decoct.errors import DataError, RecipeError
 from decoct.training.base import History, ManagedUpdate, Options, Update
 from decoct.training.budget import Budget
-from decoct.training.guards import Guard
+from decoct.training.guards import Guard, NonFinite
 from decoct.training.loop import Run
 from decoct.training.signals import Interrupted
 from decoct.training.state import State
 
-__all__ = ["Guard", "History", "Interrupted", "ManagedUpdate", "Options", "State", "Update", "fit"]
+__all__ = ["Guard", "History", "Interrupted", "ManagedUpdate", "NonFinite", "Options", "State", "Update", "fit"]
 
 
 def fit(

@@ -149,6 +149,7 @@ class Run:
         return None
 
     def _end(self, resumed: int | None) -> History:
+        self._tell()
         best = self.best
         if best is not None and best.step is not None and self.student is not None:
             self.student.load_state_dict(best.weights)
@@ -167,7 +168,6 @@ class Run:
             self._record()
         if self.changed:
             self._save()
-            self._tell(force=True)
         return False
 
     def _advance(self) -> None:
@@ -377,7 +377,7 @@ class Run:
         self.position.seconds += now - self.begun
         self.begun = now
 
-    def _tell(self, force: bool = False) -> None:
+    def _tell(self) -> None:
         self.told = time.monotonic()
         if self.options.progress is not None:
             last = next((r for r in reversed(self.log.records) if r["kind"] == "train"), None)

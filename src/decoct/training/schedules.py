@@ -82,10 +82,10 @@ class Linear(Schedule):
 class Cosine(Schedule):
     """Half a cosine from `start` to `end`, after a straight rise from 0 during the fraction `warmup` of the run.
 
-    >>> Cosine(0.1).at(Clock(progress=0.5))
-    0.05
-    >>> Cosine(0.1, warmup=0.1).at(Clock(progress=0.05))
-    0.05
+    >>> Cosine(8, 2).at(Clock(progress=0.5))
+    5.0
+    >>> Cosine(8, warmup=0.5).at(Clock(progress=0.25))
+    4.0
     """
 
     use: ClassVar[str] = "cosine"
@@ -123,7 +123,7 @@ def _validate(value: Any) -> float | Schedule:
 Scalar = Annotated[
     Any,
     BeforeValidator(_validate),
-    PlainSerializer(lambda value: value.data() if isinstance(value, Schedule) else value),
+    PlainSerializer(lambda value: value.plain() if isinstance(value, Schedule) else value),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "object", "required": ["use"]}]}),
 ]
 """A number, or a schedule that gives one at each step: field type of weights and temperatures."""

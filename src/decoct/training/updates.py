@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -154,8 +154,8 @@ class Descent(ManagedUpdate):
                 f"accumulate is {len(window)} and processes {engine.processes}: a term of this objective relates the "
                 "samples of a batch to each other, so a batch cannot be split; set accumulate to 1, or drop the term"
             )
+        counts = [_counts(self.criterion.items(batch)) for batch in window]
         batches = [engine.move(batch) for batch in window]
-        counts = [self.criterion.items(batch) for batch in batches]
         totals = engine.totals(counts)
         self.optimizer.zero_grad()
         logged: dict[str, Tensor] = {}
@@ -182,9 +182,16 @@ class Descent(ManagedUpdate):
         self.engine.load_state_dict(state)
 
 
-def _share(items: Tensor | int, total: Tensor | int) -> Tensor | float:
-    if isinstance(total, torch.Tensor):
+def _counts(items: Items) -> dict[str, Tensor | float]:
+    """Numbers where they are on the CPU; tensors of an accelerator are not read, so nothing waits for it."""
+    return {name: each.double() if _away(each) else float(each) for name, each in items.items()}
+
+
+def _away(value: Tensor | int) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _share(items: Tensor | float, total: Tensor | float) -> Tensor | float:
+    if isinstance(total, Tensor):
         return items / total.clamp(min=1)
-    if isinstance(items, torch.Tensor):
-        return items / max(total, 1)
     return items / total if total else 0.0

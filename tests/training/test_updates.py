@@ -1,0 +1,197 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from training_toy import HandCriterion, Toy, equal_states, network, predictor
+
+from decoct.errors import RecipeError, ResourceError
+from decoct.training.budget import Budget
+from decoct.training.clock import Clock
+from decoct.training.fit import NonFinite, Options, State, fit
+from decoct.training.schedules import Linear
+from decoct.training.updates import Descent, Engine, descend
+
+
+def gradients_of(splits, student, teacher):
+    """Gradients of one window of the 13 samples, split into batches of these sizes."""
+    whole = Toy(sizes=(13,), dtype=torch.float64).make(0, 0)
+    window, start = [], 0
+    for size in splits:
+        part = slice(start, start + size)
+        window.append(type(whole)({"student": whole.side("student")[part]}, whole.target[part], whole.labelled[part]))
+        start += size
+    assert start == 13
+    student = copy.deepcopy(student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
+    before = [each.detach().clone() for each in student.parameters()]
+    update = Descent(predictor(student), {"teacher": predictor(teacher)}, HandCriterion(), optimizer)
+    logged = update(window, Clock())
+    return [a - b.detach() for a, b in zip(before, student.parameters())], logged
+
+
+@pytest.mark.parametrize("splits", [(6, 7), (1, 12), (4, 4, 5), (1,) * 13, (2, 3, 8)])
+def test_gradients_do_not_depend_on_the_split(splits):
+    student, teacher = network(0, torch.float64), network(1, torch.float64)
+    whole, logged = gradients_of((13,), student, teacher)
+    split, logged_split = gradients_of(splits, student, teacher)
+    for a, b in zip(whole, split):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    for name in ("loss", "kd", "cross_entropy"):
+        torch.testing.assert_close(logged[name], logged_split[name], rtol=0, atol=1e-10)
+
+
+def test_a_mean_of_means_would_differ():
+    """The case above can fail: equal shares give other gradients."""
+
+    class Equal(HandCriterion):
+        def items(self, batch):
+            return {"kd": 1, "cross_entropy": 1}
+
+    student, teacher = network(0, torch.float64), network(1, torch.float64)
+    whole, _ = gradients_of((13,), student, teacher)
+    batch = Toy(sizes=(13,), dtype=torch.float64).make(0, 0)
+    parts = [
+        type(batch)({"student": batch.side("student")[p]}, batch.target[p], batch.labelled[p])
+        for p in (slice(0, 2), slice(2, 13))
+    ]
+    before = [each.detach().clone() for each in student.parameters()]
+    update = Descent(
+        predictor(student), {"t": predictor(teacher)}, Equal(), torch.optim.SGD(student.parameters(), lr=1.0)
+    )
+    update(parts, Clock())
+    assert max((a - (b - c.detach())).abs().max() for a, b, c in zip(whole, before, student.parameters())) > 1e-3
+
+
+def test_a_window_without_labels_counts_nothing():
+    student, teacher = network(0), network(1)
+    window = [Toy().make(0, 0), Toy().make(0, 1)]
+    window = [type(b)(b.inputs, b.target, torch.zeros(8, dtype=torch.bool)) for b in window]
+    update = Descent(
+        predictor(student), {"t": predictor(teacher)}, HandCriterion(), torch.optim.SGD(student.parameters(), lr=0.1)
+    )
+    logged = update(window, Clock())
+    assert logged["cross_entropy"].item() == 0
+    assert logged["kd"].item() > 0
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_fit_is_bitwise_a_bare_loop(optimizer):
+    def build():
+        student = network(0, dropout=0.3)
+        return student, optimizer(student.parameters(), lr=0.05), network(1)
+
+    student, opt, teacher = build()
+    torch.manual_seed(5)
+    criterion, losses, source = HandCriterion(), [], Toy()
+    for epoch in range(3):
+        for i in range(len(source)):
+            batch = source.make(epoch, i)
+            with torch.no_grad():
+                taught = predictor(teacher)(batch)
+            loss, _ = criterion(predictor(student)(batch), {"t": taught}, batch, Clock())
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            losses.append(loss.item())
+
+    other, opt2, teacher2 = build()
+    torch.manual_seed(5)
+
+    @torch.no_grad()
+    def taught_by(batch):
+        return predictor(teacher2)(batch)
+
+    update = Descent(predictor(other), {"t": taught_by}, HandCriterion(), opt2)
+    history = fit(update, Toy(), State(student=other, optimizer=opt2), Budget(epochs=3), options=Options(log_every=1))
+    assert [record["loss"] for record in history.records] == losses
+    assert equal_states(student.state_dict(), other.state_dict())
+    assert equal_states(opt.state_dict(), opt2.state_dict())
+
+
+def test_a_term_that_relates_samples_is_not_split():
+    class Relation(HandCriterion):
+        splittable = False
+
+    student = network(0)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    update = Descent(predictor(student), {"t": predictor(network(1))}, Relation(), optimizer)
+    batch = Toy().make(0, 0)
+    update([batch], Clock())
+    with pytest.raises(RecipeError, match="set accumulate to 1"):
+        update([batch, batch], Clock())
+
+
+def test_learning_rate_follows_the_schedule_and_the_user_s_settings_stay():
+    student = network(0)
+    settings = {"lr": 0.5}
+    optimizer = torch.optim.SGD(student.parameters(), **settings)
+    update = Descent(predictor(student), {"t": predictor(network(1))}, HandCriterion(), optimizer, lr=Linear(0.1, 0.0))
+    update([Toy().make(0, 0)], Clock(progress=0.5))
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert update.settings(Clock(progress=0.25)) == {"weights": {"kd": 0.7, "cross_entropy": 0.5}, "lr": 0.1 * 0.75}
+    assert settings == {"lr": 0.5}
+
+
+def test_clipping_is_torch_s():
+    torch.manual_seed(0)
+    a, b = nn.Linear(4, 2), nn.Linear(4, 2)
+    b.load_state_dict(a.state_dict())
+    x = torch.randn(3, 4) * 10
+    one, two = (torch.optim.SGD(net.parameters(), lr=0.1) for net in (a, b))
+    descend(a(x).square().sum(), one, max_grad_norm=0.3)
+    b(x).square().sum().backward()
+    nn.utils.clip_grad_norm_(b.parameters(), 0.3)
+    two.step()
+    assert equal_states(a.state_dict(), b.state_dict())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_descend_takes_no_step_on_numbers_that_are_not_finite(bad):
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with pytest.raises(NonFinite, match="loss"):
+        descend(weight.sum() * bad, optimizer)
+    with pytest.raises(NonFinite, match="gradient"):
+        descend((weight - weight.detach()).abs().sqrt().sum(), optimizer)
+    assert weight.tolist() == [1.0, 2.0]
+
+
+def test_huge_but_finite_gradients_pass():
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    descend((weight * 1e30).sum(), torch.optim.SGD([weight], lr=1e-30))
+    assert weight.tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+
+
+def test_terms_may_not_take_the_log_s_names():
+    class Named(HandCriterion):
+        def weights(self, clock):
+            return {"loss": 1.0}
+
+    student = network(0)
+    with pytest.raises(RecipeError, match="'loss'"):
+        Descent(predictor(student), {}, Named(), torch.optim.SGD(student.parameters(), lr=0.1))
+
+
+def test_engine_says_what_it_cannot():
+    with pytest.raises(RecipeError, match="allowed: auto, cpu, cuda"):
+        Engine("tpu")
+    with pytest.raises(RecipeError, match="allowed: no, bf16, fp16"):
+        Engine("cpu", "fp32")
+    with pytest.raises(ResourceError, match="use bf16 or no"):
+        Engine("cpu", "fp16")
+
+
+def test_bf16_runs_models_in_half_precision_and_the_loss_in_full():
+    student, seen = network(0), []
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+
+    def forward(batch):
+        outputs = predictor(student)(batch)
+        seen.append(outputs.logits.dtype)
+        return outputs
+
+    update = Descent(forward, {"t": predictor(network(1))}, HandCriterion(), optimizer, Engine("cpu", "bf16"))
+    update([Toy().make(0, 0)], Clock())
+    assert seen == [torch.bfloat16]
+    assert all(each.dtype == torch.float32 for each in student.parameters())
