@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -29,6 +29,9 @@ class Task(Spec):
     All methods below `resolve` are for resolved Tasks.
     """
 
+    output: ClassVar[str] = "logits"
+    """The name of `program`'s output: "logits", or "values" where it is a number in its own units."""
+
     @abstractmethod
     def resolve(self, data: Dataset) -> Self:
         """Fills in from the training split what was left open; a resolved Task resolves to itself."""
@@ -44,6 +47,22 @@ class Task(Spec):
         `seeds` uint64 `[B]`: augment sample i by a generator seeded with `seeds[i]` (the same pixels for all sides);
         None: no augmentation.
         """
+
+    @abstractmethod
+    def from_loader(self, item: Any) -> Batch:
+        """The batch that an item of a user's loader stands for.
+
+        `(inputs, target)`, `(student_inputs, teacher_inputs, target)`, a mapping with the target under `target`,
+        `label` or `labels`, or inputs alone, which are unlabelled. RecipeError says what else came.
+        """
+
+    @abstractmethod
+    def target_of(self, value: Any) -> Tensor:
+        """A target in its own units (class ids, numbers) as `loss` takes it, and as logits are compared with it."""
+
+    @abstractmethod
+    def shaped_by(self, batch: Batch) -> Self:
+        """The Task with the input shapes of `raw: true` taken from a batch, as `example` and `interface` need them."""
 
     @abstractmethod
     def preprocessing(self, side: Side) -> nn.Module:

@@ -1,0 +1,181 @@
+"""Tokenizers of text tasks: trained on the data, or read from a folder; once resolved they hold their own JSON."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import Field
+
+from decoct.errors import DataError, RecipeError, ResourceError
+from decoct.spec import Catalogue, Spec
+from decoct.tasks.remember import Remembered
+from decoct.tasks.wordpiece import train_wordpiece
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+
+CATALOGUE = Catalogue(
+    "tokenizer",
+    {
+        "wordpiece": "decoct.tasks.tokenizers:WordPiece",
+        "pretrained": "decoct.tasks.tokenizers:Pretrained",
+    },
+)
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+UNKNOWN = "[UNK]"
+LONGEST_WORD = 100
+
+_ENGINES: Remembered[Any] = Remembered()
+
+
+class Tokenizer(Spec):
+    """Turns texts into ids. `text` is the tokenizer's JSON, empty until it is resolved; `padding` its padding token."""
+
+    text: str = ""
+    padding: str | None = None
+
+    @abstractmethod
+    def resolve(self, texts: Sequence[str]) -> Self:
+        """The same tokenizer with `text` and `padding` filled in, trained on `texts` where it is to be trained."""
+
+    def engine(self, max_length: int) -> Engine:
+        """The `tokenizers` object, cutting at `max_length` ids, special ones included, and not padding."""
+        assert self.text, "a tokenizer that is not resolved"
+        return _ENGINES.get(self, max_length, lambda: _engine(self.text, max_length))
+
+    def vocabulary_size(self) -> int:
+        """One more than the largest id."""
+        return int(max(self.engine(512).get_vocab().values())) + 1
+
+    def padding_id(self) -> int:
+        """The id that fills up short texts."""
+        assert self.padding is not None
+        found = self.engine(512).token_to_id(self.padding)
+        if found is None:
+            raise RecipeError(f"padding: {self.padding!r} is no token of the tokenizer; give one of its tokens")
+        return int(found)
+
+    def shipped(self, max_length: int) -> str:
+        """tokenizer.json that also cuts and pads, as the exported graph expects it."""
+        engine = _engine(self.text, max_length)
+        engine.enable_padding(pad_id=self.padding_id(), pad_token=self.padding)
+        return str(engine.to_str(pretty=False))
+
+
+class WordPiece(Tokenizer):
+    """WordPiece with BERT's rules, trained on the training split: `size` of the vocabulary, `lowercase`.
+
+    The vocabulary depends on the texts alone, not on their order, the machine or the run.
+    """
+
+    use: ClassVar[str] = "wordpiece"
+    size: int = Field(default=8000, ge=len(SPECIAL) + 1)
+    lowercase: bool = True
+
+    def resolve(self, texts: Sequence[str]) -> Self:
+        if self.text:
+            return self
+        library = require_tokenizers()
+        normalizer = library.normalizers.BertNormalizer(lowercase=self.lowercase)
+        splitter = library.pre_tokenizers.BertPreTokenizer()
+        words: Counter[str] = Counter()
+        for text in texts:
+            words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+        kept = {word: count for word, count in words.items() if len(word) <= LONGEST_WORD and word not in SPECIAL}
+        pieces = [*SPECIAL, *train_wordpiece(kept, self.size - len(SPECIAL))]
+        if len(pieces) > self.size:
+            raise RecipeError(
+                f"tokenizer.size: {self.size} cannot hold the {len(pieces)} characters of the texts; raise it"
+            )
+        model = library.models.WordPiece(
+            {piece: i for i, piece in enumerate(pieces)}, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD
+        )
+        engine = library.Tokenizer(model)
+        engine.normalizer, engine.pre_tokenizer = normalizer, splitter
+        engine.decoder = library.decoders.WordPiece()
+        engine.add_special_tokens(list(SPECIAL))
+        start, end = engine.token_to_id("[CLS]"), engine.token_to_id("[SEP]")
+        engine.post_processor = library.processors.BertProcessing(("[SEP]", end), ("[CLS]", start))
+        return self.replace(text=engine.to_str(pretty=False), padding="[PAD]")
+
+
+class Pretrained(Tokenizer):
+    """The tokenizer.json of a local folder in the transformers format, or the file itself.
+
+    `padding` is read from tokenizer_config.json beside it where it is left out.
+    """
+
+    use: ClassVar[str] = "pretrained"
+    path: Path
+
+    def resolve(self, texts: Sequence[str]) -> Self:
+        if self.text:
+            return self
+        require_tokenizers()
+        file = self.path / "tokenizer.json" if self.path.is_dir() else self.path
+        if not file.is_file():
+            raise DataError(
+                f"tokenizer.path={self.path}: no tokenizer.json there; write one with "
+                "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+            )
+        try:
+            text = file.read_text(encoding="utf-8")
+            content = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{file}: no JSON ({error})") from None
+        found = self.replace(text=text, padding=self.padding or _padding_token(file.parent, content))
+        found.padding_id()
+        return found
+
+
+def as_tokenizer(value: Any) -> Any:
+    """Plain data for a tokenizer: a name alone is the entry with its defaults."""
+    return {"use": value} if isinstance(value, str) else value
+
+
+def require_tokenizers() -> Any:
+    """The `tokenizers` library; ResourceError says how to install it."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ResourceError("text tasks need tokenizers; pip install 'decoct[nlp]'") from None
+    return tokenizers
+
+
+def _engine(text: str, max_length: int) -> Engine:
+    library = require_tokenizers()
+    try:
+        engine = library.Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise DataError(f"the tokenizer's JSON cannot be read ({error})") from None
+    engine.no_padding()
+    if max_length <= engine.num_special_tokens_to_add(False):
+        raise RecipeError(f"max_length: {max_length} leaves no room beside the special tokens; raise it")
+    engine.enable_truncation(max_length)
+    return engine
+
+
+def _padding_token(folder: Path, content: dict[str, Any]) -> str:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        if file.is_file():
+            token = json.loads(file.read_text(encoding="utf-8")).get("pad_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                return token
+    padding = content.get("padding")
+    if isinstance(padding, dict) and isinstance(padding.get("pad_token"), str):
+        return str(padding["pad_token"])
+    added = [each.get("content", "") for each in content.get("added_tokens", [])]
+    known = [token for token in ("[PAD]", "<pad>") if token in added]
+    if known:
+        return known[0]
+    raise RecipeError(
+        f"tokenizer.padding: {folder} names no padding token; give one of its tokens, as {', '.join(added[:5])}"
+    )
