@@ -51,8 +51,8 @@ def test_python_and_data_agree():
     r = recipe(seed=3)
     names = {name: getattr(dc, name) for name in dc.__all__}
     assert eval(repr(r), names) == r
-    assert dc.Recipe.parse(r.data()) == r
-    assert dc.Recipe.parse(r.data(defaults=False)) == r
+    assert dc.Recipe.parse(r.plain()) == r
+    assert dc.Recipe.parse(r.plain(defaults=False)) == r
 
 
 def test_seeds_repeat_the_student_and_not_the_teacher():

@@ -19,9 +19,9 @@ def test_plain_data_and_repr_give_the_same_spec(weight, temperature):
     spec = weight * dc.KD(temperature=temperature) + dc.CrossEntropy()
     names = {"KD": dc.KD, "CrossEntropy": dc.CrossEntropy, "Sum": Sum}
     assert eval(repr(spec), names) == spec
-    assert Choice("decoct.objectives").validate(spec.data()) == spec
-    assert Choice("decoct.objectives").validate(spec.data(defaults=False)) == spec
-    assert hash(Choice("decoct.objectives").validate(spec.data())) == hash(spec)
+    assert Choice("decoct.objectives").validate(spec.plain()) == spec
+    assert Choice("decoct.objectives").validate(spec.plain(defaults=False)) == spec
+    assert hash(Choice("decoct.objectives").validate(spec.plain())) == hash(spec)
 
 
 def test_specs_differ_by_any_field():

@@ -75,7 +75,7 @@ class Recipe(Spec):
 
     def yaml(self, *, defaults: bool = False) -> str:
         """This recipe as YAML; with `defaults`, every setting."""
-        return recipe_file.dump(self.data(defaults=defaults))
+        return recipe_file.dump(self.plain(defaults=defaults))
 
     def python(self) -> str:
         """This recipe as Python."""

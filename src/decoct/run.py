@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
+from decoct.models.saved import Saved
 from decoct.steps.base import Context, Step
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _settings(step: Step) -> dict[str, Any]:
-    data = step.data()
+    data = step.plain()
     return {name: value for name, value in data.items() if name not in ("name", "inputs", "checkpoint_seconds")}
 
 
@@ -371,7 +372,7 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
             machine = records.get("machine", machine)
     return {
         "decoct": metadata.version("decoct"),
-        "recipe": recipe.data(defaults=False),
+        "recipe": recipe.plain(defaults=False),
         "seed": recipe.seed,
         "seeds": sorted({node.seed for node in nodes}),
         "device": execution.options.device,

@@ -105,14 +105,14 @@ class Spec(BaseModel, metaclass=_SpecMeta):
         except ValidationError as error:
             raise as_recipe_error(error, cls.__name__) from None
 
-    def data(self, *, defaults: bool = True) -> dict[str, Any]:
+    def plain(self, *, defaults: bool = True) -> dict[str, Any]:
         """Plain data (str, int, float, bool, None, list, dict) from which `parse` makes this Spec again."""
         full: dict[str, Any] = json.loads(self.model_dump_json())
         return full if defaults else _without_defaults(self, full)
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of all fields."""
-        text = json.dumps(self.data(), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.plain(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def replace(self, **fields: Any) -> Self:
@@ -223,7 +223,7 @@ class Choice:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
             self.validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.data()),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.plain()),
         )
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:

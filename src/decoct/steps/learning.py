@@ -220,7 +220,7 @@ def _save(student: Student, history: History, context: Context) -> Artifact:
             probe=probe,
             given=context.given,
         )
-        draft.write_json("task.json", task.data())
+        draft.write_json("task.json", task.plain())
         draft.write_json("history.json", {"best": history.best, "steps": history.steps})
         if (context.work / "log.jsonl").is_file():
             shutil.copy(context.work / "log.jsonl", draft.folder / "log.jsonl")
