@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from decoct.errors import IntegrityError
+from decoct.errors import IntegrityError, ResourceError
 
 Kind = Literal["model", "estimator", "exported", "store", "data", "records"]
 MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SEAL = "sha256"
+"""Key of the manifest's checksum of itself."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def writing(
     """Writes an artifact whole or not at all.
 
     The body writes into `draft.folder`, a temporary neighbour; after it, a manifest with the SHA-256 of each file is
-    added, everything is synced and the folder renamed to its place. After an exception nothing is left.
+    added, everything is synced and the folder renamed to its place. After an exception nothing is left;
+    a full disk raises ResourceError.
     """
     folder = Path(folder)
     draft = Draft(folder.with_name(f".{folder.name}.writing"))
@@ -96,11 +101,15 @@ def writing(
             "meta": {**(meta or {}), **draft.meta},
             "files": _checksums(draft.folder),
         }
-        (draft.folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        manifest = json.loads(json.dumps(manifest))
+        text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1, sort_keys=True)
+        (draft.folder / MANIFEST).write_text(text, encoding="utf-8")
         sync_tree(draft.folder)
         move_into_place(draft.folder, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft.folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise ResourceError(f"{folder}: no space left on the disk; free some and run again") from error
         raise
 
 
@@ -119,17 +128,21 @@ class Draft:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`; IntegrityError if it is absent or no JSON object."""
+    """The manifest of `folder`; IntegrityError if it is absent or differs from its own checksum."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
+        if isinstance(manifest, dict) and manifest.pop(SEAL, None) == _seal(manifest):
             return manifest
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise IntegrityError(f"{path} is missing: this folder holds no whole artifact") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         pass
     raise IntegrityError(f"{path} is damaged")
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def damaged(folder: Path) -> list[str]:
@@ -144,7 +157,7 @@ def damaged(folder: Path) -> list[str]:
             wrong.append(f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written")
         elif sha256(path) != expected["sha256"]:
             wrong.append(f"{name} is damaged: its SHA-256 differs from the manifest")
-    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     wrong += [f"{name} was added" for name in sorted(present - set(manifest["files"]) - {MANIFEST})]
     return wrong
 
@@ -156,12 +169,18 @@ def sha256(path: Path) -> str:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes one file whole or not at all: temporary neighbour, sync, rename."""
+    """Writes one file whole or not at all: temporary neighbour, sync, rename. ResourceError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise ResourceError(f"{path}: no space left on the disk; free some and run again") from error
+        raise
     _sync(path.parent)
 
 
@@ -171,7 +190,12 @@ def move_into_place(temporary: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
         folder.rename(aside)
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
     _sync(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -185,7 +209,7 @@ def sync_tree(folder: Path) -> None:
 
 def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -99,31 +100,86 @@ def split_path(path: str) -> tuple[str, int, str | None]:
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`; PathError names the nearest right ones."""
-    modules = dict(model.named_modules())
-    if path in modules:
-        return modules[path]
-    names = [name for name in modules if name]
+    """The submodule at `path`, by any of its names; PathError names the nearest right ones."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     raise PathError(f"{type(model).__name__} has no module {path!r}; {did_you_mean(path, names)}")
 
 
-class Captured(Mapping[str, Any]):
-    """What `capture` saw: a mapping from the paths asked for to the outputs of their modules."""
+class Captured(Mapping[str, Tensor]):
+    """What `capture` saw: a mapping from the paths asked for to the outputs of their modules.
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = paths
-        self.calls: dict[str, list[Any]] = {split_path(path)[0]: [] for path in paths}
+    A feature is what the module returned, also where a later operation changes that tensor in place (`x += shortcut`,
+    an in-place ReLU): the first time, a module's output is copied; where it then proves untouched, never again.
+    """
 
-    def __getitem__(self, path: str) -> Any:
-        if path not in self._paths:
-            raise KeyError(path)
-        return _pick(path, self.calls)
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+        self._model = model
+        self._paths = {path: split_path(path) for path in paths}
+        self._found: dict[str, Tensor | PathError] = {}
+        self._calls = {name: 0 for name, _, _ in self._paths.values()}
+        self._watched: list[tuple[str, nn.Module, Tensor, int]] = []
+
+    def __getitem__(self, path: str) -> Tensor:
+        name = self._paths[path][0]
+        found = self._found.get(path)
+        if found is None:
+            raise PathError(
+                f"feature path {path!r}: the module was called {self._calls[name]} times in this forward pass"
+            )
+        if isinstance(found, PathError):
+            raise found
+        if self._calls[name] > 1 and "#" not in path and name not in dict(self._model.named_modules()):
+            raise PathError(
+                f"feature path {path!r}: a shared module, called {self._calls[name]} times; say which: {name}#N"
+            )
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def hooks(self) -> Iterator[tuple[str, Callable[[nn.Module, Any, Any], None]]]:
+        """Module paths, and the forward hook of each, which keeps what was asked for and nothing else."""
+        for name in self._calls:
+            wanted = [(path, call, item) for path, (of, call, item) in self._paths.items() if of == name]
+            yield name, self._keeper(name, wanted)
+
+    def _keeper(
+        self, name: str, wanted: Sequence[tuple[str, int, str | None]]
+    ) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            for path, call, item in wanted:
+                if call == self._calls[name]:
+                    self._found[path] = self._kept(path, module, _pick(path, name, item, output))
+            self._calls[name] += 1
+
+        return keep
+
+    def _kept(self, path: str, module: nn.Module, value: Tensor | PathError) -> Tensor | PathError:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_inference() or torch.compiler.is_compiling():
+            return value.clone()
+        self._watched.append((path, module, value, value._version))
+        return value.clone() if _CHANGED.get(module, True) else value
+
+    def settle(self) -> None:
+        """Learns from a finished forward pass which modules' outputs are changed in place after them."""
+        for path, module, value, version in self._watched:
+            changed = value._version != version
+            if changed and self._found[path] is value:
+                self._found[path] = PathError(f"feature path {path!r}: changed in place in this pass and not before it")
+            _CHANGED[module] = changed or (module in _CHANGED and _CHANGED[module])
+        self._watched.clear()
+
+
+_CHANGED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether what follows a module changes its output in place, for modules that were captured before."""
 
 
 @contextmanager
@@ -139,39 +195,28 @@ def capture(model: nn.Module, paths: Iterable[str]) -> Iterator[Captured]:
     >>> features["0"].shape
     torch.Size([1, 3])
     """
-    found = Captured(tuple(dict.fromkeys(paths)))
+    found = Captured(model, tuple(dict.fromkeys(paths)))
     handles = []
     try:
-        for name, seen in found.calls.items():
-            handles.append(find_module(model, name).register_forward_hook(_keeper(seen)))
+        for name, keep in found.hooks():
+            handles.append(find_module(model, name).register_forward_hook(keep))
         yield found
+        found.settle()
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _keeper(seen: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append(output)
-
-    return keep
-
-
-def _pick(path: str, calls: Mapping[str, list[Any]]) -> Any:
-    name, call, item = split_path(path)
-    seen = calls[name]
-    if call >= len(seen):
-        raise PathError(f"feature path {path!r}: the module was called {len(seen)} times in this forward pass")
-    value = seen[call]
-    if item is None:
-        if isinstance(value, Tensor):
-            return value
-        raise PathError(f"feature path {path!r}: the module returns {_describe(value)}; choose one with {name}[ITEM]")
-    try:
-        value = value[int(item)] if item.isdigit() else value[item]
-    except (KeyError, IndexError, TypeError):
-        raise PathError(f"feature path {path!r}: no item {item} in {_describe(value)}") from None
-    return value
+def _pick(path: str, name: str, item: str | None, value: Any) -> Tensor | PathError:
+    """The tensor that a path asks for in a module's output, or the error that reading it will raise."""
+    if item is not None:
+        try:
+            value = value[int(item)] if item.isdigit() else value[item]
+        except (KeyError, IndexError, TypeError):
+            return PathError(f"feature path {path!r}: no item {item} in {_describe(value)}")
+    if isinstance(value, Tensor):
+        return value
+    return PathError(f"feature path {path!r}: this is {_describe(value)}, no tensor; choose one with {name}[ITEM]")
 
 
 def _describe(value: Any) -> str:
@@ -191,12 +236,20 @@ def _move(value: Any, device: torch.device | str, memo: dict[int, Any]) -> Any:
     elif isinstance(value, Mapping):
         moved = {key: _move(each, device, memo) for key, each in value.items()}
     elif isinstance(value, tuple | list):
-        moved = type(value)(_move(each, device, memo) for each in value)
+        parts = [_move(each, device, memo) for each in value]
+        moved = type(value)(*parts) if _is_named(value) else type(value)(parts)
     memo[id(value)] = moved
     return moved
 
 
+def _is_named(value: Any) -> bool:
+    return isinstance(value, tuple) and type(value) is not tuple and "_fields" in vars(type(value))
+
+
 def _length(value: Any) -> int:
+    """Samples in a value: a mapping or tuple bundles several inputs, a list holds one entry for each sample."""
     if isinstance(value, Mapping):
         return _length(next(iter(value.values())))
+    if isinstance(value, tuple):
+        return _length(value[0])
     return len(value)

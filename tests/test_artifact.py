@@ -1,0 +1,125 @@
+"""Artifacts: whole or not at all, and every flipped bit is found."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoct.artifact import MANIFEST, Artifact, damaged, sha256, write_whole, writing
+from decoct.errors import IntegrityError, ResourceError
+
+
+def make(folder: Path, text: str = "hello") -> Artifact:
+    with writing(folder, kind="records", name="one", key="k", lineage={"model": "abc"}, meta={"side": "student"}) as d:
+        (d.folder / "sub").mkdir()
+        (d.folder / "sub" / "a.txt").write_text(text)
+        d.write_json("b.json", {"x": [1, 2]})
+        d.scores["accuracy"] = 0.5
+        d.meta[3] = "three"  # type: ignore[index]
+    return Artifact.load(folder)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    artifact = make(tmp_path / "one")
+    assert artifact.kind == "records"
+    assert artifact.scores == {"accuracy": 0.5}
+    assert artifact.meta == {"side": "student", "3": "three"}
+    assert artifact.lineage == {"model": "abc"}
+    assert artifact.json("b.json") == {"x": [1, 2]}
+    assert sha256(artifact.file("sub/a.txt")) == hashlib.sha256(b"hello").hexdigest()
+    assert artifact.hash == make(tmp_path / "two").hash != make(tmp_path / "three", "other").hash
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "three", "two"]
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """Also those of the manifest itself."""
+    make(tmp_path / "one")
+    for name in ("sub/a.txt", "b.json", MANIFEST):
+        path = tmp_path / "one" / name
+        whole = path.read_bytes()
+        for position in range(0, len(whole), 7):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << position % 8
+            path.write_bytes(flipped)
+            if name == MANIFEST and flipped.split() == whole.split():
+                continue
+            with pytest.raises(IntegrityError):
+                Artifact.load(tmp_path / "one")
+        path.write_bytes(whole)
+    Artifact.load(tmp_path / "one")
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter", "damaged", "added"])
+def test_damage_is_named(tmp_path: Path, change: str) -> None:
+    folder = make(tmp_path / "one").folder
+    file = folder / "sub" / "a.txt"
+    if change == "missing":
+        file.unlink()
+    elif change == "added":
+        (folder / "c.txt").write_text("")
+    else:
+        file.write_text("hell" if change == "shorter" else "hellO")
+    words = {"missing": "sub/a.txt is missing", "shorter": "4 bytes, 5", "damaged": "is damaged", "added": "c.txt was"}
+    assert words[change] in damaged(folder)[0]
+    with pytest.raises(IntegrityError, match=words[change]):
+        Artifact.load(folder)
+    Artifact.load(folder, verify=False)
+
+
+def test_an_exception_leaves_what_stood_there(tmp_path: Path) -> None:
+    make(tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "one", kind="records", name="one") as draft:
+        (draft.folder / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert Artifact.load(tmp_path / "one").json("b.json") == {"x": [1, 2]}
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_second_artifact_replaces_the_first(tmp_path: Path) -> None:
+    make(tmp_path / "one")
+    assert make(tmp_path / "one", "new").file("sub/a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_no_artifact_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(IntegrityError, match="no whole artifact"):
+            Artifact.load(folder)
+    with pytest.raises(IntegrityError, match="missing"):
+        make(tmp_path / "one").file("absent.json")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_a_lack_of_resources(tmp_path: Path) -> None:
+    def fill_up(target: Path) -> None:
+        with target.open("wb", buffering=0) as file:
+            file.write(b"x")
+
+    with pytest.raises(ResourceError, match="no space left"), writing(tmp_path / "one", kind="data", name="x") as draft:
+        os.symlink("/dev/full", draft.folder / "x")
+        fill_up(draft.folder / "x")
+    os.symlink("/dev/full", tmp_path / ".y.writing")
+    with pytest.raises(ResourceError, match="no space left"):
+        write_whole(tmp_path / "y", b"text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_failures_keep_their_own_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, writing(tmp_path / "one", kind="data", name="x"):
+        raise OSError(errno.EACCES, "no")
+    assert caught.value.errno == errno.EACCES
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=25, deadline=None)
+def test_write_whole_writes_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("whole") / "deep" / "file"
+    write_whole(path, b"before")
+    write_whole(path, content)
+    assert path.read_bytes() == content
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
