@@ -84,12 +84,16 @@ def _kl_to_mixture(log_a: Tensor, log_b: Tensor, w: float) -> Tensor:
     """KL(a ‖ (1−w)a + wb) = −Σ a·log((1−w) + w·b/a); exactly 0 where a = b, accurate where they are near."""
     if w == 1:
         return kl_rows(log_a, log_b)
+    if w == 0:
+        return 0 * (log_a.exp() + log_b.exp()).sum(-1)
     dead = log_a == -torch.inf
     gap = log_b.masked_fill(dead, 0.0) - log_a.masked_fill(dead, 0.0)
-    below, above = gap.clamp(max=0), gap.clamp(min=0)
-    small = torch.log1p(w * torch.expm1(below))
-    large = above + torch.log1p((1 - w) * torch.expm1(-above))
-    return -weigh(log_a.exp(), torch.where(gap <= 0, small, large)).sum(-1)
+    below, above = gap.clamp(max=-1), gap.clamp(min=1)
+    near = torch.log1p(w * torch.expm1(gap.clamp(-1, 1)))
+    low = torch.log((1 - w) + w * below.exp())
+    high = above + torch.log(w + (1 - w) * (-above).exp())
+    log_ratio = torch.where(gap.abs() <= 1, near, torch.where(gap < 0, low, high))
+    return -weigh(log_a.exp(), log_ratio).sum(-1)
 
 
 def _support(student: Tensor, teacher: Tensor, beta: float, k: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator
 from torch import Tensor
@@ -52,7 +52,12 @@ def only(teachers: Mapping[str, Outputs]) -> Outputs:
 
 
 class LogitsObjective(Objective):
-    """An objective that is a function of the two sides' logits and perhaps the target."""
+    """An objective that is a function of the two sides' logits and perhaps the target.
+
+    `classes`: it reads the logits as one distribution over classes, so that predicted numbers are refused.
+    """
+
+    classes: ClassVar[bool] = True
 
     @abstractmethod
     def value(
@@ -70,7 +75,18 @@ class LogitsObjective(Objective):
                     f"{self.label}: student logits {list(student.shape)} and teacher logits {list(teacher.shape)}; "
                     f"the shapes must be equal"
                 )
+        if self.classes:
+            self._refuse_numbers(student, probe)
         return LogitsTerm(self, probe)
+
+    def _refuse_numbers(self, student: Tensor, probe: Probe) -> None:
+        target = probe.batch.target
+        numbers = self.supervised and (not isinstance(target, Tensor) or target.is_floating_point())
+        if numbers or (self.taught and student.shape[-1] == 1):
+            raise RecipeError(
+                f"{self.label}: it is for classes, and task {probe.task.use!r} has outputs {list(student.shape)} "
+                f"that are no distribution over classes; use task_loss, regression_kd or logit_mse"
+            )
 
 
 class LogitsTerm(Term):

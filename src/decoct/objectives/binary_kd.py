@@ -36,6 +36,7 @@ class BinaryKD(LogitsObjective):
     """Draws each label's probability to the teacher's, for multi-label tasks."""
 
     use: ClassVar[str] = "binary_kd"
+    classes: ClassVar[bool] = False
     temperature: Temperature = 1.0
 
     def value(

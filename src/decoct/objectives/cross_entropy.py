@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from decoct.errors import RecipeError
 from decoct.objectives._logits import LogitsObjective
 from decoct.objectives._numeric import (
     class_target,
@@ -18,7 +17,6 @@ from decoct.objectives._numeric import (
     refuse_unless,
     refuse_unlike_mask,
 )
-from decoct.objectives.base import Probe, Term
 from decoct.training.clock import Clock
 
 
@@ -62,13 +60,3 @@ class CrossEntropy(LogitsObjective):
     ) -> Tensor:
         assert target is not None
         return cross_entropy(student, target, label_smoothing=self.label_smoothing, mask=mask)
-
-    def build(self, probe: Probe) -> Term:
-        """The running term; RecipeError for a task whose targets are not classes."""
-        target = probe.batch.target
-        if not isinstance(target, Tensor) or target.is_floating_point():
-            raise RecipeError(
-                f"{self.label}: the targets of task {probe.task.use!r} are not class ids; "
-                f"use task_loss, the task's own loss"
-            )
-        return super().build(probe)

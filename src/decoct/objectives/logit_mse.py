@@ -37,6 +37,7 @@ class LogitMSE(LogitsObjective):
     """Squared distance between the logits (Ba and Caruana 2014); for regression, between the predictions."""
 
     use: ClassVar[str] = "logit_mse"
+    classes: ClassVar[bool] = False
     temperature: Temperature = 1.0
 
     def value(

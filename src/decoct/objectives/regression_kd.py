@@ -53,6 +53,7 @@ class RegressionKD(LogitsObjective):
     """Pulls predictions to the target while the student errs more than the teacher, and to the teacher (Chen 2017)."""
 
     use: ClassVar[str] = "regression_kd"
+    classes: ClassVar[bool] = False
     supervised: ClassVar[bool] = True
     margin: float = Field(default=0.0, ge=0)
 
