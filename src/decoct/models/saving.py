@@ -50,8 +50,8 @@ def save_model(
         deltas = describe(module, _structure(base, interface, given))
         tensors, aliases = _stored(module)
         record = {
-            "base": base.data(),
-            "interface": interface.data(),
+            "base": base.plain(),
+            "interface": interface.plain(),
             "side": side,
             "stages": [{"use": "deltas", "deltas": deltas}] if deltas else [],
             "aliases": aliases,
