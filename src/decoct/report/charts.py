@@ -87,7 +87,7 @@ def heat(title: str, labels: Sequence[str], matrix: Sequence[Sequence[float]]) -
     domain = [str(label) for label in labels]
     axis = {"labelOverlap": True, "grid": False}
     spec = {
-        "height": {"step": 12} if len(domain) <= 40 else 480,
+        "height": max(240, 11 * len(domain)),
         "mark": {"type": "rect", "tooltip": True},
         "encoding": {
             "x": {"field": "answer", "type": "nominal", "sort": None, "scale": {"domain": domain}, "axis": axis},

@@ -35,7 +35,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
             ", ".join(str(seed) for seed in results.seeds) or ("" if results.seed is None else str(results.seed)),
         ),
         ("Device", results.device),
-        ("Machine", _pairs(results.machine)),
+        ("Machine", _pairs({k: v for k, v in results.machine.items() if k != "versions"})),
         ("Wall time", "" if results.wall_s is None else units.seconds(results.wall_s)),
         ("Versions", _pairs({"decoct": results.decoct, **results.versions} if results.decoct else results.versions)),
     ]
@@ -86,9 +86,13 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key.replace('_', ' ')} {_plain(value)}" for key, value in values.items() if value not in ("", None)
-    )
+    return ", ".join(_pair(key, value) for key, value in values.items() if value not in ("", None))
+
+
+def _pair(key: str, value: Any) -> str:
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return f"{key.removesuffix('_bytes').replace('_', ' ')} {units.size(value)}"
+    return f"{key.replace('_', ' ')} {_plain(value)}"
 
 
 def _plain(value: Any) -> str:

@@ -58,6 +58,7 @@ class Latency(Record):
     mean_ms: Number = None
     repeats: int | None = None
     noisy: bool | None = None
+    reason: str | None = None
     throughput_per_s: Number = None
 
     def comparable(self, other: Latency) -> bool:

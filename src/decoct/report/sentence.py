@@ -269,12 +269,11 @@ def _fidelity(results: Results, subject: ModelRecord) -> Iterator[Finding]:
 
 
 def _warnings(results: Results) -> Iterator[Finding]:
-    noisy = [model.name for model in results.models if model.latency and model.latency.noisy]
+    noisy = [(model.name, model.latency.reason) for model in results.models if model.latency and model.latency.noisy]
     if noisy:
+        told = join([f"{name} ({reason})" if reason else name for name, reason in noisy])
         yield Finding(
-            f"The latency of {join(noisy)} was noisy (other work ran on the machine): take the speed as rough and "
-            "measure again on a quiet machine.",
-            "warning",
+            f"The latency of {told} was noisy: take the speed as rough and measure again on a quiet machine.", "warning"
         )
     teacher = teacher_of(results)
     if teacher is not None and teacher.latency is not None:

@@ -1,0 +1,102 @@
+import json
+import math
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decoct.report.charts import training, validation
+from decoct.report.curves import Curve, largest_triangles, read_log, thinned
+
+
+def reference(x, y, limit):
+    """LTTB as Steinarsson's thesis words it, by whole triangle areas."""
+    if len(x) <= limit:
+        return list(range(len(x)))
+    buckets = [[0]]
+    inner = list(range(1, len(x) - 1))
+    for k in range(limit - 2):
+        buckets.append(inner[len(inner) * k // (limit - 2) : len(inner) * (k + 1) // (limit - 2)])
+    buckets.append([len(x) - 1])
+    kept = [0]
+    for bucket, after in pairwise(buckets[1:]):
+        cx, cy = sum(x[i] for i in after) / len(after), sum(y[i] for i in after) / len(after)
+        ax, ay = x[kept[-1]], y[kept[-1]]
+        areas = {i: abs(ax * (y[i] - cy) + x[i] * (cy - ay) + cx * (ay - y[i])) / 2 for i in bucket}
+        kept.append(max(areas, key=areas.get))
+    return [*kept, len(x) - 1]
+
+
+values = st.lists(st.integers(-1000, 1000), min_size=1, max_size=200)
+
+
+@given(values, st.integers(2, 50))
+def test_thinning_keeps_the_ends_and_the_order(y, limit):
+    kept = largest_triangles(range(len(y)), y, limit)
+    assert len(kept) == min(len(y), limit)
+    assert kept == sorted(set(kept))
+    assert kept[0] == 0
+    assert kept[-1] == len(y) - 1
+
+
+def test_thinning_agrees_with_the_thesis():
+    x = [float(i) for i in range(997)]
+    y = [math.sin(i / 9) * math.exp(-i / 300) + 0.2 * math.sin(i * 1.7) for i in x]
+    assert largest_triangles(x, y, 40) == reference(x, y, 40)
+
+
+def test_a_spike_survives():
+    y = [0.0] * 10_000
+    y[4321] = 7.0
+    assert max(thinned(Curve("s", 0, "total", list(map(float, range(10_000))), y), 100).y) == 7.0
+
+
+def test_the_log_is_read_by_kind_step_seed_and_term(write, records):
+    log = read_log(write(records.digits(2), records.log(2, steps=100)))
+    found = {(curve.step, curve.seed, curve.name): curve for curve in log.losses}
+    assert log.steps() == ["teacher", "student_alone", "student"]
+    assert {name for step, _, name in found if step == "student"} == {"total", "kd", "cross_entropy"}
+    kd = found[("student", 1, "kd")]
+    assert kd.x == [10.0 * k for k in range(1, 11)]
+    assert any(curve.varies() for curve in log.weights if curve.name == "kd")
+    assert not any(curve.varies() for curve in log.weights if curve.name == "cross_entropy")
+    assert {curve.name for curve in log.validation} == {"accuracy"}
+
+
+def test_odd_lines_are_passed_over_and_counted(write, records):
+    folder = write(records.digits(1), [])
+    good = {"step": "s", "seed": 0, "kind": "train", "at": 3, "loss": 1.5}
+    lines = [
+        json.dumps(good),
+        json.dumps({**good, "kind": "surprise"}),
+        json.dumps({**good, "at": 4, "loss": math.nan}),
+        json.dumps({**good, "at": 3, "loss": 1.25}),
+        "[1, 2]",
+        '{"step": "s", "kind": "tra',
+    ]
+    (folder / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    log = read_log(folder)
+    assert [(curve.x, curve.y) for curve in log.losses] == [([3.0], [1.25])]
+    assert log.lost == 2
+
+
+def test_no_log_no_curves(write, records):
+    log = read_log(write(records.digits(1)))
+    assert training(log) == []
+    assert validation(log, "accuracy") is None
+
+
+def test_pictures_of_training(write, records):
+    log = read_log(write(records.digits(5), records.log(5)))
+    titles = [chart.title for chart in training(log)]
+    assert titles == [
+        "Loss of teacher",
+        "Loss of student_alone",
+        "Loss of student",
+        "Weights of student",
+        "Learning rate",
+    ]
+    chart = validation(log, "accuracy")
+    assert chart is not None
+    assert chart.rows == 5 * 3 * 12
+    assert all(len(chart.data[name]) == chart.rows for name in ("x", "y"))
