@@ -60,6 +60,8 @@ def occurrences(keys: np.ndarray, columns: Mapping[str, Any]) -> np.ndarray:
     >>> occurrences(np.array([7, 5, 7, 7], np.uint64), {})
     array([0, 0, 1, 2])
     """
+    if len(keys) == 0:
+        return np.zeros(0, np.int64)
     target = columns.get("label", columns.get("value"))
     extra = [] if target is None else list(np.asarray(target).reshape(len(keys), -1).T)
     order = np.lexsort((np.arange(len(keys)), *extra, keys))

@@ -14,7 +14,7 @@ from decoct.data.base import Split
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch, Outputs, Predictor
 from decoct.tasks.metrics import class_fidelity, classification_scores, confusion_matrix
-from decoct.tasks.supervised import Supervised, checked_logits, predictions
+from decoct.tasks.supervised import Supervised, checked_logits, logits_on, predictions
 
 IGNORED = -100
 
@@ -52,8 +52,10 @@ class Classification(Supervised):
         return classification_scores(logits, labels, self.metric[0])
 
     def fidelity(self, predict: Predictor, teacher: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
-        seen = list(batches)
-        return class_fidelity(_all_logits(predict, seen), _all_logits(teacher, seen))
+        pairs = [(logits_on(predict, batch), logits_on(teacher, batch)) for batch in batches]
+        if not pairs:
+            raise DataError("there is no batch to compare on")
+        return class_fidelity(np.concatenate([own for own, _ in pairs]), np.concatenate([other for _, other in pairs]))
 
     def confusion(self, predict: Predictor, batches: Iterable[Batch]) -> tuple[tuple[str, ...], np.ndarray]:
         """Class names and int64 `[C, C]`: rows are the labels, columns what was predicted."""
@@ -102,13 +104,6 @@ def class_target(split: Split, indices: np.ndarray) -> Tensor:
     if split.labelled is not None:
         labels = np.where(split.labelled[indices], labels, IGNORED)
     return torch.from_numpy(np.ascontiguousarray(labels, np.int64))
-
-
-def _all_logits(predict: Predictor, batches: Iterable[Batch]) -> np.ndarray:
-    found = [logits for _, logits in predictions(predict, batches)]
-    if not found:
-        raise DataError("there is no batch to compare on")
-    return np.concatenate(found)
 
 
 def _outside(target: Tensor, classes: int) -> list[int]:

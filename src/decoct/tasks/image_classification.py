@@ -70,7 +70,7 @@ class ImageClassification(Classification):
         return Interface(kind="image", shape=shape, outputs=len(self.classes))
 
     def collate(self, split: Split, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: int = 0) -> Batch:
-        images = _images(split)[indices]
+        images = _images(split, indices)
         if seeds is not None:
             images = augmented(images, seeds, self.augment)
         image = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -150,12 +150,15 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def _images(split: Split) -> np.ndarray:
+def _images(split: Split, indices: np.ndarray | None = None) -> np.ndarray:
+    """uint8 `[N, H, W, C]` of the samples at `indices` (None: all)."""
     if "image" not in split.columns:
         raise RecipeError(f"image_classification: the data have {', '.join(split.columns)} and no images")
     images = split.columns["image"]
     if isinstance(images, np.ndarray):
-        return images
+        return images if indices is None else images[indices]
+    if indices is not None:
+        images = [images[i] for i in indices]
     if len({image.shape for image in images}) > 1:
         raise DataError("image_classification: images differ in size; bring them to one size (data.size)")
     return np.stack(images)

@@ -16,7 +16,16 @@ from decoct.outputs import Batch, Outputs, Predictor
 from decoct.tasks.base import Side
 from decoct.tasks.calls import Kind, TabularProgram, logits_of
 from decoct.tasks.metrics import regression_scores
-from decoct.tasks.supervised import SIDES, Supervised, batch_of, checked_logits, feed_arrays, predictions, shape_of
+from decoct.tasks.supervised import (
+    SIDES,
+    Supervised,
+    batch_of,
+    checked_logits,
+    feed_arrays,
+    logits_on,
+    predictions,
+    shape_of,
+)
 from decoct.tasks.tabular import (
     Column,
     Encoding,
@@ -119,9 +128,8 @@ class Regression(Supervised):
         return regression_scores(np.concatenate(predicted), np.concatenate(target))
 
     def fidelity(self, predict: Predictor, teacher: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
-        seen = list(batches)
-        pairs = zip(predictions(predict, seen), predictions(teacher, seen))
-        differences = [(own - theirs) * self._scale()[1] for (_, own), (_, theirs) in pairs]
+        std = self._scale()[1]
+        differences = [(logits_on(predict, batch) - logits_on(teacher, batch)) * std for batch in batches]
         if not differences:
             raise DataError("there is no batch to compare on")
         return {"rmse_to_teacher": float(np.sqrt(np.mean(np.concatenate(differences) ** 2)))}

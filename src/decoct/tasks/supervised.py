@@ -94,11 +94,17 @@ def batch_of(split: Split, indices: np.ndarray, inputs: Mapping[str, Any], targe
 def predictions(predict: Predictor, batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
     """Each batch with its logits in float64 on the CPU."""
     for batch in batches:
-        with torch.no_grad():
-            logits = predict(batch).logits
-        if logits is None:
-            raise RecipeError("the predictor gives no logits")
-        yield batch, logits.detach().cpu().double().numpy()
+        yield batch, logits_on(predict, batch)
+
+
+def logits_on(predict: Predictor, batch: Batch) -> np.ndarray:
+    """A predictor's logits of one batch, float64 on the CPU; RecipeError where it gives none."""
+    with torch.no_grad():
+        logits = predict(batch).logits
+    if logits is None:
+        raise RecipeError("the predictor gives no logits")
+    found: np.ndarray = logits.detach().cpu().double().numpy()
+    return found
 
 
 def checked_logits(raw: Any, outputs: int) -> Tensor:
