@@ -110,12 +110,12 @@ def size(value: float | None) -> str:
 def milliseconds(value: float | None) -> str:
     """A short time, given in milliseconds.
 
-    >>> milliseconds(0.0312), milliseconds(4.2), milliseconds(2300)
-    ('31.2 µs', '4.20 ms', '2.30 s')
+    >>> milliseconds(0.288), milliseconds(4.2), milliseconds(2300)
+    ('288 µs', '4.20 ms', '2.30 s')
     """
     if value is None:
         return ABSENT
-    if 0 < value < 0.1:
+    if 0 < value < 1:
         return f"{significant(1000 * value)} µs"
     return f"{significant(value)} ms" if value < 1000 else f"{significant(value / 1000)} s"
 
