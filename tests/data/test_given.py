@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from decoct.data.given import GivenData, LoaderSource, given_data
+from decoct.data.given import GivenData, LoaderSource, describe_loaders
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch
 
@@ -142,7 +142,7 @@ def test_a_used_up_generator_is_an_error() -> None:
 
 def test_given_data_is_plain_and_tells_contents_apart() -> None:
     def described(shift: float) -> GivenData:
-        return given_data("train", {"train": DataLoader(TensorDataset(torch.arange(4.0) + shift), batch_size=2)})
+        return describe_loaders("train", {"train": DataLoader(TensorDataset(torch.arange(4.0) + shift), batch_size=2)})
 
     assert described(0) == described(0)
     assert described(0).fingerprint != described(1).fingerprint

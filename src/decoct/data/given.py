@@ -36,7 +36,7 @@ class GivenData(Data):
         return Dataset({}, self.fingerprint or self.digest(), info={"given": self.name})
 
 
-def given_data(name: str, loaders: Mapping[str, Iterable[Any]]) -> GivenData:
+def describe_loaders(name: str, loaders: Mapping[str, Iterable[Any]]) -> GivenData:
     """The GivenData of loaders by split; its fingerprint covers their classes, lengths and any tensors they hold."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset

@@ -77,7 +77,11 @@ class Classification(Supervised):
                 f"the loader's target is {target.dtype} {list(target.shape)}; expected class ids, int64 [batch]"
             )
         target = target.long()
-        if self.classes and bool(((target >= len(self.classes)) | ((target < 0) & (target != IGNORED))).any()):
+        if (
+            self.classes
+            and target.device.type == "cpu"
+            and bool(((target >= len(self.classes)) | ((target < 0) & (target != IGNORED))).any())
+        ):
             wrong = _outside(target, len(self.classes))
             raise DataError(f"the loader's target holds {wrong}; classes are 0 to {len(self.classes) - 1}")
         return target

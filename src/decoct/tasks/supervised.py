@@ -75,7 +75,9 @@ class Supervised(Task):
                 f"the loader yields {len(batch)} inputs with {len(batch.target)} targets; they must agree"
             )
         labelled = self.labelled(batch)
-        return batch if bool(labelled.all()) else replace(batch, labelled=labelled)
+        if labelled.device.type == "cpu" and bool(labelled.all()):  # elsewhere the question would wait for the device
+            return batch
+        return replace(batch, labelled=labelled)
 
     def _prepared(self, side: Side, inputs: Any) -> Any:
         if self.raw or self.kind == "text":
