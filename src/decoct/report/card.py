@@ -130,7 +130,13 @@ def inputs(exported: Mapping[str, Any]) -> list[tuple[str, list[Any], str]]:
         entry = {"name": each} if isinstance(each, str) else each
         if isinstance(entry, dict) and isinstance(entry.get("name"), str):
             shape = entry.get("shape")
-            found.append((entry["name"], shape if isinstance(shape, list) else [], str(entry.get("dtype", ""))))
+            found.append(
+                (
+                    entry["name"],
+                    shape if isinstance(shape, list) else [],
+                    str(entry.get("type") or entry.get("dtype") or ""),
+                )
+            )
     return found
 
 
