@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import accelerate  # noqa: F401
 import safetensors.torch
 import torch
+import torch._dynamo
 from torch import nn
 from training_toy import HandCriterion, Toy, network, predictor, timeless
 
@@ -44,7 +46,8 @@ def train(work: Path, epochs: int, checkpoint_seconds: float, pause: float) -> s
             return predictor(teacher)(batch)
 
     def forward(batch):
-        time.sleep(pause)
+        if pause:
+            time.sleep(pause)
         return predictor(student)(batch)
 
     def validate():
@@ -129,6 +132,8 @@ def fork(job) -> int:
             warnings.simplefilter("ignore")
             job()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
@@ -158,11 +163,10 @@ def at_each_operation(root: Path) -> dict:
         killer = Killer(None)
         killer.install()
         train(_made(root / "count") / "work", *settings)
-        sys.stdout.write("")
         (root / "kinds").write_text(json.dumps(killer.kinds))
 
     assert wait(fork(count)) is None
-    kinds = json.loads((root / "kinds").read_text())[:-1]
+    kinds = json.loads((root / "kinds").read_text())
     same = []
     for n in range(1, len(kinds) + 1):
         folder = _made(root / str(n))

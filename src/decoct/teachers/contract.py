@@ -53,14 +53,14 @@ def checksums(module: nn.Module) -> dict[str, str | tuple[int, ...]]:
     On the CPU SHA-256 over the bytes; on an accelerator two sums of the bytes read as integers, one of them weighted by
     position, fetched in one transfer.
     """
-    named = {f"parameter {name}": each for name, each in module.named_parameters()}
+    named: dict[str, Tensor] = {f"parameter {name}": each for name, each in module.named_parameters()}
     named |= {f"buffer {name}": each for name, each in module.named_buffers()}
     found: dict[str, str | tuple[int, ...]] = {}
     waiting: dict[str, Tensor] = {}
     for name, tensor in named.items():
         raw = _raw(tensor)
         if raw.device.type == "cpu":
-            found[name] = hashlib.sha256(memoryview(raw.numpy())).hexdigest() + str(tuple(tensor.shape))
+            found[name] = hashlib.sha256(raw.numpy().data).hexdigest() + str(tuple(tensor.shape))
         else:
             waiting[name] = _sums(raw)
     if waiting:
