@@ -72,9 +72,14 @@ def test_damage_is_named(tmp_path: Path, change: str) -> None:
 
 def test_an_exception_leaves_what_stood_there(tmp_path: Path) -> None:
     make(tmp_path / "one")
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "one", kind="records", name="one") as draft:
-        (draft.folder / "half").write_text("x")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with writing(tmp_path / "one", kind="records", name="one") as draft:
+            (draft.folder / "half").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert Artifact.load(tmp_path / "one").json("b.json") == {"x": [1, 2]}
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
@@ -96,13 +101,13 @@ def test_no_artifact_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_lack_of_resources(tmp_path: Path) -> None:
-    def fill_up(target: Path) -> None:
-        with target.open("wb", buffering=0) as file:
-            file.write(b"x")
+    def fill_up() -> None:
+        with writing(tmp_path / "one", kind="data", name="x") as draft:
+            os.symlink("/dev/full", draft.folder / "x")
+            (draft.folder / "x").write_bytes(b"x")
 
-    with pytest.raises(ResourceError, match="no space left"), writing(tmp_path / "one", kind="data", name="x") as draft:
-        os.symlink("/dev/full", draft.folder / "x")
-        fill_up(draft.folder / "x")
+    with pytest.raises(ResourceError, match="no space left"):
+        fill_up()
     os.symlink("/dev/full", tmp_path / ".y.writing")
     with pytest.raises(ResourceError, match="no space left"):
         write_whole(tmp_path / "y", b"text")

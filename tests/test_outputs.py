@@ -117,7 +117,7 @@ def test_two_captures_of_one_model_do_not_meet() -> None:
 
 def test_batch_counts_samples_and_keeps_shared_inputs_shared() -> None:
     x = torch.zeros(4, 2)
-    point = namedtuple("point", "x y")  # noqa: PYI024
+    point = namedtuple("point", "x y")
     assert len(Batch({"student": x})) == 4
     assert len(Batch({"student": {"ids": x}})) == 4
     assert len(Batch({"student": (x, x)})) == 4

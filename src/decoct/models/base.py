@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from decoct.errors import did_you_mean, nearest
+from decoct.errors import did_you_mean
 from decoct.spec import Spec
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def shorthand(value: Any) -> Any:
         return {"use": use, "path": name}
     if name and use in ("timm", "torchvision"):
         return {"use": use, "name": name}
-    if use not in CATALOGUE and ":" not in use and not nearest(use, CATALOGUE):
+    if use not in CATALOGUE and ":" not in use:
         hint = f"for a network of torchvision or timm write torchvision/{value} or timm/{value}"
         raise ValueError(f"{value!r} is no model; {did_you_mean(use, CATALOGUE)}; {hint}")
     return {"use": value} if not name else {"use": use, "name": name}

@@ -41,8 +41,8 @@ def save_model(
 
     model.safetensors holds every parameter and buffer once; model.json the Spec, the interface, the side, the stages
     that turn a fresh build into this structure, and which tensors share storage by name. `probe` runs a network on
-    some batch; original and rebuilt must agree bit for bit in eval mode. torch's random state and the module's modes
-    are left as they were. CannotRebuild names the module that differs.
+    some batch; original and rebuilt must agree bit for bit in eval mode, their weights in memory of one layout.
+    torch's random state and the module's modes are left as they were. CannotRebuild names the module that differs.
     """
     given = given or {}
     base = spec.standalone(interface) if isinstance(spec, OutsideModel) else spec
@@ -145,7 +145,10 @@ def _compare(module: nn.Module, again: nn.Module, probe: Probe | None) -> None:
     with _evaluating(module), _evaluating(again), torch.no_grad():
         if _same(probe(module), probe(again)):
             return
-        path = _first_difference(module, again, probe)
+        with _laid_out_plainly(module):
+            if _same(probe(module), probe(again)):
+                return
+            path = _first_difference(module, again, probe)
     raise CannotRebuild(
         f"{path or type(module).__name__}: rebuilt from its description it answers otherwise; hooks, or attributes "
         f"that are no plain data, cannot be written down. Pass the model from Python (given) or remove them"
@@ -165,6 +168,19 @@ def _first_difference(module: nn.Module, again: nn.Module, probe: Probe) -> str:
         except RecipeError:
             continue
     return ""
+
+
+@contextmanager
+def _laid_out_plainly(module: nn.Module) -> Iterator[None]:
+    """Contiguous, aligned memory for all tensors meanwhile: memory mapped or channels-last weights round otherwise."""
+    held = {id(tensor): (tensor, tensor.data) for tensor in all_tensors(module).values()}
+    try:
+        for tensor, data in held.values():
+            tensor.data = data.clone(memory_format=torch.contiguous_format)
+        yield
+    finally:
+        for tensor, data in held.values():
+            tensor.data = data
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from decoct.artifact import sha256
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.models.base import Interface, OutsideModel
 from decoct.models.checks import require, require_kind, try_forward
+from decoct.models.weights import all_tensors
 
 NOT_STRUCTURE = (
     "id2label",
@@ -147,6 +148,8 @@ def _loaded(path: Path, config: Any, attention: str) -> nn.Module:
             f"{min(lost)}; check that config.json and the safetensors files belong together"
         )
     found: nn.Module = module
+    for tensor in all_tensors(found).values():
+        tensor.data = tensor.data.clone()  # out of the mapped file, which may go or change
     return found
 
 
