@@ -97,6 +97,11 @@ class Task(Spec):
     def fidelity(self, predict: Predictor, teacher: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
         """How near one predictor is to another: agreement and KL for classes, RMSE between predictions for numbers."""
 
+    @property
+    @abstractmethod
+    def output(self) -> Literal["logits", "values"]:
+        """The name of the exported program's output."""
+
     @abstractmethod
     def program(self, model: nn.Module, side: Side) -> nn.Module:
         """preprocessing ∘ model ∘ postprocessing with plain tensor inputs named `input_names`, one output `logits`

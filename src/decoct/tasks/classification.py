@@ -32,6 +32,10 @@ class Classification(Supervised):
     def metric(self) -> tuple[str, Literal["max", "min"]]:
         return self.metric_name or "accuracy", "max"
 
+    @property
+    def output(self) -> Literal["logits", "values"]:
+        return "logits"
+
     def outputs(self, raw: Any) -> Outputs:
         return Outputs(logits=checked_logits(raw, len(self.classes)))
 
@@ -77,12 +81,7 @@ class Classification(Supervised):
                 f"the loader's target is {target.dtype} {list(target.shape)}; expected class ids, int64 [batch]"
             )
         target = target.long()
-        if (
-            self.classes
-            and target.device.type == "cpu"
-            and bool(((target >= len(self.classes)) | ((target < 0) & (target != IGNORED))).any())
-        ):
-            wrong = _outside(target, len(self.classes))
+        if self.classes and target.device.type == "cpu" and (wrong := _outside(target, len(self.classes))):
             raise DataError(f"the loader's target holds {wrong}; classes are 0 to {len(self.classes) - 1}")
         return target
 

@@ -60,6 +60,10 @@ class Regression(Supervised):
     def metric(self) -> tuple[str, Literal["max", "min"]]:
         return "rmse", "min"
 
+    @property
+    def output(self) -> Literal["logits", "values"]:
+        return "values"
+
     def resolve(self, data: Dataset) -> Self:
         if self.raw or (self.columns and self.target_mean and self.target_std):
             return self
