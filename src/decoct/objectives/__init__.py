@@ -7,6 +7,7 @@ CATALOGUE = Catalogue(
     {
         "activation_boundary": "decoct.objectives.activation_boundary:ActivationBoundary",
         "adaptive_kl": "decoct.objectives.adaptive_kl:AdaptiveKL",
+        "attention_mse": "decoct.objectives.attention_mse:AttentionMSE",
         "attention_transfer": "decoct.objectives.attention_transfer:AttentionTransfer",
         "batch_correlation": "decoct.objectives.batch_correlation:BatchCorrelation",
         "binary_kd": "decoct.objectives.binary_kd:BinaryKD",
@@ -33,6 +34,7 @@ CATALOGUE = Catalogue(
         "pearson_feature": "decoct.objectives.pearson_feature:PearsonFeature",
         "pkt": "decoct.objectives.pkt:PKT",
         "regression_kd": "decoct.objectives.regression_kd:RegressionKD",
+        "relation": "decoct.objectives.relation:Relation",
         "reverse_kl": "decoct.objectives.reverse_kl:ReverseKL",
         "rkd_angle": "decoct.objectives.rkd:RKDAngle",
         "rkd_distance": "decoct.objectives.rkd:RKDDistance",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,8 +36,8 @@ class ActivationBoundary(FeatureObjective):
     """Matches which neurons are on, with a margin (Heo 2019); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "activation_boundary"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
     margin: float = Field(default=1.0, ge=0)
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return activation_boundary_loss(student, teacher, margin=self.margin)

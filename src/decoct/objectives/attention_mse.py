@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
+from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import element_mean, full_precision, refuse_unlike_mask, shape
+from decoct.training.clock import Clock
 
 
 @full_precision
@@ -35,3 +39,13 @@ def attention_mse_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None 
         out = out | ~pairs
     student, teacher = student.masked_fill(out, 0.0), teacher.masked_fill(out, 0.0)
     return element_mean((student - teacher).square(), pairs)
+
+
+class AttentionMSE(FeatureObjective):
+    """Squared distance between attention scores `[B, H, L, L]` before the softmax (TinyBERT)."""
+
+    use: ClassVar[str] = "attention_mse"
+    positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "pairs kept"
+
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
+        return attention_mse_loss(student, teacher, mask=mask)

@@ -39,5 +39,5 @@ class AttentionTransfer(FeatureObjective):
     use: ClassVar[str] = "attention_transfer"
     p: int = Field(default=2, ge=1)
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return attention_transfer_loss(student, teacher, p=self.p)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -41,8 +41,8 @@ class ChannelCorrelation(FeatureObjective):
     """Matches which channels go together (Liu 2021); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "channel_correlation"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
     splittable: ClassVar[bool] = False
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return channel_correlation_loss(student, teacher)

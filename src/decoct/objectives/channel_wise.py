@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -38,8 +38,8 @@ class ChannelWise(FeatureObjective):
     """Matches where in the map each channel looks (Shu 2021); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "channel_wise"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
     temperature: Temperature = 4.0
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return channel_wise_loss(student, teacher, temperature=at(self.temperature, clock))

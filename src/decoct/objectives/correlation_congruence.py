@@ -49,5 +49,5 @@ class CorrelationCongruence(FeatureObjective):
     gamma: float = Field(default=0.4, gt=0)
     order: int = Field(default=2, ge=0)
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return correlation_congruence_loss(student, teacher, gamma=self.gamma, order=self.order)

@@ -79,6 +79,8 @@ class Criterion(nn.Module):
             keep = _keep(each, term, seen)
             if keep is None:
                 counts[each.label] = term.items(seen)
+            elif term.selection == "index":
+                counts[each.label] = term.items(_picked_batch(seen, _picker(keep)))
             else:
                 counts[each.label] = self._task.items(seen) if self._positions else keep.sum()
         return counts
@@ -196,14 +198,9 @@ def _value(
     elif term.selection == "mask":
         result = term(_masked(student, keep), teachers, batch, clock)
     else:
-        chosen = keep.nonzero().squeeze(1)
-        if chosen.numel() == 0:
+        if not keep.any():
             return _zero(student)
-        size = len(keep)
-
-        def pick(value: Tensor) -> Tensor:
-            return value.index_select(0, chosen.to(value.device)) if value.ndim and len(value) == size else value
-
+        pick = _picker(keep)
         picked = {name: _picked(each, pick) for name, each in teachers.items()}
         result = term(_picked(student, pick), picked, _picked_batch(batch, pick), clock)
     assert isinstance(result, Tensor)
@@ -215,6 +212,16 @@ def _masked(outputs: Outputs, keep: Tensor) -> Outputs:
     items = outputs.logits.shape[:-1]
     keep = keep.to(outputs.logits.device).reshape(-1, *(1 for _ in items[1:])).expand(items)
     return replace(outputs, mask=keep if outputs.mask is None else outputs.mask & keep)
+
+
+def _picker(keep: Tensor) -> Callable[[Tensor], Tensor]:
+    """Takes the samples that count out of a tensor whose first axis is the batch."""
+    chosen, size = keep.nonzero().squeeze(1), len(keep)
+
+    def pick(value: Tensor) -> Tensor:
+        return value.index_select(0, chosen.to(value.device)) if value.ndim and len(value) == size else value
+
+    return pick
 
 
 def _picked(outputs: Outputs, pick: Callable[[Tensor], Tensor]) -> Outputs:

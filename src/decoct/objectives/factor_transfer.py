@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class FactorTransfer(FeatureObjective):
     """Compares normalised features by absolute difference (Kim 2018), a learned adapter where widths differ."""
 
     use: ClassVar[str] = "factor_transfer"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return factor_transfer_loss(student, teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,8 @@ class HiddenCosine(FeatureObjective):
     """Angle between hidden states (DistilBERT), through a linear layer where widths differ."""
 
     use: ClassVar[str] = "hidden_cosine"
-    adapts: ClassVar[bool] = True
+    positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
-        return hidden_cosine_loss(student, teacher)
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
+        return hidden_cosine_loss(student, teacher, mask=mask)

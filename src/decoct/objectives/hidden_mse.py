@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -37,7 +37,8 @@ class HiddenMSE(FeatureObjective):
     """Squared distance between hidden states (TinyBERT), through a linear layer where widths differ."""
 
     use: ClassVar[str] = "hidden_mse"
-    adapts: ClassVar[bool] = True
+    positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
-        return hidden_mse_loss(student, teacher)
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
+        return hidden_mse_loss(student, teacher, mask=mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +45,7 @@ class HierarchicalContext(FeatureObjective):
     """Compares maps at full size and pooled ever coarser (Chen 2021); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "hierarchical_context"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return hierarchical_context_loss(student, teacher)

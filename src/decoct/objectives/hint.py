@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class Hint(FeatureObjective):
     """Draws features to the teacher's, through a learned regressor where widths differ (Romero 2015)."""
 
     use: ClassVar[str] = "hint"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "regressor"
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return hint_loss(student, teacher)

@@ -50,8 +50,27 @@ def linear_kd_loss(
     >>> linear_kd_loss(h, w, h, w, divergence="jsd", chunk=2).item()
     0.0
     """
-    name = "linear_kd_loss"
     _refuse_options(divergence, options, temperature, chunk)
+    _refuse_shapes(student_hidden, student_weight, teacher_hidden, teacher_weight, mask)
+    tensors = promote(student_hidden, student_weight, teacher_hidden, teacher_weight)
+    own, theirs = _rows(tensors[0], mask), _rows(tensors[2].detach(), mask)
+    head, teacher_head = tensors[1], tensors[3].detach()
+
+    def per_token(student: Tensor, teacher: Tensor) -> Tensor:
+        return DIVERGENCES[divergence](student, teacher, temperature=temperature, **options)
+
+    if torch.is_grad_enabled() and (student_hidden.requires_grad or student_weight.requires_grad):
+        result = _ChunkedHead.apply(own, head, theirs, teacher_head, per_token, chunk)
+        assert isinstance(result, Tensor)
+        return result
+    total, _, _ = _sweep(own, head, theirs, teacher_head, per_token, chunk, (False, False))
+    return total
+
+
+def _refuse_shapes(
+    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, mask: Tensor | None
+) -> None:
+    name = "linear_kd_loss"
     for who, hidden, weight in (
         ("student", student_hidden, student_weight),
         ("teacher", teacher_hidden, teacher_weight),
@@ -70,19 +89,6 @@ def linear_kd_loss(
         )
     if mask is not None:
         refuse_unlike_mask(name, mask, student_hidden.shape[:-1])
-    tensors = promote(student_hidden, student_weight, teacher_hidden, teacher_weight)
-    own, theirs = _rows(tensors[0], mask), _rows(tensors[2].detach(), mask)
-    head, teacher_head = tensors[1], tensors[3].detach()
-
-    def per_token(student: Tensor, teacher: Tensor) -> Tensor:
-        return DIVERGENCES[divergence](student, teacher, temperature=temperature, **options)
-
-    if torch.is_grad_enabled() and (student_hidden.requires_grad or student_weight.requires_grad):
-        result = _ChunkedHead.apply(own, head, theirs, teacher_head, per_token, chunk)
-        assert isinstance(result, Tensor)
-        return result
-    total, _, _ = _sweep(own, head, theirs, teacher_head, per_token, chunk, (False, False))
-    return total
 
 
 def _refuse_options(divergence: str, options: dict[str, Any], temperature: float, chunk: int) -> None:

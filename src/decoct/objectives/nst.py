@@ -53,5 +53,5 @@ class NST(FeatureObjective):
 
     use: ClassVar[str] = "nst"
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return nst_loss(student, teacher)

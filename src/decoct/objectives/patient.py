@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class Patient(FeatureObjective):
     """Draws the first token of intermediate layers to the teacher's (Sun 2019), through a linear layer if needed."""
 
     use: ClassVar[str] = "patient"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return patient_loss(student, teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +50,8 @@ class PearsonFeature(FeatureObjective):
     """Compares features standardised channel by channel (Cao 2022); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "pearson_feature"
-    adapts: ClassVar[bool] = True
+    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
     splittable: ClassVar[bool] = False
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return pearson_feature_loss(student, teacher)

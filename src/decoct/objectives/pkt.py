@@ -43,5 +43,5 @@ class PKT(FeatureObjective):
     use: ClassVar[str] = "pkt"
     splittable: ClassVar[bool] = False
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return pkt_loss(student, teacher)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from decoct.errors import RecipeError
+from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import feature_pair
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, refuse_unlike_mask, shape
+from decoct.training.clock import Clock
 
 
 @full_precision
@@ -46,3 +49,13 @@ def relation_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = Non
 def _relations(x: Tensor, out: Tensor | None) -> Tensor:
     scores = x @ x.mT / math.sqrt(x.shape[-1])
     return F.log_softmax(scores if out is None else scores.masked_fill(out, -torch.inf), -1)
+
+
+class Relation(FeatureObjective):
+    """Matches how queries, keys or values `[B, R, L, d]` relate to one another (MiniLM); head widths may differ."""
+
+    use: ClassVar[str] = "relation"
+    positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
+
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
+        return relation_loss(student, teacher, mask=mask)

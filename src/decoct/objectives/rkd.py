@@ -76,7 +76,7 @@ class RKDDistance(FeatureObjective):
     use: ClassVar[str] = "rkd_distance"
     splittable: ClassVar[bool] = False
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return rkd_distance_loss(student, teacher)
 
 
@@ -86,5 +86,5 @@ class RKDAngle(FeatureObjective):
     use: ClassVar[str] = "rkd_angle"
     splittable: ClassVar[bool] = False
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return rkd_angle_loss(student, teacher)

@@ -35,5 +35,5 @@ class SimilarityPreserving(FeatureObjective):
     use: ClassVar[str] = "similarity_preserving"
     splittable: ClassVar[bool] = False
 
-    def pair(self, student: Tensor, teacher: Tensor, clock: Clock) -> Tensor:
+    def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return similarity_preserving_loss(student, teacher)

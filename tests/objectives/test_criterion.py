@@ -1,0 +1,182 @@
+"""Criterion: sums, teachers, samples, adapters, errors."""
+
+import pytest
+import torch
+
+import decoct.functional as F
+from decoct.errors import RecipeError
+from decoct.objectives.attention_transfer import AttentionTransfer
+from decoct.objectives.base import Probe
+from decoct.objectives.criterion import Criterion, needs_of
+from decoct.objectives.cross_entropy import CrossEntropy
+from decoct.objectives.dkd import DKD
+from decoct.objectives.hint import Hint
+from decoct.objectives.jsd import JSD
+from decoct.objectives.kd import KD
+from decoct.objectives.logit_mse import LogitMSE
+from decoct.objectives.task_loss import TaskLoss
+from decoct.outputs import Batch, Outputs
+from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.regression import Regression
+from decoct.training.clock import Clock
+from decoct.training.schedules import Linear
+
+TASK = ImageClassification(raw=True, classes=tuple("abcd"))
+
+
+def said(seed, classes=4, **features):
+    generator = torch.Generator().manual_seed(seed)
+    return Outputs(
+        logits=torch.randn(6, classes, generator=generator),
+        features={key: torch.randn(6, *shape, generator=generator) for key, shape in features.items()},
+    )
+
+
+def batch(labelled=None):
+    target = torch.tensor([0, 1, 2, 3, 0, 1])
+    if labelled is not None:
+        target = torch.where(labelled, target, -100)
+    return Batch({"student": torch.zeros(6, 1)}, target=target, labelled=labelled)
+
+
+def build(objective, student, teachers, b=None, task=TASK):
+    return Criterion.build(objective, Probe(task, b or batch(), student, teachers, {}))
+
+
+def test_the_total_is_the_sum_written_by_hand_bit_for_bit():
+    s, t, b = said(1), said(2), batch()
+    s.logits.requires_grad_()
+    criterion = build(0.9 * KD(temperature=4.0) + 0.1 * CrossEntropy(), s, {"teacher": t})
+    total, parts = criterion(s, {"teacher": t}, b, Clock())
+    kd = F.kd_loss(s.logits, t.logits, temperature=4.0)
+    ce = torch.nn.functional.cross_entropy(s.logits, b.target)
+    assert total.item() == (0.9 * kd + 0.1 * ce).item()
+    assert parts["kd"].item() == kd.item()
+    assert parts["cross_entropy"].item() == ce.item()
+    assert not parts["kd"].requires_grad
+    assert criterion.labels == ("kd", "cross_entropy")
+    assert criterion.items(b) == {"kd": 6, "cross_entropy": 6}
+
+
+def test_task_loss_and_cross_entropy_agree_for_a_classifier():
+    labelled = torch.tensor([True, True, False, True, False, True])
+    s, b = said(3), batch(labelled)
+    one, _ = build(TaskLoss(), s, {}, b)(s, {}, b, Clock())
+    two, _ = build(CrossEntropy(), s, {}, b)(s, {}, b, Clock())
+    assert one.item() == pytest.approx(two.item(), abs=1e-7)
+    expected = torch.nn.functional.cross_entropy(s.logits[labelled], b.target[labelled])
+    assert two.item() == pytest.approx(expected.item(), abs=1e-7)
+
+
+def test_weights_and_temperatures_follow_the_clock():
+    s, t = said(4), said(5)
+    criterion = build(Linear(1, 0) * KD(temperature=Linear(8, 2)), s, {"teacher": t})
+    half = Clock(progress=0.5)
+    assert criterion.weights(half) == {"kd": 0.5}
+    total, parts = criterion(s, {"teacher": t}, batch(), half)
+    assert parts["kd"].item() == F.kd_loss(s.logits, t.logits, temperature=5.0).item()
+    assert total.item() == 0.5 * parts["kd"].item()
+
+
+def test_shares_multiply_each_term():
+    s, t = said(6), said(7)
+    criterion = build(KD() + CrossEntropy(), s, {"teacher": t})
+    total, parts = criterion(s, {"teacher": t}, batch(), Clock(), {"kd": 0.25, "cross_entropy": torch.tensor(0.5)})
+    assert total.item() == pytest.approx(0.25 * parts["kd"].item() + 0.5 * parts["cross_entropy"].item())
+
+
+def test_one_of_several_teachers():
+    s, t = said(8), {"big": said(9), "wide": said(10)}
+    criterion = build(KD(teacher="big") + KD(teacher="wide", name="wide") + CrossEntropy(), s, t)
+    _, parts = criterion(s, t, batch(), Clock())
+    assert parts["kd"].item() == F.kd_loss(s.logits, t["big"].logits).item()
+    assert parts["wide"].item() == F.kd_loss(s.logits, t["wide"].logits).item()
+    with pytest.raises(RecipeError, match=r"kd: several teachers \(big, wide\); say which one with `teacher`"):
+        build(KD(), s, t)
+    with pytest.raises(RecipeError, match="teacher is 'bigg'; did you mean big"):
+        build(KD(teacher="bigg"), s, t)
+    with pytest.raises(RecipeError, match="kd: it needs a teacher, and there is none"):
+        build(KD(), s, {})
+    layered = AttentionTransfer(layers={"a": "b"}, teacher="wide") + KD(teacher="big")
+    wanted = needs_of(layered, ["big", "wide"])
+    assert wanted["wide"].features == {"b"}
+    assert wanted["student"].features == {"a"}
+    assert not wanted["big"].features
+
+
+def test_one_of_several_heads():
+    s = Outputs(heads={"kind": said(11), "colour": said(12, classes=3)})
+    t = Outputs(heads={"kind": said(13), "colour": said(14, classes=3)})
+    b = Batch({"student": torch.zeros(6, 1)}, target={"kind": torch.arange(6) % 4, "colour": torch.arange(6) % 3})
+    criterion = build(KD(head="kind") + CrossEntropy(head="colour"), s, {"t": t}, b)
+    _, parts = criterion(s, {"t": t}, b, Clock())
+    assert parts["kd"].item() == F.kd_loss(s.heads["kind"].logits, t.heads["kind"].logits).item()
+    assert parts["cross_entropy"].item() == F.cross_entropy(s.heads["colour"].logits, b.target["colour"]).item()
+    with pytest.raises(RecipeError, match="head is 'color'; did you mean colour"):
+        build(KD(head="color"), s, {"t": t}, b)
+
+
+def test_positions_that_do_not_count():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 3, 4, generator=generator)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    s, t = Outputs(logits=logits, mask=mask), Outputs(logits=2 * logits, mask=mask)
+    b = Batch({"student": torch.zeros(2, 3)}, target=torch.where(mask, 1, -100))
+    criterion = build(KD() + DKD(), s, {"t": t}, b)
+    _, parts = criterion(s, {"t": t}, b, Clock())
+    assert parts["kd"].item() == pytest.approx(F.kd_loss(logits[mask], 2 * logits[mask]).item(), rel=1e-5)
+    assert int(criterion.items(b)["kd"]) == 3
+    with pytest.raises(RecipeError, match="mask of positions"):
+        build(KD(on="unlabelled"), s, {"t": t}, b)
+
+
+def test_what_cannot_work_is_refused_with_both_shapes():
+    with pytest.raises(RecipeError, match=r"student logits \[6, 4\] and teacher logits \[6, 5\]"):
+        build(KD(), said(15), {"t": said(16, classes=5)})
+    numbers = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
+    b = Batch({"student": torch.zeros(6, 1)}, target=torch.zeros(6, 1))
+    with pytest.raises(RecipeError, match=r"cross_entropy: it is for classes.*use task_loss"):
+        build(CrossEntropy(), said(17, classes=1), {}, b, numbers)
+    with pytest.raises(RecipeError, match=r"kd: it is for classes"):
+        build(KD(), said(17, classes=1), {"t": said(18, classes=1)}, b, numbers)
+    build(LogitMSE() + TaskLoss(), said(17, classes=1), {"t": said(18, classes=1)}, b, numbers)
+    with pytest.raises(RecipeError, match="on is 'unlabelled', but it needs targets"):
+        build(CrossEntropy(on="unlabelled"), said(19), {})
+    with pytest.raises(RecipeError, match=r"0\.0 is no temperature"):
+        KD(temperature=Linear(4, 0))
+    with pytest.raises(RecipeError, match="reaches 0 or 1, where the loss jumps"):
+        JSD(beta=Linear(0, 0.5))
+    with pytest.raises(RecipeError, match="gives no feature 'layer3'; did you mean layer2"):
+        build(AttentionTransfer(layers={"layer3": "layer2"}), said(20, layer2=(2, 3, 3)), {"t": said(21)})
+
+
+def test_adapters_are_parameters_of_the_criterion_and_learn():
+    s = said(22, a=(3, 4, 4), b=(5, 8), c=(2, 4, 4))
+    t = said(23, a=(6, 4, 4), b=(5, 9), c=(2, 4, 4))
+    criterion = build(Hint(layers={"a": "a", "b": "b", "c": "c"}), s, {"t": t})
+    kinds = [type(module).__name__ for term in criterion.terms for each in term.adapters for module in each.modules()]
+    assert kinds == ["Sequential", "Conv2d", "BatchNorm2d", "ReLU", "Linear", "Identity"]
+    assert not criterion.splittable
+    assert sum(p.numel() for p in criterion.parameters()) == 3 * 6 + 2 * 6 + 8 * 9 + 9
+    optimizer = torch.optim.Adam(criterion.parameters(), lr=0.05)
+    first = None
+    for _ in range(40):
+        loss, _ = criterion(s, {"t": t}, batch(), Clock())
+        first = loss.item() if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.9 * first
+    again = build(Hint(layers={"a": "a", "b": "b", "c": "c"}), s, {"t": t})
+    again.load_state_dict(criterion.state_dict())
+    value = criterion(s, {"t": t}, batch(), Clock())[0]
+    assert again(s, {"t": t}, batch(), Clock())[0].item() == value.item()
+    plain = build(Hint(layers={"b": "b"}), s, {"t": t})
+    assert plain.splittable
+    with pytest.raises(RecipeError, match=r"student a \[6, 3, 4, 4\] and teacher b \[6, 5, 9\]"):
+        build(Hint(layers={"a": "b"}), s, {"t": t})
+
+
+def test_functional_lists_every_loss_in_order():
+    assert sorted(F.__all__) == F.__all__
+    assert all(callable(getattr(F, name)) for name in F.__all__)
