@@ -1,0 +1,197 @@
+"""Export: a model as the file that ships, compared with torch on real samples."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from decoct.artifact import Artifact, writing
+from decoct.errors import IntegrityError, RecipeError
+from decoct.meters.macs import macs
+from decoct.meters.parameters import parameters
+from decoct.meters.size import file_bytes
+from decoct.models.onnx_file import opset
+from decoct.models.saving import load_model
+from decoct.outputs import Batch
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.drawing import evaluation_batches, has_split
+from decoct.targets.base import Session, Target
+from decoct.targets.onnx import FILE, Onnx
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Task
+
+RECORD = "exported.json"
+SPLITS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file is from torch: the largest difference of an output (`scale` 1: absolute; else divided by it), the
+    share of samples answered alike, and over how many samples."""
+
+    max_abs_diff: float
+    agreement: float
+    samples: int
+    scale: float = 1.0
+
+    def data(self) -> dict[str, float]:
+        """As it stands in results."""
+        extra = {"scale": self.scale} if self.scale != 1.0 else {}
+        return {"max_abs_diff": self.max_abs_diff, "agreement": self.agreement, "samples": self.samples, **extra}
+
+
+class Export(Step):
+    """Writes a model in a format to ship, with its preprocessing inside, and proves that the file says the same.
+
+    `target` the format; `tolerance` the largest difference from torch on `samples` real samples (inputs alone), for
+    numbers in standard deviations of the output; an estimator is shipped as it is. Where the file differs by more,
+    IntegrityError, and nothing is left.
+    """
+
+    use: ClassVar[str] = "export"
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "estimator")}
+    gives: ClassVar[str] = "exported"
+
+    target: Annotated[Target, Choice("decoct.targets")] = Onnx()
+    tolerance: float = Field(default=1e-4, gt=0)
+    samples: int = Field(default=256, ge=1)
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        source = inputs["model"]
+        side = str(source.meta["side"])
+        meta = {"side": side, "seed": source.meta.get("seed", context.run_seed), "source": source.name}
+        with writing(
+            context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
+        ) as draft:
+            if source.kind == "estimator":
+                facts = _shipped(source, draft.folder)
+            else:
+                facts = self._exported(load_model(source, given=context.given), context, side, draft.folder)
+            for name, text in context.task.assets(side).items():
+                (draft.folder / name).write_text(text, encoding="utf-8")
+            draft.meta.update({name: facts[name] for name in ("parameters", "macs", "verified")})
+            draft.scores.update(source.scores)
+            draft.write_json(RECORD, {**facts, "side": side, "source": source.name, "target": self.target.plain()})
+            draft.write_json("task.json", context.task.plain())
+        return Artifact.load(context.folder)
+
+    def _exported(self, model: nn.Module, context: Context, side: str, folder: Path) -> dict[str, Any]:
+        task = context.task
+        program = task.program(model, side).eval()
+        path = write_program(self.target, program, task, side, folder)
+        session = self.target.load(path)
+        context.progress(1, 2, "comparing the file with torch")
+        parity = compare(program, session, verification(context, self.samples), task, side)
+        if not parity.max_abs_diff <= self.tolerance:
+            raise IntegrityError(
+                f"{context.name}: the file differs from torch by {parity.max_abs_diff:.2g} on {parity.samples} real "
+                f"samples; tolerance is {self.tolerance:g}. Raise it if that is acceptable, or look at the model"
+            )
+        count, one = parameters(model), task.example(side, 1)
+        return {
+            "verified": parity.data(),
+            "parameters": count.total,
+            "macs": macs(program, one).total,
+            **describe(path, task, side),
+        }
+
+
+def write_program(target: Target, program: nn.Module, task: Task, side: str, folder: Path) -> Path:
+    """The file of a task's program in `folder`."""
+    return target.write(program, task.example(side), folder, axes=task.axes(side), output=task.output)
+
+
+def compare(program: nn.Module, session: Session, batches: Sequence[Batch], task: Task, side: str) -> Parity:
+    """Runs file and torch program on the same real inputs, whole batches and the first sample alone.
+
+    Class logits are compared as they are; numbers are divided by the standard deviation of torch's answers.
+    """
+    ours, theirs = [], []
+    for feed in [*(task.feed(batch, side) for batch in batches), _first(task.feed(batches[0], side))]:
+        with torch.no_grad():
+            expected = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        theirs.append(expected.double().numpy())
+        ours.append(session(feed)[task.output].astype(np.float64))
+    found, expected_all = np.concatenate(ours), np.concatenate(theirs)
+    scale = 1.0
+    if task.output == "values":
+        scale = float(expected_all.std()) or 1.0
+    difference = np.abs(found - expected_all) / scale
+    if task.output == "values":
+        alike = (difference <= 1e-3).all(axis=-1)
+    else:
+        alike = found.argmax(axis=-1) == expected_all.argmax(axis=-1)
+    worst = float(difference.max())
+    return Parity(worst if np.isfinite(worst) else float("inf"), float(alike.mean()), len(found) - 1, scale)
+
+
+def verification(context: Context, samples: int) -> list[Batch]:
+    """The inputs of the first `samples` real samples, of the test split where there is one."""
+    name = next((name for name in SPLITS if has_split(context, name)), None)
+    if name is None:
+        raise RecipeError(
+            "export: there are no samples to verify the file on; give data with a split that is not empty"
+        )
+    found: list[Batch] = []
+    for batch in evaluation_batches(context, name):
+        rest = samples - sum(len(each) for each in found)
+        found.append(head(batch, rest))
+        if sum(len(each) for each in found) >= samples:
+            break
+    return found
+
+
+def head(batch: Batch, count: int) -> Batch:
+    """The inputs of the first `count` samples."""
+    return Batch({side: _cut(value, count) for side, value in batch.inputs.items()})
+
+
+def describe(path: Path, task: Task, side: str) -> dict[str, Any]:
+    """Facts about a file: its bytes, inputs and opset."""
+    axes = task.axes(side)
+    inputs = [
+        {
+            "name": name,
+            "type": str(tensor.dtype).removeprefix("torch."),
+            "shape": [axes.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)],
+        }
+        for name, tensor in task.example(side).items()
+    ]
+    return {
+        "file": path.name,
+        "file_bytes": file_bytes(path),
+        "inputs": inputs,
+        "output": task.output,
+        "opset": opset(path),
+    }
+
+
+def _shipped(source: Artifact, folder: Path) -> dict[str, Any]:
+    """An estimator's own file, verified when it was made."""
+    shutil.copy(source.file(FILE), folder / FILE)
+    return {
+        "verified": source.meta["verified"],
+        "parameters": source.meta["parameters"],
+        "macs": None,
+        "file": FILE,
+        "file_bytes": file_bytes(folder / FILE),
+        "opset": opset(folder / FILE),
+    }
+
+
+def _cut(value: Any, count: int) -> Any:
+    return {name: _cut(each, count) for name, each in value.items()} if isinstance(value, Mapping) else value[:count]
+
+
+def _first(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[:1] for name, value in feed.items()}

@@ -1,0 +1,167 @@
+"""TrainEstimator: a scikit-learn model on the features that a network of the same task would get."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from decoct.artifact import Artifact, writing
+from decoct.data.base import Split
+from decoct.data.sources import ordered
+from decoct.data.splits import keep_labels
+from decoct.errors import DataError, IntegrityError, RecipeError
+from decoct.models.estimators.base import Estimator, is_classes
+from decoct.models.estimators.trees import fill
+from decoct.models.onnx_file import open_session
+from decoct.outputs import Batch
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.drawing import EVALUATION_BATCH, evaluation_batches, has_split, scores, splits_of
+from decoct.targets import onnx
+from decoct.teachers.onnx import FILE, file_predictor
+
+OPSET = 20
+TOLERANCE = 1e-5
+"""Largest difference of a probability between the file and scikit-learn; for numbers, in standard deviations, 10 times
+that."""
+VERIFIED = 2048
+
+
+class TrainEstimator(Step):
+    """Trains a scikit-learn model and stores it as ONNX, with the preprocessing inside.
+
+    `estimator` says which; `side` whose preprocessing its features go through; `labels`: how many training samples keep
+    their label, drawn evenly over the classes. The file is compared with scikit-learn on real samples before it stands.
+    """
+
+    use: ClassVar[str] = "train_estimator"
+    gives: ClassVar[str] = "estimator"
+    learns: ClassVar[bool] = True
+
+    estimator: Annotated[Estimator, Choice("decoct.models.estimators")]
+    side: str = "student"
+    labels: int | None = Field(default=None, ge=1)
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        features, target = _table(_training(context, self.labels), context, self.side)
+        context.progress(0, 3, f"{self.estimator.use} on {len(features)} samples")
+        fitted = self._fit(features, target, context.seed)
+        module = self.estimator.module(fitted, context.task.interface(self.side).outputs)
+        context.progress(1, 3, "writing")
+        meta = {"side": self.side, "seed": context.run_seed, "parameters": module.parameters_learned}
+        with writing(
+            context.folder, kind="estimator", name=context.name, key=context.key, lineage=context.lineage, meta=meta
+        ) as draft:
+            path = self._write(module, context, draft.folder)
+            draft.meta["verified"] = verified = _verified(fitted, path, context, self.side)
+            context.progress(2, 3, "scoring")
+            draft.scores.update(_validation(path, context, self.side))
+            draft.write_json("estimator.json", {"estimator": self.estimator.plain(), **meta, "verified": verified})
+            draft.write_json("task.json", context.task.plain())
+            if draft.scores:
+                record = {"kind": "validation", "step": 0, "epoch": 0, **draft.scores}
+                (draft.folder / "log.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        return Artifact.load(context.folder)
+
+    def _fit(self, features: np.ndarray, target: np.ndarray, seed: int) -> Any:
+        if is_classes(target) and len(np.unique(target)) < 2:
+            raise DataError("train_estimator: the labelled training samples are of one class; give it two at least")
+        try:
+            return self.estimator.fit(features, target, seed=seed)
+        except RecipeError:
+            raise
+        except ValueError as error:
+            raise RecipeError(f"estimator: {self.estimator.use} cannot learn from these data: {error}") from error
+
+    def _write(self, module: nn.Module, context: Context, folder: Path) -> Path:
+        task = context.task
+        proto = onnx.graph(
+            task.program(module, self.side),
+            task.example(self.side),
+            axes=task.axes(self.side),
+            output=task.output,
+            opset=OPSET,
+        )
+        fill(proto, module)
+        return onnx.save(proto, folder / FILE)
+
+
+def _training(context: Context, labels: int | None) -> Iterator[Batch]:
+    split = splits_of(context).get("train")
+    if labels is None or not isinstance(split, Split):
+        return evaluation_batches(context, "train")
+    return ordered(keep_labels(split, labels), context.task.collate, batch_size=EVALUATION_BATCH)
+
+
+def _table(batches: Iterator[Batch], context: Context, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 `[N, F]` and target of the labelled samples."""
+    preprocessing = context.task.preprocessing(side).eval()
+    features, targets = [], []
+    for batch in batches:
+        target = batch.target.numpy()
+        known = np.isfinite(target).all(1) if target.dtype.kind == "f" else target >= 0
+        if batch.labelled is not None:
+            known &= batch.labelled.numpy()
+        features.append(_features(preprocessing, batch, side)[known])
+        targets.append(target[known])
+    x, y = np.concatenate(features), np.concatenate(targets)
+    if len(x) == 0:
+        raise DataError("train_estimator: no training sample has a label")
+    return x, y
+
+
+def _features(preprocessing: nn.Module, batch: Batch, side: str) -> np.ndarray:
+    raw = batch.side(side)
+    if not isinstance(raw, torch.Tensor):
+        raise RecipeError("train_estimator learns from numbers; this task gives text. Use `use: train` with a network")
+    with torch.no_grad():
+        prepared: np.ndarray = preprocessing(raw).flatten(1).numpy()
+    return prepared
+
+
+def _verified(fitted: Any, path: Path, context: Context, side: str) -> dict[str, float]:
+    """The largest difference between the file and scikit-learn on real samples, and on how many classes agree."""
+    task = context.task
+    predict = file_predictor(open_session(path), task, side)
+    preprocessing = task.preprocessing(side).eval()
+    worst, agreed, seen = 0.0, 0, 0
+    limit = TOLERANCE if task.output == "logits" else 10 * TOLERANCE
+    for batch in _verification(context):
+        answer = predict(batch).logits
+        assert answer is not None
+        features = _features(preprocessing, batch, side)
+        ours = answer.double().numpy()
+        if task.output == "logits":
+            ours = np.exp(ours)
+            theirs = np.zeros_like(ours)
+            theirs[:, fitted.classes_] = fitted.predict_proba(features)
+            agreed += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        else:
+            theirs = fitted.predict(features).reshape(ours.shape)
+            agreed += int((np.abs(ours - theirs) <= limit).all(1).sum())
+        worst, seen = max(worst, float(np.abs(ours - theirs).max())), seen + len(ours)
+        if seen >= VERIFIED:
+            break
+    if not worst <= limit:
+        raise IntegrityError(
+            f"the exported estimator differs from scikit-learn by {worst:.2g}; at most {limit} is allowed"
+        )
+    return {"max_abs_diff": worst, "agreement": agreed / seen, "samples": float(seen)}
+
+
+def _verification(context: Context) -> Iterator[Batch]:
+    name = next(name for name in ("validation", "train") if has_split(context, name))
+    return evaluation_batches(context, name)
+
+
+def _validation(path: Path, context: Context, side: str) -> Mapping[str, float]:
+    if not has_split(context, "validation"):
+        return {}
+    return scores(file_predictor(open_session(path), context.task, side), context, "validation")

@@ -1,0 +1,153 @@
+"""Onnx: an ONNX file that answers as a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from decoct.artifact import Artifact, sha256
+from decoct.errors import IntegrityError, RecipeError, did_you_mean
+from decoct.models.onnx_file import FileSession, open_session
+from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Task
+
+FILE = "model.onnx"
+
+
+class Onnx(Teacher):
+    """An exported artifact, or any ONNX file, under the teacher contract; it answers on the CPU.
+
+    `threads` inside an operator (None: as many as torch uses); `output`: the output to listen to where the file has
+    several; `preprocessed`: the file takes what a model takes, so the task's preprocessing runs before it (an exported
+    artifact holds its own).
+    """
+
+    use: ClassVar[str] = "onnx"
+    threads: int | None = Field(default=None, ge=1)
+    output: str | None = None
+    preprocessed: bool = False
+
+    def open(
+        self,
+        subject: Any,
+        task: Task,
+        needs: Needs,
+        *,
+        side: str,
+        device: torch.device | str = "cpu",
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> AbstractContextManager[Predictor]:
+        """A predictor while the body runs; `subject` is an Artifact with a model.onnx, or the path of a file."""
+        refuse_needs(needs, self.use)
+        path, side = file_of(subject, side)
+        return self._predictor(path, task, side)
+
+    @contextmanager
+    def _predictor(self, path: Path, task: Task, side: str) -> Iterator[Predictor]:
+        with unchanged(path):
+            session = open_session(path, threads=self.threads or torch.get_num_threads())
+            yield file_predictor(session, task, side, output=self.output, preprocessed=self.preprocessed)
+
+
+def file_predictor(
+    session: FileSession, task: Task, side: str, *, output: str | None = None, preprocessed: bool = False
+) -> Predictor:
+    """What a file says about a batch, as Outputs on the batch's device.
+
+    The inputs come from `task.feed`; where file and task have one input each, its name does not matter. Numbers in
+    their own units (the task's output is "values") are brought to the scale of logits. RecipeError where names or
+    types do not fit.
+    """
+    name = _output(session, output, task.output)
+    preprocessing = task.preprocessing(side).eval() if preprocessed else None
+
+    def predict(batch: Batch) -> Outputs:
+        feed = task.feed(batch, side)
+        if preprocessing is not None:
+            with torch.no_grad():
+                prepared = preprocessing(batch.to("cpu").side(side))
+            feed = {next(iter(feed)): prepared.numpy()}
+        answer = session(_named(session, feed))[name]
+        tensor = torch.from_numpy(answer)
+        if task.output == "values":
+            tensor = task.target_of(tensor)
+        return Outputs(logits=tensor.to(_device(batch, side)))
+
+    return predict
+
+
+def file_of(subject: Any, side: str) -> tuple[Path, str]:
+    """The ONNX file of an artifact or path, and the side whose inputs it takes."""
+    if isinstance(subject, Artifact):
+        return subject.file(FILE), str(subject.meta.get("side", side))
+    if isinstance(subject, str | Path):
+        return Path(subject), side
+    raise RecipeError(f"an ONNX teacher is an exported artifact or the path of a file, not {type(subject).__name__}")
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """IntegrityError if the file differs when the body ends."""
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing; give the path of an ONNX file")
+    before = sha256(path)
+    yield
+    if sha256(path) != before:
+        raise IntegrityError(
+            f"the teacher's file {path} changed while it taught; its targets are not those of one model"
+        )
+
+
+def refuse_needs(needs: Needs, use: str) -> None:
+    """RecipeError where a term asks for more than outputs."""
+    if needs.features:
+        raise RecipeError(
+            f"teacher {use}: a file has no modules to tap, and a term asks for {', '.join(sorted(needs.features))}; "
+            "use a torch model as the teacher, or a term on logits"
+        )
+    if needs.gradient:
+        raise RecipeError(f"teacher {use}: a file gives no gradients, and a term asks for those of its inputs")
+
+
+def _output(session: FileSession, asked: str | None, expected: str) -> str:
+    names = [port.name for port in session.outputs]
+    if asked is not None:
+        if asked not in names:
+            raise RecipeError(f"teacher.output: {asked!r} is no output of the file; {did_you_mean(asked, names)}")
+        return asked
+    if len(names) == 1:
+        return names[0]
+    if expected in names:
+        return expected
+    raise RecipeError(f"the file has outputs {', '.join(names)}; say which one answers by `output`")
+
+
+def _named(session: FileSession, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    ports = {port.name: port for port in session.inputs}
+    if len(ports) == 1 and len(feed) == 1:
+        feed = {next(iter(ports)): next(iter(feed.values()))}
+    if set(ports) != set(feed):
+        raise RecipeError(f"the file takes {', '.join(ports)}, the task gives {', '.join(feed)}")
+    for name, value in feed.items():
+        given = {"float32": "float", "float64": "double"}.get(value.dtype.name, value.dtype.name)
+        if given != ports[name].type:
+            raise RecipeError(
+                f"the file takes {name} as {ports[name].type}, the task gives {given}; "
+                "a file without preprocessing needs `preprocessed: true`"
+            )
+    return dict(feed)
+
+
+def _device(batch: Batch, side: str) -> torch.device:
+    inputs = batch.side(side)
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")
