@@ -20,7 +20,7 @@ class Augment(Spec):
 
 
 def augmented(images: np.ndarray, seeds: np.ndarray, augment: Augment) -> np.ndarray:
-    """uint8 `[B, H, W, C]`, each image changed as its own seed says, whatever else is in the batch.
+    """uint8 `[B, H, W, C]`, each image shifted, then mirrored, as its own seed says, whatever else is in the batch.
 
     Offsets are uniform on `-crop .. crop`; pixels from outside are 0.
 

@@ -61,8 +61,11 @@ class Task(Spec):
         """A target in its own units (class ids, numbers) as `loss` takes it, and as logits are compared with it."""
 
     @abstractmethod
-    def shaped_by(self, batch: Batch) -> Self:
-        """The Task with the input shapes of `raw: true` taken from a batch, as `example` and `interface` need them."""
+    def shaped_by(self, batch: Batch, outputs: int) -> Self:
+        """The Task of `raw: true` with its shapes taken from a batch, and from the width of a model's logits.
+
+        `interface` and `example` need them. Where class names are open they become "0", "1", and so on.
+        """
 
     @abstractmethod
     def preprocessing(self, side: Side) -> nn.Module:
@@ -96,11 +99,6 @@ class Task(Spec):
     @abstractmethod
     def fidelity(self, predict: Predictor, teacher: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
         """How near one predictor is to another: agreement and KL for classes, RMSE between predictions for numbers."""
-
-    @property
-    @abstractmethod
-    def output(self) -> Literal["logits", "values"]:
-        """The name of the exported program's output."""
 
     @abstractmethod
     def program(self, model: nn.Module, side: Side) -> nn.Module:

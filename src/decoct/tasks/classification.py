@@ -32,10 +32,6 @@ class Classification(Supervised):
     def metric(self) -> tuple[str, Literal["max", "min"]]:
         return self.metric_name or "accuracy", "max"
 
-    @property
-    def output(self) -> Literal["logits", "values"]:
-        return "logits"
-
     def outputs(self, raw: Any) -> Outputs:
         return Outputs(logits=checked_logits(raw, len(self.classes)))
 
@@ -65,8 +61,7 @@ class Classification(Supervised):
         """Class names and int64 `[C, C]`: rows are the labels, columns what was predicted."""
         logits, labels = self._labelled_logits(predict, batches)
         count = logits.shape[1]
-        names = self.classes or tuple(map(str, range(count)))
-        return names, confusion_matrix(logits.argmax(axis=1), labels, count)
+        return self._class_names(count), confusion_matrix(logits.argmax(axis=1), labels, count)
 
     def per_class(self, predict: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
         """Accuracy (recall) of each class that has labelled samples, by its name."""
@@ -87,6 +82,17 @@ class Classification(Supervised):
 
     def unlabelled(self, count: int) -> Tensor:
         return torch.full((count,), IGNORED)
+
+    def _class_names(self, outputs: int) -> tuple[str, ...]:
+        """The names that are known, or numbers for them."""
+        if self.classes and len(self.classes) != outputs:
+            raise RecipeError(f"task.classes: {len(self.classes)} names, the model gives {outputs} logits")
+        return self.classes or tuple(map(str, range(outputs)))
+
+    def _class_count(self) -> int:
+        if not self.classes:
+            raise RecipeError("task.classes: not known; give the names of the classes")
+        return len(self.classes)
 
     def _labelled_logits(self, predict: Predictor, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
         logits, labels = [], []

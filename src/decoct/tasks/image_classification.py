@@ -67,7 +67,7 @@ class ImageClassification(Classification):
         channels, height, width = self._raw_shape(side)
         size = self._size(side)
         shape = (channels, height, width) if size is None else (channels, size, size)
-        return Interface(kind="image", shape=shape, outputs=len(self.classes))
+        return Interface(kind="image", shape=shape, outputs=self._class_count())
 
     def collate(self, split: Split, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: int = 0) -> Batch:
         images = _images(split, indices)
@@ -76,9 +76,10 @@ class ImageClassification(Classification):
         image = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return batch_of(split, indices, dict.fromkeys(SIDES, image), class_target(split, indices), view)
 
-    def shaped_by(self, batch: Batch) -> Self:
+    def shaped_by(self, batch: Batch, outputs: int) -> Self:
         shapes = {side: shape_of(batch.side(side)) for side in SIDES}
-        return self.replace(shape=shapes["student"], teacher_shape=shapes["teacher"])
+        classes = self._class_names(outputs)
+        return self.replace(shape=shapes["student"], teacher_shape=shapes["teacher"], classes=classes)
 
     def preprocessing(self, side: Side) -> nn.Module:
         if self.raw:

@@ -60,10 +60,6 @@ class Regression(Supervised):
     def metric(self) -> tuple[str, Literal["max", "min"]]:
         return "rmse", "min"
 
-    @property
-    def output(self) -> Literal["logits", "values"]:
-        return "values"
-
     def resolve(self, data: Dataset) -> Self:
         if self.raw or (self.columns and self.target_mean and self.target_std):
             return self
@@ -81,7 +77,7 @@ class Regression(Supervised):
 
     def interface(self, side: Side) -> Interface:
         shape = self._raw_shape() if self.raw else (sum(column.width for column in self.columns),)
-        return Interface(kind="tabular", shape=shape, outputs=len(self.target_mean))
+        return Interface(kind="tabular", shape=shape, outputs=max(1, len(self.target_mean)))
 
     def collate(self, split: Split, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: int = 0) -> Batch:
         inputs = dict.fromkeys(SIDES, table_tensor(split, indices))
@@ -93,8 +89,9 @@ class Regression(Supervised):
             values[~split.labelled[indices]] = np.nan
         return batch_of(split, indices, inputs, torch.from_numpy(values.astype(np.float32)), view)
 
-    def shaped_by(self, batch: Batch) -> Self:
-        return self.replace(shape=shape_of(batch.side("student")))
+    def shaped_by(self, batch: Batch, outputs: int) -> Self:
+        scale = {"target_mean": self.target_mean or (0.0,) * outputs, "target_std": self.target_std or (1.0,) * outputs}
+        return self.replace(shape=shape_of(batch.side("student")), **scale)
 
     def preprocessing(self, side: Side) -> nn.Module:
         return nn.Identity() if self.raw else TabularPreprocessing(self.columns)

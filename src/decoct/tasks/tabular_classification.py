@@ -56,14 +56,14 @@ class TabularClassification(Classification):
 
     def interface(self, side: Side) -> Interface:
         shape = self._raw_shape() if self.raw else (sum(column.width for column in self.columns),)
-        return Interface(kind="tabular", shape=shape, outputs=len(self.classes))
+        return Interface(kind="tabular", shape=shape, outputs=self._class_count())
 
     def collate(self, split: Split, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: int = 0) -> Batch:
         inputs = dict.fromkeys(SIDES, table_tensor(split, indices))
         return batch_of(split, indices, inputs, class_target(split, indices), view)
 
-    def shaped_by(self, batch: Batch) -> Self:
-        return self.replace(shape=shape_of(batch.side("student")))
+    def shaped_by(self, batch: Batch, outputs: int) -> Self:
+        return self.replace(shape=shape_of(batch.side("student")), classes=self._class_names(outputs))
 
     def preprocessing(self, side: Side) -> nn.Module:
         return nn.Identity() if self.raw else TabularPreprocessing(self.columns)

@@ -74,7 +74,7 @@ class TextClassification(Classification):
         return Interface(
             kind="text",
             shape=(max_length,),
-            outputs=len(self.classes),
+            outputs=self._class_count(),
             vocabulary=tokenizer.vocabulary_size() if known else None,
             padding=tokenizer.padding_id() if known else None,
         )
@@ -86,10 +86,11 @@ class TextClassification(Classification):
         inputs = {"student": student, "teacher": teacher}
         return batch_of(split, indices, inputs, class_target(split, indices), view)
 
-    def shaped_by(self, batch: Batch) -> Self:
+    def shaped_by(self, batch: Batch, outputs: int) -> Self:
         longest = {side: shape_of(batch.side(side))[0] for side in ("student", "teacher")}
         return self.replace(
             max_length=max(self.max_length, longest["student"]),
+            classes=self._class_names(outputs),
             teacher_max_length=max(self.teacher_max_length or self.max_length, longest["teacher"]),
         )
 

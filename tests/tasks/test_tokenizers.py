@@ -1,0 +1,121 @@
+"""Tokenizers: the vocabulary is the same every time; local ones are read as they are."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoct.errors import DataError, RecipeError
+from decoct.tasks.tokenizers import Pretrained, WordPiece
+from decoct.tasks.wordpiece import train_wordpiece
+
+
+def slow_training(words: dict[str, int], size: int, least: int) -> list[str]:
+    """The definition: count all pairs anew for each merge."""
+    pieces = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
+    vocabulary = list(dict.fromkeys(sorted({piece for word in pieces.values() for piece in word})))
+    while len(vocabulary) < size:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, split in pieces.items():
+            for pair in pairwise(split):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if pairs[best] < least:
+            break
+        joined = best[0] + best[1].removeprefix("##")
+        if joined not in vocabulary:
+            vocabulary.append(joined)
+        for split in pieces.values():
+            i = 0
+            while i < len(split) - 1:
+                if (split[i], split[i + 1]) == best:
+                    split[i : i + 2] = [joined]
+                i += 1
+    return vocabulary
+
+
+WORDS = st.dictionaries(st.text("abc", min_size=1, max_size=7), st.integers(1, 9), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(WORDS, st.integers(1, 60), st.integers(1, 4))
+def test_training_is_its_definition(words: dict[str, int], size: int, least: int) -> None:
+    assert train_wordpiece(words, size, least) == slow_training(words, size, least)
+
+
+SCRIPT = """
+import hashlib
+from decoct.tasks.tokenizers import WordPiece
+pairs = [(x, y) for x in "bcdfgh" for y in ("at", "ug", "ill")]
+texts = [f"the {a}{b} sat on a{b}{a} ceiling, {i}" for i, (a, b) in enumerate(pairs)]
+text = WordPiece(size=60).resolve(texts).text
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_the_vocabulary_is_the_same_in_every_process() -> None:
+    found = set()
+    for seed in ("0", "1"):
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
+        found.add(run.stdout)
+    assert len(found) == 1
+
+
+def test_order_of_texts_does_not_matter() -> None:
+    texts = ["a good film", "a bad film", "goodness", "badly made films"]
+    assert WordPiece(size=50).resolve(texts).text == WordPiece(size=50).resolve(texts[::-1]).text
+
+
+def test_wordpiece_as_the_library_encodes_it() -> None:
+    tokenizer = WordPiece(size=60).resolve(["Unaffable unable able table"] * 3)
+    tokens = tokenizer.engine(20).encode("Unable TABLE zzz").tokens
+    assert tokens[0] == "[CLS]"
+    assert tokens[-1] == "[SEP]"
+    assert "[UNK]" in tokens
+    assert tokenizer.padding_id() == 0
+    assert tokenizer.vocabulary_size() <= 60
+
+
+def test_a_size_too_small_for_the_characters() -> None:
+    with pytest.raises(RecipeError, match=r"tokenizer\.size: 8 cannot hold"):
+        WordPiece(size=8).resolve(["abcdefgh"])
+
+
+def test_pretrained_from_a_folder(tmp_path: Path) -> None:
+    trained = WordPiece(size=40).resolve(["a good film", "a bad film"])
+    (tmp_path / "tokenizer.json").write_text(trained.text, encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "[PAD]"}}), encoding="utf-8")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        read = Pretrained(path=path).resolve([])
+        assert read.padding == "[PAD]"
+        assert read.engine(10).encode("a good film").ids == trained.engine(10).encode("a good film").ids
+        assert read.resolve([]) is read
+    with pytest.raises(RecipeError, match="'<pad>' is no token"):
+        Pretrained(path=tmp_path, padding="<pad>").resolve([])
+
+
+def test_pretrained_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no tokenizer\.json there; write one"):
+        Pretrained(path=tmp_path).resolve([])
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="no JSON"):
+        Pretrained(path=tmp_path).resolve([])
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read"):
+        Pretrained(path=tmp_path, padding="[PAD]").resolve([])
+
+
+def test_max_length_without_room() -> None:
+    tokenizer = WordPiece(size=40).resolve(["a good film"])
+    with pytest.raises(RecipeError, match="max_length: 2 leaves no room"):
+        tokenizer.engine(2)
