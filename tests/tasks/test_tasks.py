@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoct.data.base import Dataset
+from decoct.data.base import Dataset, Split
 from decoct.data.hashing import keyed
 from decoct.data.sources import Batches, ordered
 from decoct.errors import DataError, PathError, RecipeError
@@ -105,6 +105,17 @@ def test_loss_without_labels_is_zero_with_a_gradient(case: tuple[Task, Dataset, 
     assert loss.item() == 0
     assert not logits.grad.any()
     assert task.items(hidden) == 0
+
+
+def test_a_split_without_targets_is_unlabelled(case: tuple[Task, Dataset, nn.Module]) -> None:
+    task, data, model = case
+    split = data.splits["test"]
+    columns = {name: column for name, column in split.columns.items() if name not in ("label", "value")}
+    batch = task.collate(Split(columns, split.keys), np.arange(5))
+    assert batch.labelled is not None
+    assert not batch.labelled.any()
+    assert task.items(batch) == 0
+    assert task.loss(task.forward(model, batch, Needs(), "student"), batch).item() == 0
 
 
 def test_classification_loss_is_bitwise_torchs(images: Dataset) -> None:

@@ -38,6 +38,8 @@ class Classification(Supervised):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None
         logits = outputs.logits if outputs.logits.dtype == torch.float64 else outputs.logits.float()
+        if batch.labelled is None:
+            return F.cross_entropy(logits, batch.target, ignore_index=IGNORED)
         labelled = self.labelled(batch)
         target = torch.where(labelled, batch.target, IGNORED)
         total = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")

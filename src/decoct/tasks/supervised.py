@@ -90,6 +90,8 @@ class Supervised(Task):
 def batch_of(split: Split, indices: np.ndarray, inputs: Mapping[str, Any], target: Tensor, view: int) -> Batch:
     """The Batch of samples whose inputs and (already masked) target are made."""
     labelled = None if split.labelled is None else torch.from_numpy(split.labelled[indices])
+    if not {"label", "value"} & split.columns.keys():
+        labelled = torch.zeros(len(indices), dtype=torch.bool)
     return Batch(inputs, target, labelled, split.keys[indices], view)
 
 
