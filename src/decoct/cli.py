@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -15,12 +16,14 @@ from typing import Annotated, Any
 import typer
 
 from decoct.errors import DecoctError, IntegrityError, ResourceError
+from decoct.words import Stopped, in_front, launched, stopping
 
 
 @dataclass
 class Session:
     """The global settings of one call."""
 
+    words: Sequence[str] = ()
     json: bool = False
     quiet: bool = False
     offline: bool = False
@@ -36,7 +39,6 @@ class Answer:
 
 
 GLOBAL = "Everywhere: --json (one JSON object), --quiet, --offline, --plugin MODULE."
-FLAGS = ("--json", "--quiet", "--offline")
 app = typer.Typer(
     help="Turns a large trained model into a small fast one and proves what it cost.",
     epilog=GLOBAL,
@@ -78,9 +80,17 @@ def everywhere(
             allow_plugin(each.partition(".")[0])
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
+def command(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Registers a command under its function's name, without a trailing underscore."""
-    return app.command(name=function.__name__.rstrip("_"), epilog=GLOBAL)(function)
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Answer:
+        try:
+            return function(*args, **options)
+        except KeyboardInterrupt as interrupt:  # typer would turn it into a bare exit code
+            raise Stopped(interrupt) from None
+
+    return app.command(name=function.__name__.rstrip("_"), epilog=GLOBAL)(called)
 
 
 @command
@@ -133,7 +143,7 @@ def plan(
     from decoct.report import records
 
     path, loaded = _load(recipe, settings)
-    folder = out or _folder(path)
+    folder = out or Path("runs") / path.stem
     found = running.plan(loaded, folder, seeds=seeds, seeds_all=seeds_all, offline=context.obj.offline)
     before = {each.name: each.wall_s for each in records.read_results(folder).steps} if folder.is_dir() else {}
     rows = [
@@ -147,7 +157,7 @@ def plan(
         }
         for each in found
     ]
-    record = {"recipe": loaded.data(), "out": str(folder), "steps": rows}
+    record = {"recipe": loaded.plain(), "out": str(folder), "steps": rows}
     return Answer(record, [loaded.yaml(defaults=True), table(rows)])
 
 
@@ -163,9 +173,9 @@ def run(
 ) -> Answer:
     """Runs all steps; unchanged ones are skipped; continues after any interruption."""
     if nproc > 1 and "LOCAL_RANK" not in os.environ:
-        return _launch(nproc)
+        return Answer({}, exit_code=subprocess.run(launched(context.obj.words, nproc), check=False).returncode)
     path, _ = _load(recipe, settings)
-    return _run(context.obj, recipe, out or _folder(path), settings or [], seeds=seeds, seeds_all=seeds_all)
+    return _run(context.obj, recipe, out or Path("runs") / path.stem, settings or [], seeds=seeds, seeds_all=seeds_all)
 
 
 @command
@@ -199,7 +209,7 @@ def show(
     """Prints a recipe as resolved YAML, or as Python that makes the same."""
     _, loaded = _load(recipe, settings)
     text = loaded.python() if python else loaded.yaml(defaults=True)
-    return Answer({"recipe": loaded.data(), "python" if python else "yaml": text}, [text.rstrip("\n")])
+    return Answer({"recipe": loaded.plain(), "python" if python else "yaml": text}, [text.rstrip("\n")])
 
 
 @command
@@ -211,14 +221,13 @@ def list_(
     from decoct import explain, scaffold
     from decoct.display import table
 
-    words = [each for each in what or [] if each != "recipes"]
-    found = explain.listed(words) if words or not what else {}
-    if not what or "recipes" in what:
+    found = explain.listed(what)
+    if "recipes" in found:
         found["recipes"] = {name: scaffold.about(path) for name, path in scaffold.shipped().items()}
     shown: list[Any] = []
     for word, entries in found.items():
         shown += [f"\n{word}", table([{"use": key, "what": line} for key, line in entries.items()])]
-    return Answer(dict(found), shown)
+    return Answer({**found}, shown)
 
 
 @command
@@ -258,13 +267,13 @@ def verify(
     context: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run or one artifact.")]
 ) -> Answer:
     """Checks every file's checksum, and the exported artifacts once more against their weights."""
-    from decoct.verify import verify as verify_folder
+    from decoct.verify import verify_run
 
-    found = verify_folder(folder, offline=context.obj.offline)
+    found = verify_run(folder, offline=context.obj.offline)
     wrong = [f"{each.artifact}: {line}" for each in found for line in each.wrong]
     if wrong:
         raise IntegrityError("\n".join(wrong))
-    lines = [f"{each.artifact}: {each.files} files good{each.parity}" for each in found]
+    lines = [f"{each.artifact}: {each.files} files good{each.parity and f'; {each.parity}'}" for each in found]
     return Answer({"folder": str(folder), "artifacts": [vars(each) for each in found]}, lines)
 
 
@@ -304,10 +313,6 @@ def _load(name: str, settings: Sequence[str] | None) -> tuple[Path, Any]:
     return path, Recipe.load(path, tuple(settings or ()))
 
 
-def _folder(path: Path) -> Path:
-    return Path("runs") / path.stem
-
-
 def _run(session: Session, name: str, out: Path, settings: Sequence[str], **options: Any) -> Answer:
     from decoct.display import Watcher, table
     from decoct.report.sentence import sentences
@@ -321,39 +326,11 @@ def _run(session: Session, name: str, out: Path, settings: Sequence[str], **opti
     return Answer({"folder": str(done.folder), "page": str(page), "results": dict(done.results)}, shown)
 
 
-def _launch(processes: int) -> Answer:
-    """The same words again, in several processes that find each other; theirs is the output."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    code = subprocess.run([*words, "-m", "decoct.cli", *sys.argv[1:]], check=False).returncode
-    return Answer({}, exit_code=code)
-
-
-def in_front(words: Sequence[str]) -> list[str]:
-    """The words with the global options moved before the command.
-
-    >>> in_front(["list", "--json", "tasks", "--plugin", "mine"])
-    ['--json', '--plugin', 'mine', 'list', 'tasks']
-    """
-    front: list[str] = []
-    rest: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        if word in FLAGS or word.startswith("--plugin="):
-            front.append(word)
-        elif word == "--plugin":
-            front += [word, *([following] if (following := next(remaining, None)) is not None else [])]
-        elif word == "--":
-            rest += [word, *remaining]
-        else:
-            rest.append(word)
-    return [*front, *rest]
-
-
 def call(words: Sequence[str]) -> int:
     """Does what the words say; returns the exit code."""
     words = in_front(words)
     first = os.environ.get("RANK", "0") == "0"
-    session = Session(json="--json" in words and first, quiet="--quiet" in words or not first)
+    session = Session(words, json="--json" in words and first, quiet="--quiet" in words or not first)
     elsewhere = contextlib.redirect_stdout(sys.stderr) if session.json else contextlib.nullcontext()
     try:
         with elsewhere:
@@ -363,13 +340,10 @@ def call(words: Sequence[str]) -> int:
         return _failed(session, DecoctError(error.format_message() + where), 2)
     except DecoctError as error:
         return _failed(session, error, error.exit_code)
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         return _failed(session, ResourceError(f"{error}"), ResourceError.exit_code)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        number = int(getattr(error, "signal", signal.SIGINT))
-        return _failed(session, DecoctError(str(error) or "stopped; the same command continues"), 128 + number)
     return _answered(session, answer) if isinstance(answer, Answer) else int(answer or 0)
 
 
@@ -395,7 +369,8 @@ def _failed(session: Session, error: DecoctError, code: int) -> int:
 def main() -> None:
     """The entry point of the command."""
     try:
-        code = call(sys.argv[1:])
+        with stopping():
+            code = call(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

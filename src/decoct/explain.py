@@ -47,15 +47,15 @@ class Entry:
 
 
 def listed(words: list[str] | None = None) -> dict[str, dict[str, str]]:
-    """By catalogue, every key and its one line, read from the source without importing the class.
+    """By catalogue, every key and its one line, read from the source without importing the class; "recipes" is empty.
 
     >>> listed(["schedules"])["schedules"]["constant"]
     'The same value throughout.'
     """
-    known = catalogues()
+    known = {**catalogues(), "recipes": Catalogue("recipe", {})}
     for word in words or []:
         if word not in known:
-            raise RecipeError(f"no catalogue {word!r}; {did_you_mean(word, [*known, 'recipes'])}")
+            raise RecipeError(f"no catalogue {word!r}; {did_you_mean(word, known)}")
     return {word: {key: known[word].summary(key) for key in known[word]} for word in words or known}
 
 
@@ -143,7 +143,7 @@ def _settings(found: type[Spec]) -> Iterator[Setting]:
 def _written(value: Any) -> str:
     from decoct.recipe_file import dump
 
-    plain = value.data(defaults=False) if isinstance(value, Spec) else value
+    plain = value.plain(defaults=False) if isinstance(value, Spec) else value
     if plain is None or isinstance(plain, str | int | float | bool | list | tuple | dict):
         return dump({"value": plain}).removeprefix("value:").strip()
     return str(value)

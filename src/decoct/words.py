@@ -1,0 +1,72 @@
+"""The words of a command line, and the signals that end what they ask for."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from decoct.errors import DecoctError
+
+FLAGS = ("--json", "--quiet", "--offline")
+
+
+class Stopped(DecoctError):
+    """The command was stopped by a signal; its number makes the exit code."""
+
+    def __init__(self, interrupt: KeyboardInterrupt) -> None:
+        super().__init__(str(interrupt) or "stopped; the same command continues")
+        self.exit_code = 128 + int(getattr(interrupt, "signal", signal.SIGINT))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM outside of training, which has its own way of stopping."""
+
+    signal = signal.SIGTERM
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """SIGTERM leaves the body as Ctrl-C does: by an exception, so that locks and drafts are cleared away."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def launched(words: Sequence[str], processes: int) -> list[str]:
+    """The command that says the same words in several processes that find each other; theirs is the output.
+
+    >>> launched(["run", "digits"], 2)[-5:]
+    ['--nproc-per-node=2', '-m', 'decoct.cli', 'run', 'digits']
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*torchrun, "-m", "decoct.cli", *words]
+
+
+def in_front(words: Sequence[str]) -> list[str]:
+    """The words with the global options moved before the command.
+
+    >>> in_front(["list", "--json", "tasks", "--plugin", "mine"])
+    ['--json', '--plugin', 'mine', 'list', 'tasks']
+    """
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word in FLAGS or word.startswith("--plugin="):
+            front.append(word)
+        elif word == "--plugin":
+            front += [word, *([following] if (following := next(remaining, None)) is not None else [])]
+        elif word == "--":
+            rest += [word, *remaining]
+        else:
+            rest.append(word)
+    return [*front, *rest]
