@@ -177,6 +177,20 @@ def test_adapters_are_parameters_of_the_criterion_and_learn():
         build(Hint(layers={"a": "b"}), s, {"t": t})
 
 
+def test_standardised_logits_make_scale_and_shift_irrelevant():
+    s, t = said(24), said(25)
+    criterion = build(KD(standardize=True), s, {"t": t})
+    value = criterion(s, {"t": t}, batch(), Clock())[0].item()
+    moved = Outputs(logits=5 * t.logits + 3)
+    assert criterion(s, {"t": moved}, batch(), Clock())[0].item() == pytest.approx(value, rel=1e-5)
+    mask = torch.tensor([True, True, False, True, True, True])
+    dirty = s.logits.clone()
+    dirty[2] = torch.nan
+    dirty.requires_grad_()
+    criterion(Outputs(logits=dirty, mask=mask), {"t": t}, batch(), Clock())[0].backward()
+    assert torch.isfinite(dirty.grad).all()
+
+
 def test_functional_lists_every_loss_in_order():
     assert sorted(F.__all__) == F.__all__
     assert all(callable(getattr(F, name)) for name in F.__all__)

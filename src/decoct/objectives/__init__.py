@@ -45,6 +45,7 @@ CATALOGUE = Catalogue(
         "sum": "decoct.objectives.base:Sum",
         "task_loss": "decoct.objectives.task_loss:TaskLoss",
         "total_variation": "decoct.objectives.total_variation:TotalVariation",
+        "vid": "decoct.objectives.vid:VID",
         "wsld": "decoct.objectives.wsld:WSLD",
     },
 )

@@ -52,5 +52,8 @@ class KD(LogitsObjective):
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock
     ) -> Tensor:
         if self.standardize:
+            if mask is not None:
+                out = ~mask.unsqueeze(-1)
+                student, teacher = student.masked_fill(out, 0.0), teacher.masked_fill(out, 0.0)
             student, teacher = standardize_logits(student), standardize_logits(teacher)
         return kd_loss(student, teacher, temperature=at(self.temperature, clock), mask=mask)

@@ -13,6 +13,9 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives import _divergence
 from decoct.objectives._numeric import full_precision, promote, refuse_temperature, refuse_unlike_mask, shape
 
+Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From student and teacher logits `[N, V]` the summed divergence and its gradient by the student's logits."""
+
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "adaptive_kl": _divergence.adaptive_kl,
     "forward_kl": _divergence.forward_kl,
@@ -59,12 +62,23 @@ def linear_kd_loss(
     def per_token(student: Tensor, teacher: Tensor) -> Tensor:
         return DIVERGENCES[divergence](student, teacher, temperature=temperature, **options)
 
+    def differentiate(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        if divergence == "forward_kl":
+            return _divergence.forward_kl_and_gradient(student, teacher, temperature)
+        with torch.enable_grad():
+            leaf = student.requires_grad_()
+            value = per_token(leaf, teacher).sum()
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
     if torch.is_grad_enabled() and (student_hidden.requires_grad or student_weight.requires_grad):
-        result = _ChunkedHead.apply(own, head, theirs, teacher_head, per_token, chunk)
+        result = _ChunkedHead.apply(own, head, theirs, teacher_head, differentiate, chunk)
         assert isinstance(result, Tensor)
         return result
-    total, _, _ = _sweep(own, head, theirs, teacher_head, per_token, chunk, (False, False))
-    return total
+    total = own.new_zeros(())
+    for start in range(0, len(own), chunk):
+        part = slice(start, start + chunk)
+        total += per_token(own[part] @ head.T, theirs[part] @ teacher_head.T).sum()
+    return total / max(len(own), 1)
 
 
 def _refuse_shapes(
@@ -113,7 +127,7 @@ def _sweep(
     weight: Tensor,
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
-    per_token: Callable[[Tensor, Tensor], Tensor],
+    differentiate: Differentiate,
     chunk: int,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -126,14 +140,9 @@ def _sweep(
         part = slice(start, start + chunk)
         teacher = teacher_hidden[part] @ teacher_weight.T
         student = hidden[part] @ weight.T
-        if not any(wanted):
-            total += per_token(student, teacher).sum() / count
-            continue
-        with torch.enable_grad():
-            leaf = student.detach().requires_grad_()
-            value = per_token(leaf, teacher).sum() / count
-        (gradient,) = torch.autograd.grad(value, leaf)
-        total += value.detach()
+        value, gradient = differentiate(student, teacher)
+        total += value / count
+        gradient /= count
         if by_hidden is not None:
             torch.mm(gradient, weight, out=by_hidden[part])
         if by_weight is not None:
@@ -151,12 +160,12 @@ class _ChunkedHead(torch.autograd.Function):
         weight: Tensor,
         teacher_hidden: Tensor,
         teacher_weight: Tensor,
-        per_token: Callable[[Tensor, Tensor], Tensor],
+        differentiate: Differentiate,
         chunk: int,
     ) -> Tensor:
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         total, by_hidden, by_weight = _sweep(
-            hidden.detach(), weight.detach(), teacher_hidden, teacher_weight, per_token, chunk, wanted
+            hidden.detach(), weight.detach(), teacher_hidden, teacher_weight, differentiate, chunk, wanted
         )
         ctx.save_for_backward(by_hidden, by_weight)
         return total
