@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from decoct.errors import RecipeError
 from decoct.objectives._numeric import promote, refuse_unlike, shape
 
-BUDGET = 1 << 24
+BUDGET = 1 << 22
 """Elements of an intermediate tensor above which a loss works in pieces."""
 
 
