@@ -1,0 +1,43 @@
+"""The nets that ship, exported through their tasks' programs: text of any length, images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decoct.models.base import Interface
+from decoct.models.bilstm import BiLSTM
+from decoct.models.small_mobilenet import SmallMobileNet
+from decoct.models.small_resnet import SmallResNet
+from decoct.targets.onnx import Onnx
+from decoct.tasks.calls import ImageProgram, TextProgram
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_bilstm_at_any_length_and_padding(tmp_path: Path, layers: int) -> None:
+    torch.manual_seed(0)
+    interface = Interface(kind="text", shape=(20,), outputs=3, vocabulary=30, padding=0)
+    program = TextProgram(BiLSTM(embedding=6, hidden=5, layers=layers).build(interface)).eval()
+    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    path = Onnx().write(program, example, tmp_path, axes={name: {0: "batch", 1: "length"} for name in example})
+    session = Onnx().load(path)
+    for batch, length in ((1, 1), (1, 20), (4, 6)):
+        ids = torch.randint(1, 30, (batch, length))
+        mask = (torch.arange(length) < torch.randint(1, length + 1, (batch, 1))).long()
+        with torch.no_grad():
+            expected = program(ids * mask, mask).numpy()
+        found = session({"input_ids": (ids * mask).numpy(), "attention_mask": mask.numpy()})["logits"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [SmallResNet(width=4), SmallMobileNet()])
+def test_image_nets(tmp_path: Path, spec: object) -> None:
+    torch.manual_seed(0)
+    model = spec.build(Interface(kind="image", shape=(1, 16, 16), outputs=3))
+    model(torch.randn(8, 1, 16, 16))
+    program = ImageProgram(torch.nn.Identity(), model).eval()
+    path = Onnx().write(program, {"image": torch.zeros(2, 1, 16, 16)}, tmp_path, axes={"image": {0: "batch"}})
+    x = torch.randn(3, 1, 16, 16)
+    with torch.no_grad():
+        np.testing.assert_allclose(Onnx().load(path)({"image": x.numpy()})["logits"], program(x).numpy(), atol=1e-4)

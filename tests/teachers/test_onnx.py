@@ -1,0 +1,97 @@
+"""Onnx and Estimator teachers from files: exported artifacts and foreign files answer; what cannot work is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from decoct.data.digits import Digits
+from decoct.errors import IntegrityError, RecipeError
+from decoct.outputs import Batch, Needs
+from decoct.targets.onnx import Onnx as Target
+from decoct.tasks.image_classification import ImageClassification
+from decoct.teachers.onnx import Onnx
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def task() -> ImageClassification:
+    return ImageClassification().resolve(Digits().open())
+
+
+@pytest.fixture(scope="module")
+def batch(task: ImageClassification) -> Batch:
+    return task.collate(Digits().open().splits["test"], np.arange(9))
+
+
+@pytest.fixture(scope="module")
+def model() -> Plain:
+    torch.manual_seed(0)
+    return Plain().eval()
+
+
+def answer(teacher: Onnx, path: Path, task: ImageClassification, batch: Batch) -> torch.Tensor:
+    with teacher.open(path, task, Needs(), side="teacher") as predict:
+        logits = predict(batch).logits
+    assert logits is not None
+    return logits
+
+
+def expected(model: Plain, task: ImageClassification, batch: Batch) -> np.ndarray:
+    with torch.no_grad():
+        return task.forward(model, batch, Needs(), "teacher").logits.numpy()
+
+
+def test_a_file_with_preprocessing(tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain) -> None:
+    program, example = task.program(model, "teacher"), task.example("teacher")
+    path = Target().write(program, example, tmp_path, axes=task.axes("teacher"))
+    logits = answer(Onnx(), path, task, batch)
+    np.testing.assert_allclose(logits.numpy(), expected(model, task, batch), atol=1e-5)
+    assert not logits.requires_grad
+    (logits.requires_grad_() ** 2).sum().backward()
+
+
+def test_a_foreign_file_takes_what_a_model_takes(
+    tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain
+) -> None:
+    path = Target().write(model, {"x": torch.zeros(2, 1, 8, 8)}, tmp_path, axes={"x": {0: "batch"}}, output="scores")
+    with pytest.raises(RecipeError, match="preprocessed: true"):
+        answer(Onnx(), path, task, batch)
+    logits = answer(Onnx(preprocessed=True), path, task, batch)
+    np.testing.assert_allclose(logits.numpy(), expected(model, task, batch), atol=1e-5)
+    with pytest.raises(RecipeError, match="scores"):
+        answer(Onnx(output="score"), path, task, batch)
+
+
+def test_a_changed_or_missing_file(tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain) -> None:
+    path = Target().write(task.program(model, "teacher"), task.example("teacher"), tmp_path, axes=task.axes("teacher"))
+    with (
+        pytest.raises(IntegrityError, match="changed while it taught"),
+        Onnx().open(path, task, Needs(), side="teacher"),
+    ):
+        path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(IntegrityError, match="missing"):
+        answer(Onnx(), tmp_path / "none.onnx", task, batch)
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"), [(Needs(frozenset({"layer1"})), "layer1"), (Needs(gradient=True), "gradients")]
+)
+def test_what_a_file_cannot_give(tmp_path: Path, task: ImageClassification, needs: Needs, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Onnx().open(tmp_path / "any.onnx", task, needs, side="teacher")
+
+
+def test_a_module_is_no_file(task: ImageClassification, model: Plain) -> None:
+    with pytest.raises(RecipeError, match="Plain"):
+        Onnx().open(model, task, Needs(), side="teacher")
