@@ -61,13 +61,23 @@ def locate(problems: Sequence[Problem], marked: Marked) -> RecipeError:
     """
     located = []
     for problem in problems:
-        path = _written(problem.path, marked.data)
+        path, message = _misspelt_use(_written(problem.path, marked.data), problem.message, marked.data)
         place = problem.place if isinstance(problem, Located) else marked.place(path)
-        located.append(Located(path, problem.message, place))
+        located.append(Located(path, message, place))
     unknown = [each.path for each in located if each.message.startswith("unknown")]
     kept = [each for each in dict.fromkeys(located) if not _follows(each, unknown)]
     kept.sort(key=lambda each: (_rank(each), each.place.line, each.place.column))
     return failure(kept)
+
+
+def _misspelt_use(path: SettingPath, message: str, data: Any) -> tuple[SettingPath, str]:
+    """Where `use` is missing and a key is nearly it, that key is the mistake."""
+    if not message.startswith("`use` is missing"):
+        return path, message
+    for part in path:
+        data = data[part]
+    close = [key for key in data if nearest(key, ["use"])]
+    return ((*path, close[0]), "unknown; did you mean use?") if close else (path, message)
 
 
 def failure(problems: Sequence[Located]) -> RecipeError:

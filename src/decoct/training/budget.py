@@ -24,7 +24,7 @@ class Budget(Spec):
     @model_validator(mode="before")
     @classmethod
     def _one_unit(cls, data: Any) -> Any:
-        if isinstance(data, dict):
+        if isinstance(data, dict) and set(data) <= set(cls.model_fields):
             given = [name for name in ("steps", "epochs", "samples", "seconds") if data.get(name) is not None]
             if len(given) != 1:
                 raise ValueError(f"give one of steps, epochs, samples, seconds (given: {', '.join(given) or 'none'})")
