@@ -6,19 +6,36 @@ import numpy as np
 import pytest
 import torch
 
-from decoct.models.base import Interface
+from decoct.models.base import Interface, Model
 from decoct.models.bilstm import BiLSTM
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
+from decoct.models.transformers import Transformers
 from decoct.targets.onnx import Onnx
 from decoct.tasks.calls import ImageProgram, TextProgram
 
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_bilstm_at_any_length_and_padding(tmp_path: Path, layers: int) -> None:
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        BiLSTM(embedding=6, hidden=5),
+        BiLSTM(embedding=6, hidden=5, layers=2),
+        Transformers(config=BERT),
+        Transformers(config=BERT, attention="eager"),
+    ],
+)
+def test_text_nets_at_any_length_and_padding(tmp_path: Path, spec: Model) -> None:
     torch.manual_seed(0)
     interface = Interface(kind="text", shape=(20,), outputs=3, vocabulary=30, padding=0)
-    program = TextProgram(BiLSTM(embedding=6, hidden=5, layers=layers).build(interface)).eval()
+    program = TextProgram(spec.build(interface)).eval()
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     path = Onnx().write(program, example, tmp_path, axes={name: {0: "batch", 1: "length"} for name in example})
     session = Onnx().load(path)
@@ -32,7 +49,7 @@ def test_bilstm_at_any_length_and_padding(tmp_path: Path, layers: int) -> None:
 
 
 @pytest.mark.parametrize("spec", [SmallResNet(width=4), SmallMobileNet()])
-def test_image_nets(tmp_path: Path, spec: object) -> None:
+def test_image_nets(tmp_path: Path, spec: Model) -> None:
     torch.manual_seed(0)
     model = spec.build(Interface(kind="image", shape=(1, 16, 16), outputs=3))
     model(torch.randn(8, 1, 16, 16))
