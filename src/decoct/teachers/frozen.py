@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -44,7 +44,7 @@ class Frozen(Teacher):
             )
         if needs.gradient:
             raise RecipeError("a frozen teacher answers without gradients, and a term asks for those of its inputs")
-        return _predictor(subject, task, needs, side, device, autocast or nullcontext)
+        return _predictor(subject, task, needs, side, device, autocast)
 
 
 @contextmanager
@@ -54,14 +54,17 @@ def _predictor(
     needs: Needs,
     side: str,
     device: torch.device | str,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Callable[[], AbstractContextManager[Any]] | None,
 ) -> Iterator[Predictor]:
     with frozen(subject, device) as module:
 
         def predict(batch: Batch) -> Outputs:
             if module.training:
                 module.eval()
-            with torch.no_grad(), autocast():
-                return task.forward(module, batch, needs, side)
+            with torch.no_grad():
+                if autocast is None:
+                    return task.forward(module, batch, needs, side)
+                with autocast():
+                    return task.forward(module, batch, needs, side)
 
         yield predict

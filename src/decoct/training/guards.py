@@ -42,10 +42,10 @@ def finite(loss: Tensor, gradients: list[Tensor]) -> Tensor | None:
     On the CPU: None when all is finite, NonFinite otherwise. On an accelerator: 1.0 or 0.0 on the device, not read.
     """
     norms = torch._foreach_norm(gradients) if gradients else ()
-    total = torch.stack([loss.detach().reshape(()), *norms]).sum()
-    if total.device.type != "cpu":
+    if loss.device.type != "cpu":
+        total = torch.stack([loss.detach().reshape(()), *norms]).sum()
         return torch.isfinite(total).to(torch.float32)
-    if not math.isfinite(total.item()):
+    if not math.isfinite(sum(map(float, norms), loss.item())):
         _look_closely(loss, gradients)
     return None
 

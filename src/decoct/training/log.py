@@ -72,13 +72,12 @@ class Means:
 
     def add(self, values: Mapping[str, Any], origin: Origin) -> None:
         """Keeps what one step returned."""
-        kept = {name: each.detach() if isinstance(each, Tensor) else each for name, each in values.items()}
-        self._pending.append((kept, origin))
+        self._pending.append(({name: _free(each) for name, each in values.items()}, origin))
 
     def settle(self) -> Origin | None:
         """Reads the tensors kept since the last time; returns the origin of the first step that was not finite."""
         pending, self._pending = self._pending, []
-        tensors = [each.reshape(()) for values, _ in pending for each in values.values() if isinstance(each, Tensor)]
+        tensors = [each for values, _ in pending for each in values.values() if isinstance(each, Tensor)]
         numbers = iter(torch.stack(tensors).tolist() if tensors else [])
         bad = None
         for values, origin in pending:
@@ -111,6 +110,14 @@ class Means:
         self._pending = []
         self._steps = [dict(each) for each in state["steps"]]
         self.last_finite = state["last_finite"]
+
+
+def _free(value: Any) -> Any:
+    """Without its graph, which would otherwise live until the next record; a single number."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach() if value.requires_grad else value
+    return value.reshape(()) if value.ndim else value
 
 
 def _plain(value: Any) -> Any:

@@ -76,10 +76,11 @@ def take_step(
         engine.sum_gradients(each for group in optimizer.param_groups for each in group["params"] if each.requires_grad)
     if scaler is not None and max_grad_norm is not None:
         scaler.unscale_(optimizer)
-    parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-    gradients = [each.grad for each in parameters if each.grad is not None]
+    held = (each.grad for group in optimizer.param_groups for each in group["params"])
+    gradients = [each for each in held if each is not None]
     flag = finite(loss, [] if scaler is not None else gradients)
     if max_grad_norm is not None:
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
         clip_grads_with_norm_(parameters, max_grad_norm, get_total_norm(gradients))
     if scaler is None:
         optimizer.step()
