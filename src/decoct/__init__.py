@@ -34,9 +34,9 @@ _SURFACE = {
     "Teacher": "decoct.teachers.base:Teacher",
     "Term": "decoct.objectives.base:Term",
     "allow_plugin": "decoct.spec:allow_plugin",
-    "benchmark": "decoct.api:benchmark",
+    "benchmark": "decoct.shipping:benchmark",
     "distill": "decoct.api:distill",
-    "export": "decoct.api:export",
+    "export": "decoct.shipping:export",
     "functional": "decoct.functional",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact
-from decoct.data.base import Data, Dataset
+from decoct.data.base import Data
 from decoct.data.given import describe_loaders
-from decoct.errors import RecipeError
+from decoct.errors import DataError, RecipeError
 from decoct.models.base import Model, shorthand
 from decoct.models.given import given_model
 from decoct.models.saved import Saved
 from decoct.models.saving import load_model
-from decoct.objectives.base import Objective, Probe, as_objective
+from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.criterion import Criterion, needs_of
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import Batch, Needs
 from decoct.recipe import Recipe
 from decoct.run import Run
+from decoct.shipping import export
 from decoct.spec import Choice
 from decoct.steps.distill import Distill
 from decoct.steps.learning import build_criterion
@@ -70,6 +70,9 @@ class Distilled:
         """Writes the student to `path`, verified; see `decoct.export` for the options."""
         return export(self.artifact, path, given=self._given, **options)
 
+    def __repr__(self) -> str:
+        return f"Distilled(folder={str(self.folder)!r}, scores={self.scores})"
+
 
 def distill(
     teacher: Any,
@@ -97,6 +100,8 @@ def distill(
     given: dict[str, Any] = {}
     data = _data(train, val, test, given)
     problem = _task(task, raw=data.use == "given")
+    if data.use == "given":
+        problem = _shaped(problem, train, {"student": student, "teacher": teacher})
     models = {name: _model(name, value, given) for name, value in (("teacher", teacher), ("student", student))}
     if epochs is not None:
         settings["budget"] = Budget(epochs=epochs)
@@ -125,6 +130,32 @@ def _task(task: Any, *, raw: bool) -> Task:
     found = Choice("decoct.tasks").validate({"use": task, "raw": True} if isinstance(task, str) and raw else task)
     assert isinstance(found, Task)
     return found
+
+
+def _shaped(task: Task, loader: Any, models: Mapping[str, Any]) -> Task:
+    """The task with the shapes of the loader's first batch and as many outputs as a given module has."""
+    with torch.random.fork_rng():
+        batch = next((task.from_loader(item) for item in loader), None)
+    if batch is None:
+        raise DataError("the training loader gave no batch; is it empty, or a generator that was used up?")
+    for side, model in models.items():
+        if isinstance(model, nn.Module):
+            return task.shaped_by(batch, _width(task, model, batch, side))
+    if not isinstance(batch.target, Tensor) or batch.target.is_floating_point():
+        return task.shaped_by(batch, 1 if batch.target.ndim == 1 else batch.target.shape[-1])
+    highest = max(int(task.from_loader(item).target.max()) for item in loader)
+    return task.shaped_by(batch, highest + 1)
+
+
+def _width(task: Task, model: nn.Module, batch: Batch, side: str) -> int:
+    """How many numbers a module gives for one item; the module is left as it was."""
+    if isinstance(batch.target, Tensor) and batch.target.is_floating_point():
+        return 1 if batch.target.ndim == 1 else batch.target.shape[-1]
+    with Frozen().open(model, task, Needs(), side=side) as predict:
+        logits = predict(batch).logits
+    if logits is None:
+        raise RecipeError(f"the {side} gives no logits: return a tensor, or an object with `.logits`")
+    return logits.shape[-1]
 
 
 def _model(name: str, value: Any, given: dict[str, Any]) -> Model:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
+from decoct.models.base import Model, OutsideModel
 from decoct.models.saved import Saved
 from decoct.steps.base import Context, Step
 
@@ -152,10 +153,7 @@ class Execution:
         parts = {
             "step": _settings(node.step),
             "version": node.step.version,
-            "inputs": {
-                role: [each.hash if isinstance(each, Artifact) else each.digest() for each in found]
-                for role, found in values.items()
-            },
+            "inputs": {role: [_identity(each) for each in found] for role, found in values.items()},
             "data": self.data.fingerprint,
             "task": self.task.digest(),
             "seed": derive(node.seed, node.step.seed_name()) if node.step.learns else 0,
@@ -334,6 +332,13 @@ def lock(folder: Path) -> Iterator[None]:
 def _settings(step: Step) -> dict[str, Any]:
     data = step.plain()
     return {name: value for name, value in data.items() if name not in ("name", "inputs", "checkpoint_seconds")}
+
+
+def _identity(value: Artifact | Model) -> str:
+    """The hash of what a step takes: an artifact's content, a model's Spec and the files that it reads."""
+    if isinstance(value, Artifact):
+        return value.hash
+    return value.digest() + (value.fingerprint() if isinstance(value, OutsideModel) else "")
 
 
 def _machine() -> str:

@@ -26,7 +26,7 @@ class Context:
     """What a step runs in.
 
     `task` is resolved; `folder` is where the artifact goes; `work` is a folder for checkpoints that survives a kill and
-    goes when the step is done; `seed` is this step's own, derived from `run_seed`; `key` goes into the artifact; `given`
+    goes when the step is done; `seed` is its own, derived from `run_seed`; `key` goes into the artifact; `given`
     holds objects that came from Python; `progress` takes (done, total, text) for the display.
     """
 

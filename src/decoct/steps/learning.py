@@ -52,7 +52,7 @@ class Learning(Step):
     learns: ClassVar[bool] = True
 
     budget: Budget = Budget(epochs=10)
-    optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = AdamW(lr=Cosine(2e-3, 0.0, warmup=0.05))
+    optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
     batch_size: int = Field(default=128, ge=1)
     accumulate: int = Field(default=1, ge=1)
     max_grad_norm: float | None = Field(default=None, gt=0)

@@ -34,11 +34,11 @@ class ImageClassification(Classification):
     """
 
     use: ClassVar[str] = "image_classification"
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: int | None = Field(default=None, ge=1)
-    teacher_shape: tuple[int, int, int] | None = None
+    teacher_shape: tuple[int, ...] | None = None
     teacher_mean: tuple[float, ...] | None = None
     teacher_std: tuple[float, ...] | None = None
     teacher_size: int | None = Field(default=None, ge=1)
@@ -64,9 +64,9 @@ class ImageClassification(Classification):
         )
 
     def interface(self, side: Side) -> Interface:
-        channels, height, width = self._raw_shape(side)
-        size = self._size(side)
-        shape = (channels, height, width) if size is None else (channels, size, size)
+        shape, size = self._raw_shape(side), self._size(side)
+        if size is not None:
+            shape = (shape[0], size, size)
         return Interface(kind="image", shape=shape, outputs=self._class_count())
 
     def collate(self, split: Split, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: int = 0) -> Batch:
@@ -110,10 +110,12 @@ class ImageClassification(Classification):
     def _size(self, side: Side) -> int | None:
         return self.teacher_size if side == "teacher" else self.size
 
-    def _raw_shape(self, side: Side) -> tuple[int, int, int]:
+    def _raw_shape(self, side: Side) -> tuple[int, ...]:
         shape = (self.teacher_shape or self.shape) if side == "teacher" else self.shape
         if shape is None:
             raise RecipeError("task.shape: not known; give the (channels, height, width) of the inputs")
+        if len(shape) != 3 and not self.raw:
+            raise RecipeError(f"task.shape: {shape}; images have (channels, height, width)")
         return shape
 
 

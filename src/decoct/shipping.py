@@ -1,0 +1,169 @@
+"""`export` and `benchmark`: a module or artifact to a file that ships, and files measured side by side."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from decoct.artifact import Artifact, write_whole
+from decoct.errors import IntegrityError, RecipeError
+from decoct.meters.latency import measure
+from decoct.meters.macs import macs
+from decoct.meters.memory import peak_memory
+from decoct.meters.parameters import parameters
+from decoct.meters.size import file_bytes
+from decoct.models.onnx_file import FileSession, open_session
+from decoct.models.saving import load_model
+from decoct.spec import Choice
+from decoct.targets.onnx import Onnx
+
+
+def export(
+    model: nn.Module | Artifact,
+    path: Path | str,
+    *,
+    example: Any = None,
+    quantize: str | None = None,
+    tolerance: float = 1e-4,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes `model` as an ONNX file with a dynamic batch, runs the file on `example` and compares it with torch.
+
+    `example`: real inputs with the batch axis first, a tensor or a mapping of them by the model's argument names; an
+    artifact brings its own preprocessing and needs none. Returns the record of results.json: `artifact`, `parameters`,
+    `macs` of one sample, `file_bytes`, `verified`. IntegrityError where the file differs from torch by more than
+    `tolerance`; RecipeError for what cannot be exported. Nothing is left in either case.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     record = export(nn.Linear(4, 2), Path(folder) / "small.onnx", example=torch.ones(3, 4))
+    >>> record["parameters"], record["macs"]
+    (10, 8)
+    """
+    if quantize is not None:
+        raise RecipeError(f"quantize is {quantize!r}; this version exports float files only: leave it out")
+    path = Path(path)
+    program, feed = _program(model, example, given or {})
+    axes = {name: {0: "batch"} for name in feed}
+    with tempfile.TemporaryDirectory() as folder:
+        written = Onnx().write(program, feed, Path(folder), axes=axes)
+        verified = _compared(program, open_session(written), feed)
+        if not verified["max_abs_diff"] <= tolerance:
+            raise IntegrityError(
+                f"{path}: the file differs from torch by {verified['max_abs_diff']:.2g} on the example; tolerance is "
+                f"{tolerance:g}. Raise it if that is acceptable, or look at the model"
+            )
+        write_whole(path, written.read_bytes())
+    one = {name: value[:1] for name, value in feed.items()}
+    return {
+        "artifact": str(path),
+        "parameters": parameters(program).total,
+        "macs": macs(program, one).total,
+        "file_bytes": file_bytes(path),
+        "verified": verified,
+    }
+
+
+def benchmark(
+    models: Mapping[str, Path | str | Artifact],
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    length: int = 64,
+    repeats: int = 200,
+    warmup: int = 20,
+) -> dict[str, dict[str, Any]]:
+    """Latency, size and memory of ONNX files, interleaved in one measurement; a record for each by its name.
+
+    `models`: paths of ONNX files or exported artifacts. Inputs are made up in the shapes that each file declares: its
+    first free axis is `batch`, every other `length`.
+    """
+    if not models:
+        raise RecipeError("models is empty; give files by name, such as {'small': 'small.onnx'}")
+    paths = {
+        name: value.file("model.onnx") if isinstance(value, Artifact) else Path(value) for name, value in models.items()
+    }
+    sessions = {name: open_session(path, threads=threads) for name, path in paths.items()}
+    feeds = {name: _made_up(session, batch, length) for name, session in sessions.items()}
+    calls = {name: _call(sessions[name], feeds[name]) for name in sessions}
+    found = measure(calls, repeats=repeats, warmup=warmup)
+    return {
+        name: {
+            "name": name,
+            "artifact": str(paths[name]),
+            "file_bytes": file_bytes(paths[name]),
+            "peak_memory_bytes": peak_memory(paths[name], feeds[name], threads=threads),
+            "latency": {
+                "runtime": "onnxruntime",
+                "threads": threads,
+                "batch": batch,
+                "p50_ms": each.p50_ms,
+                "p99_ms": each.p99_ms,
+                "min_ms": each.min_ms,
+                "mean_ms": each.mean_ms,
+                "repeats": each.repeats,
+                "noisy": each.noisy,
+                "throughput_per_s": 1e3 * batch / each.mean_ms,
+            },
+        }
+        for name, each in found.items()
+    }
+
+
+class _Plain(nn.Module):
+    """A model whose answer is its logits: a tensor, or an object with `.logits`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        given = {} if set(inputs) == {"input"} else inputs
+        said = self.model(**given) if given else self.model(inputs["input"])
+        logits: Tensor = said if isinstance(said, Tensor) else said.logits
+        return logits
+
+
+def _program(
+    model: nn.Module | Artifact, example: Any, given: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    if isinstance(model, Artifact) and example is None:
+        task = Choice("decoct.tasks").validate(json.loads(model.file("task.json").read_text(encoding="utf-8")))
+        side = str(model.meta["side"])
+        return task.program(load_model(model, given=given), side).eval(), task.example(side, 2)
+    if example is None:
+        raise RecipeError("example is missing; give one batch of real inputs, example=x")
+    module = load_model(model, given=given) if isinstance(model, Artifact) else model
+    feed = dict(example) if isinstance(example, Mapping) else {"input": example}
+    return _Plain(module).eval(), {name: value.detach().cpu() for name, value in feed.items()}
+
+
+def _compared(program: nn.Module, session: FileSession, feed: Mapping[str, Tensor]) -> dict[str, Any]:
+    with torch.no_grad():
+        expected = program(**feed).double().numpy()
+    found = next(iter(session({name: value.numpy() for name, value in feed.items()}).values())).astype(np.float64)
+    alike = float((found.argmax(-1) == expected.argmax(-1)).mean())
+    return {"max_abs_diff": float(np.abs(found - expected).max()), "agreement": alike, "samples": len(expected)}
+
+
+def _made_up(session: FileSession, batch: int, length: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    feed = {}
+    for port in session.inputs:
+        free = iter([batch])
+        shape = [size if isinstance(size, int) else next(free, length) for size in port.shape]
+        kind = np.dtype({"float": "float32", "double": "float64"}.get(port.type, port.type))
+        values = random.standard_normal(shape) if kind.kind == "f" else np.ones(shape)
+        feed[port.name] = values.astype(kind)
+    return feed
+
+
+def _call(session: FileSession, feed: Mapping[str, np.ndarray]) -> Any:
+    return lambda: session(feed)
