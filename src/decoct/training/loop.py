@@ -27,6 +27,10 @@ from decoct.training.signals import Interrupted, Signals, catching
 from decoct.training.state import Best, Randomness, State
 
 
+MOST_VALIDATIONS = 20
+"""A run is validated at the ends of its epochs, and about this often at most."""
+
+
 @dataclass
 class _Position:
     """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too."""
@@ -38,6 +42,7 @@ class _Position:
     samples: int = 0
     seconds: float = 0.0
     validated: int = -1
+    validated_at: float = 0.0
     pending: bool = False
     clock: tuple[int, int, float] = (0, 0, 0.0)
     skips: list[dict[str, Any]] = field(default_factory=list)
@@ -224,12 +229,17 @@ class Run:
             raise DataError(f"the source says that an epoch has {expected} batches and gives none")
         self.position.epoch += 1
         self.position.batch = 0
-        if self.validate is not None:
+        if self.validate is not None and self._due():
             self.position.pending = True
-        else:
-            self._save()
 
     # Validation.
+
+    def _due(self) -> bool:
+        """Whether an epoch's end asks for a validation: after a twentieth of the run at least, so that many short epochs
+        are not spent on validating."""
+        position = self.position
+        done, total = self._done()
+        return self.options.validate_every is not None or done - position.validated_at >= total / MOST_VALIDATIONS
 
     def _validation_steps(self) -> int | None:
         if self.validate is None or self.options.validate_every is not None:
@@ -251,6 +261,7 @@ class Run:
             raise self.signals.interrupted(self._where()) from None
         position = self.position
         position.pending, position.validated, self.changed = False, position.step, True
+        position.validated_at = self._done()[0]
         self._tick()
         record = {"kind": "validation", "step": position.step, "epoch": position.epoch, "scores": scores}
         self.log.write({**record, "time": position.seconds})
