@@ -18,7 +18,7 @@ help:
 	@echo "make test   style, types, direction of imports, tests"
 	@echo "make lint   the first three of them"
 	@echo "make docs   the documentation, in site/"
-	@echo "make bench  the benchmarks, in benchmarks/results/"
+	@echo "make bench  the benchmarks, one after the other"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("decoct needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=") if sys.version_info < (3, 11) else None'
@@ -44,7 +44,7 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	@set -e; for each in benchmarks/[a-z]*.py; do echo "python $$each"; $(BIN)/python $$each; done
 
 clean:
 	rm -rf .venv site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
