@@ -1,7 +1,7 @@
 """decoct: a large trained model in, a small fast one out, and the proof of what it cost.
 
-Every Spec of every catalogue stands here under its class name (`decoct.KD`, `decoct.Train`), beside the functions of the
-public surface. Nothing heavy is imported until a name is used.
+Every Spec of every catalogue stands here under its class name (`decoct.KD`, `decoct.Train`), beside the functions of
+the public surface. Nothing heavy is imported until a name is used.
 """
 
 from __future__ import annotations

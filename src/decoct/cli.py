@@ -122,10 +122,12 @@ def init(
 @command
 def check(context: typer.Context, recipe: RecipeName, settings: Settings = None) -> Answer:
     """Tests a recipe: its keys and values, its data, and one batch through the shapes of every step."""
-    path, loaded = _load(recipe, settings)
-    loaded.check(offline=context.obj.offline)
-    steps = [step.name for step in loaded.steps]
-    return Answer({"recipe": str(path), "good": True, "steps": steps}, [f"{path}: good, {len(steps)} steps"])
+    from decoct.checking import check_file
+
+    path, _ = _load(recipe, settings)
+    found = check_file(path, settings or [], offline=context.obj.offline)
+    lines = [*(f"{each.step}: {each.note}" for each in found), f"{path}: good, {len(found)} steps"]
+    return Answer({"recipe": str(path), "good": True, "steps": [each.step for each in found]}, lines)
 
 
 @command
@@ -145,7 +147,8 @@ def plan(
     path, loaded = _load(recipe, settings)
     folder = out or Path("runs") / path.stem
     found = running.plan(loaded, folder, seeds=seeds, seeds_all=seeds_all, offline=context.obj.offline)
-    before = {each.name: each.wall_s for each in records.read_results(folder).steps} if folder.is_dir() else {}
+    ran = (folder / "results.json").is_file()
+    before = {each.name: each.wall_s for each in records.read_results(folder).steps} if ran else {}
     rows = [
         {
             "step": each.node.step.name,

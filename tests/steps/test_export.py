@@ -25,7 +25,7 @@ from decoct.targets.base import Session
 from decoct.targets.onnx import Onnx
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
-from decoct.teachers.onnx import Onnx as OnnxTeacher
+from decoct.teachers.onnx import OnnxTeacher
 
 
 def room(folder: Path, task: object, data: Dataset, name: str = "student") -> Context:

@@ -20,7 +20,7 @@ from decoct.steps.drawing import evaluation_batches
 from decoct.steps.train_estimator import TrainEstimator
 from decoct.tasks.regression import Regression
 from decoct.tasks.tabular_classification import TabularClassification
-from decoct.teachers.estimator import Estimator as EstimatorTeacher
+from decoct.teachers.estimator import EstimatorTeacher
 
 SMALL = {
     "gradient_boosting": {"max_iter": 12, "early_stopping": False},

@@ -12,7 +12,7 @@ from decoct.errors import IntegrityError, RecipeError
 from decoct.outputs import Batch, Needs
 from decoct.targets.onnx import Onnx as Target
 from decoct.tasks.image_classification import ImageClassification
-from decoct.teachers.onnx import Onnx
+from decoct.teachers.onnx import OnnxTeacher
 
 
 class Plain(nn.Module):
@@ -40,7 +40,7 @@ def model() -> Plain:
     return Plain().eval()
 
 
-def answer(teacher: Onnx, path: Path, task: ImageClassification, batch: Batch) -> torch.Tensor:
+def answer(teacher: OnnxTeacher, path: Path, task: ImageClassification, batch: Batch) -> torch.Tensor:
     with teacher.open(path, task, Needs(), side="teacher") as predict:
         logits = predict(batch).logits
     assert logits is not None
@@ -55,7 +55,7 @@ def expected(model: Plain, task: ImageClassification, batch: Batch) -> np.ndarra
 def test_a_file_with_preprocessing(tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain) -> None:
     program, example = task.program(model, "teacher"), task.example("teacher")
     path = Target().write(program, example, tmp_path, axes=task.axes("teacher"))
-    logits = answer(Onnx(), path, task, batch)
+    logits = answer(OnnxTeacher(), path, task, batch)
     np.testing.assert_allclose(logits.numpy(), expected(model, task, batch), atol=1e-5)
     assert not logits.requires_grad
     (logits.requires_grad_() ** 2).sum().backward()
@@ -66,22 +66,22 @@ def test_a_foreign_file_takes_what_a_model_takes(
 ) -> None:
     path = Target().write(model, {"x": torch.zeros(2, 1, 8, 8)}, tmp_path, axes={"x": {0: "batch"}}, output="scores")
     with pytest.raises(RecipeError, match="preprocessed: true"):
-        answer(Onnx(), path, task, batch)
-    logits = answer(Onnx(preprocessed=True), path, task, batch)
+        answer(OnnxTeacher(), path, task, batch)
+    logits = answer(OnnxTeacher(preprocessed=True), path, task, batch)
     np.testing.assert_allclose(logits.numpy(), expected(model, task, batch), atol=1e-5)
     with pytest.raises(RecipeError, match="scores"):
-        answer(Onnx(output="score"), path, task, batch)
+        answer(OnnxTeacher(output="score"), path, task, batch)
 
 
 def test_a_changed_or_missing_file(tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain) -> None:
     path = Target().write(task.program(model, "teacher"), task.example("teacher"), tmp_path, axes=task.axes("teacher"))
     with (
         pytest.raises(IntegrityError, match="changed while it taught"),
-        Onnx().open(path, task, Needs(), side="teacher"),
+        OnnxTeacher().open(path, task, Needs(), side="teacher"),
     ):
         path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(IntegrityError, match="missing"):
-        answer(Onnx(), tmp_path / "none.onnx", task, batch)
+        answer(OnnxTeacher(), tmp_path / "none.onnx", task, batch)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_changed_or_missing_file(tmp_path: Path, task: ImageClassification, ba
 )
 def test_what_a_file_cannot_give(tmp_path: Path, task: ImageClassification, needs: Needs, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        Onnx().open(tmp_path / "any.onnx", task, needs, side="teacher")
+        OnnxTeacher().open(tmp_path / "any.onnx", task, needs, side="teacher")
 
 
 def test_a_module_is_no_file(task: ImageClassification, model: Plain) -> None:
     with pytest.raises(RecipeError, match="Plain"):
-        Onnx().open(model, task, Needs(), side="teacher")
+        OnnxTeacher().open(model, task, Needs(), side="teacher")

@@ -6,6 +6,7 @@ CATALOGUE = Catalogue(
     "model",
     {
         "artifact": "decoct.models.saved:Saved",
+        "onnx": "decoct.models.onnx_model:OnnxFile",
         "torchvision": "decoct.models.torchvision:Torchvision",
         "timm": "decoct.models.timm:Timm",
         "transformers": "decoct.models.transformers:Transformers",

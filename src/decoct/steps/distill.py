@@ -8,18 +8,21 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from decoct.artifact import Artifact
+from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.kd import KD
 from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning import Learning, learn
+from decoct.teachers.base import Teacher
 
 
 class Distill(Learning):
     """Trains a student on a teacher's knowledge; every input but "model" is a teacher, by the name of its role.
 
-    `samples`: draw all training samples (unlabelled ones teach through the teacher alone) or the labelled ones.
+    `samples`: draw all training samples (unlabelled ones teach through the teacher alone) or the labelled ones;
+    `teachers`: how a teacher answers, by role, as `{teacher: {use: estimator, floor: 1.0e-4}}`.
     """
 
     use: ClassVar[str] = "distill"
@@ -34,6 +37,11 @@ class Distill(Learning):
         0.9 * KD(temperature=4.0) + 0.1 * TaskLoss()
     )
     samples: Literal["all", "labelled"] = "all"
+    teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
-        return learn(self, inputs, context, self.objective, self.samples)
+        for role in self.teachers:
+            if role not in inputs or role == "model":
+                roles = [each for each in inputs if each != "model"]
+                raise RecipeError(f"teachers.{role}: no such teacher among the inputs; {did_you_mean(role, roles)}")
+        return learn(self, inputs, context, self.objective, self.samples, self.teachers)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from decoct.artifact import Artifact, writing
 from decoct.errors import RecipeError
 from decoct.models.base import Model
 from decoct.models.given import fresh
+from decoct.models.onnx_model import OnnxFile
 from decoct.models.saving import load_model, save_model
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from decoct.tasks.base import Side, Task
 
 PROBE_SAMPLES = 4
+DEFAULT_OPTIMIZER = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
 
 
 class Learning(Step):
@@ -52,7 +54,7 @@ class Learning(Step):
     learns: ClassVar[bool] = True
 
     budget: Budget = Budget(epochs=10)
-    optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
+    optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = DEFAULT_OPTIMIZER
     batch_size: int = Field(default=128, ge=1)
     accumulate: int = Field(default=1, ge=1)
     max_grad_norm: float | None = Field(default=None, gt=0)
@@ -83,9 +85,17 @@ class Student:
 
 
 def learn(
-    step: Learning, inputs: Inputs, context: Context, objective: Objective, only: Literal["all", "labelled"]
+    step: Learning,
+    inputs: Inputs,
+    context: Context,
+    objective: Objective,
+    only: Literal["all", "labelled"],
+    kinds: Mapping[str, Teacher] | None = None,
 ) -> Artifact:
-    """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact."""
+    """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact.
+
+    `kinds`: how a teacher answers, by role, where it is not what suits its artifact.
+    """
     task = context.task
     engine = Engine(device=context.device, precision=step.precision or context.precision)
     seed_everything(context.seed)
@@ -95,7 +105,8 @@ def learn(
     needs = needs_of(objective, roles)
     with ExitStack() as stack:
         teachers = {
-            role: stack.enter_context(open_teacher(inputs[role], context, engine, needs[role])) for role in roles
+            role: stack.enter_context(open_teacher(inputs[role], context, engine, needs[role], (kinds or {}).get(role)))
+            for role in roles
         }
         forward = student.forward(task, needs["student"])
         batch = few(context, PROBE_SAMPLES).to(engine.device)
@@ -141,16 +152,23 @@ def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) 
 
 
 def open_teacher(
-    value: Any, context: Context, engine: Engine, needs: Needs
+    value: Any, context: Context, engine: Engine, needs: Needs, kind: Teacher | None = None
 ) -> contextlib.AbstractContextManager[Predictor]:
-    """A predictor under the teacher contract for an input: an artifact of any kind, or a pretrained model's Spec."""
-    kind = TEACHERS.resolve(for_kind(value if isinstance(value, Artifact) else None))()
-    assert isinstance(kind, Teacher)
+    """A predictor under the teacher contract for an input: an artifact of any kind, or a model that needs no training.
+
+    `kind` says how it answers; by default what suits the artifact.
+    """
     subject, side = value, "teacher"
-    if isinstance(value, Model):
-        subject = fresh(value, context.task.interface(side), context.given)
-    elif value.kind == "model":
-        subject, side = load_model(value, given=context.given), value.meta["side"]
+    if isinstance(value, OnnxFile):
+        subject, suited = value.path, "onnx"
+    elif isinstance(value, Artifact):
+        suited = for_kind(value)
+        if value.kind == "model":
+            subject, side = load_model(value, given=context.given), value.meta["side"]
+    else:
+        subject, suited = fresh(value, context.task.interface(side), context.given), "frozen"
+    if kind is None:
+        kind = cast(Teacher, TEACHERS.resolve(suited)())
     return kind.open(subject, context.task, needs, side=side, device=engine.device, autocast=engine.autocast)
 
 
@@ -221,6 +239,7 @@ def _save(student: Student, history: History, context: Context) -> Artifact:
             given=context.given,
         )
         draft.write_json("task.json", task.plain())
+        draft.write_json("scores.json", history.best)
         draft.write_json("history.json", {"best": history.best, "steps": history.steps})
         if (context.work / "log.jsonl").is_file():
             shutil.copy(context.work / "log.jsonl", draft.folder / "log.jsonl")

@@ -6,7 +6,7 @@ CATALOGUE = Catalogue(
     "teacher",
     {
         "frozen": "decoct.teachers.frozen:Frozen",
-        "estimator": "decoct.teachers.estimator:Estimator",
-        "onnx": "decoct.teachers.onnx:Onnx",
+        "estimator": "decoct.teachers.estimator:EstimatorTeacher",
+        "onnx": "decoct.teachers.onnx:OnnxTeacher",
     },
 )

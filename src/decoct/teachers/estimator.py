@@ -1,4 +1,4 @@
-"""Estimator: trees and linear models of scikit-learn that answer as teachers."""
+"""EstimatorTeacher: trees and linear models of scikit-learn that answer as teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from decoct.tasks.base import Task
 
 
-class Estimator(Teacher):
+class EstimatorTeacher(Teacher):
     """An artifact of kind "estimator" under the teacher contract.
 
     Classes: logits are log(max(p, floor)), since a forest gives probabilities of exactly 0. Numbers: the prediction on

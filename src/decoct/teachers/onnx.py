@@ -1,4 +1,4 @@
-"""Onnx: an ONNX file that answers as a teacher."""
+"""OnnxTeacher: an ONNX file that answers as a teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILE = "model.onnx"
 
 
-class Onnx(Teacher):
+class OnnxTeacher(Teacher):
     """An exported artifact, or any ONNX file, under the teacher contract; it answers on the CPU.
 
     `threads` inside an operator (None: as many as torch uses); `output`: the output to listen to where the file has

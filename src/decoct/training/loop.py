@@ -26,7 +26,6 @@ from decoct.training.packing import pack, unpack
 from decoct.training.signals import Interrupted, Signals, catching
 from decoct.training.state import Best, Randomness, State
 
-
 MOST_VALIDATIONS = 20
 """A run is validated at the ends of its epochs, and about this often at most."""
 
@@ -235,8 +234,7 @@ class Run:
     # Validation.
 
     def _due(self) -> bool:
-        """Whether an epoch's end asks for a validation: after a twentieth of the run at least, so that many short epochs
-        are not spent on validating."""
+        """Whether an epoch's end asks for a validation: a twentieth of the run after the last one, at least."""
         position = self.position
         done, total = self._done()
         return self.options.validate_every is not None or done - position.validated_at >= total / MOST_VALIDATIONS

@@ -1,0 +1,152 @@
+"""`check`: one batch through every step's models and objectives, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from decoct import recipe_file
+from decoct.artifact import Artifact
+from decoct.errors import PathError, Problem, RecipeError
+from decoct.models.base import Model
+from decoct.objectives.criterion import needs_of
+from decoct.outputs import Batch, Needs, Outputs
+from decoct.recipe import Recipe
+from decoct.run import Options, prepare
+from decoct.steps.base import Context, Step
+from decoct.steps.drawing import few
+from decoct.steps.learning import PROBE_SAMPLES, Learning, Student, build_criterion, build_student, seed_everything
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Task
+
+Predict = Callable[[Batch, Needs], Outputs]
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What a step would give, untrained: a model that answers, or a file or estimator that answers zeros."""
+
+    predict: Predict
+    student: Student | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A step that passed: what was run for it."""
+
+    step: str
+    note: str
+
+
+def check_file(path: Path, overrides: Sequence[str] = (), *, offline: bool = False) -> list[Checked]:
+    """`check` for a recipe file; RecipeError names file, line and column."""
+    marked = recipe_file.override(recipe_file.read_file(path), overrides)
+    try:
+        return check(Recipe.from_marked(marked), offline=offline)
+    except RecipeError as error:
+        if not error.problems or any(isinstance(each, recipe_file.Located) for each in error.problems):
+            raise
+        raise recipe_file.locate(error.problems, marked) from None
+
+
+def check(recipe: Recipe, *, offline: bool = False, given: Mapping[str, Any] | None = None) -> list[Checked]:
+    """Opens the data, builds every model and runs one small batch through every objective; trains and writes nothing.
+
+    RecipeError names the setting that cannot work, `steps[2].objective: ...`; all steps are tried before it is raised.
+    """
+    options = Options(offline=offline, given=given or {})
+    data, task = prepare(recipe, options)
+    context = Context(task=task, data=data, name="check", folder=Path(), work=Path(), seed=0, given=options.given)
+    batch = few(context, PROBE_SAMPLES)
+    made: dict[str, StandIn] = {}
+    checked, problems = [], []
+    randomness = torch.get_rng_state()
+    for index, step in enumerate(recipe.steps):
+        seed_everything(recipe.seed)
+        try:
+            made[step.name], note = _step(recipe, step, made, task, batch, context)
+            checked.append(Checked(step.name, note))
+        except RecipeError as error:
+            problems += _under(error, index)
+            made[step.name] = StandIn(_zeros(task))
+    torch.set_rng_state(randomness)
+    if problems:
+        raise RecipeError("\n".join(str(each) for each in problems), problems)
+    return checked
+
+
+def _step(
+    recipe: Recipe, step: Step, made: Mapping[str, StandIn], task: Task, batch: Batch, context: Context
+) -> tuple[StandIn, str]:
+    inputs = recipe.inputs_of(step)
+    objective = getattr(step, "objective", None)
+    if not isinstance(step, Learning) or objective is None or "model" not in inputs:
+        first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
+        return first, "its inputs fit"
+    student = _student(recipe, step, inputs["model"], made, context)
+    roles = [role for role in inputs if role != "model"]
+    needs = needs_of(objective, roles)
+    heard = {role: _bound(_stand_in(recipe, inputs[role], made, task, context).predict, needs[role]) for role in roles}
+    forward = student.forward(task, needs["student"])
+    criterion = build_criterion(objective, task, batch, forward, heard, {"student": student.module})
+    size = sum(each.numel() for each in student.module.parameters())
+    return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
+
+
+def _student(recipe: Recipe, step: Learning, name: str, made: Mapping[str, StandIn], context: Context) -> Student:
+    found = made.get(name)
+    if found is not None:
+        if found.student is None:
+            raise RecipeError(f"inputs.model: {name!r} holds no model that can be trained")
+        return found.student
+    return build_student(_opened(recipe.models[name]), context.task, step.side, context.given)
+
+
+def _stand_in(recipe: Recipe, name: str, made: Mapping[str, StandIn], task: Task, context: Context) -> StandIn:
+    if name in made:
+        return made[name]
+    value = _opened(recipe.models[name])
+    if (isinstance(value, Artifact) and value.kind != "model") or (isinstance(value, Model) and value.use == "onnx"):
+        return StandIn(_zeros(task))
+    return _answering(build_student(value, task, "teacher", context.given), task)
+
+
+def _opened(value: Model) -> Any:
+    from decoct.models.saved import Saved
+
+    return value.open() if isinstance(value, Saved) else value
+
+
+def _answering(student: Student, task: Task) -> StandIn:
+    def predict(batch: Batch, needs: Needs) -> Outputs:
+        student.module.eval()
+        with torch.no_grad():
+            return task.forward(student.module, batch, needs, student.side)
+
+    return StandIn(predict, student)
+
+
+def _zeros(task: Task) -> Predict:
+    def predict(batch: Batch, needs: Needs) -> Outputs:
+        if needs.features:
+            path = sorted(needs.features)[0]
+            raise PathError(f"feature {path!r} is wanted of a teacher that is a file or an estimator; it has no layers")
+        return Outputs(logits=torch.zeros(len(batch), task.interface("teacher").outputs))
+
+    return predict
+
+
+def _bound(predict: Predict, needs: Needs) -> Callable[[Batch], Outputs]:
+    return lambda batch: predict(batch, needs)
+
+
+def _under(error: RecipeError, index: int) -> list[Problem]:
+    """The problems of an error as settings of a step."""
+    if error.problems:
+        return [Problem(("steps", index, *each.path), each.message) for each in error.problems]
+    return [Problem(("steps", index), str(error))]
