@@ -163,6 +163,29 @@ def test_huge_but_finite_gradients_pass():
     assert weight.tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
 
 
+def test_sparse_and_complex_gradients_are_checked_too():
+    table, turn = nn.Embedding(4, 2, sparse=True), nn.Parameter(torch.tensor([1j]))
+
+    def step(table_factor, turn_factor):
+        optimizer = torch.optim.SGD([*table.parameters(), turn], lr=0.1)
+        table.weight.grad = None
+        loss = table(torch.tensor([1, 1])).sum() + turn.real.sum()
+        handles = [
+            table.weight.register_hook(lambda grad: grad * table_factor),
+            turn.register_hook(lambda grad: grad * turn_factor),
+        ]
+        try:
+            return descend(loss, optimizer)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    assert set(step(1.0, 1.0)) == {"loss"}
+    for factors in ((1e39, 1.0), (1.0, float("nan"))):
+        with pytest.raises(NonFinite, match="gradient"):
+            step(*factors)
+
+
 def test_terms_may_not_take_the_log_s_names():
     class Named(HandCriterion):
         def weights(self, clock):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,7 +30,13 @@ class Origin:
     epoch: int
     batch: int
     batches: int
-    keys: tuple[Any, ...]
+    keys: Sequence[Any]
+
+    @classmethod
+    def of(cls, noted: tuple[int, int, Sequence[Any]]) -> Origin:
+        """From epoch, batch and the keys of each batch, which is what is noted at each step."""
+        epoch, batch, keys = noted
+        return cls(epoch, batch, len(keys), keys)
 
     def record(self) -> dict[str, Any]:
         """Plain data for the log: keys as hexadecimal numbers, at most 4 a batch."""
@@ -41,17 +49,23 @@ def finite(loss: Tensor, gradients: list[Tensor]) -> Tensor | None:
 
     On the CPU: None when all is finite, NonFinite otherwise. On an accelerator: 1.0 or 0.0 on the device, not read.
     """
-    norms = torch._foreach_norm(gradients) if gradients else ()
+    found = torch.zeros((), device=loss.device)
+    try:
+        # The kernel of torch's own loss scaler, with a scale of 1: one pass, and no number is changed.
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, _one(loss.device))
+    except NotImplementedError:  # sparse or complex gradients
+        for each in gradients:
+            dense = each.coalesce().values() if each.is_sparse else each
+            found = torch.maximum(found, (~torch.isfinite(dense)).any().to(found.dtype))
     if loss.device.type != "cpu":
-        total = torch.stack([loss.detach().reshape(()), *norms]).sum()
-        return torch.isfinite(total).to(torch.float32)
-    if not math.isfinite(sum(map(float, norms), loss.item())):
-        _look_closely(loss, gradients)
+        return torch.isfinite(loss.detach()).to(torch.float32) * (1 - found)
+    if not math.isfinite(loss.item()):
+        raise NonFinite("loss")
+    if found.item():
+        raise NonFinite("gradient")
     return None
 
 
-def _look_closely(loss: Tensor, gradients: list[Tensor]) -> None:
-    if not torch.isfinite(loss).item():
-        raise NonFinite("loss")
-    if not all(torch.isfinite(each).all().item() for each in gradients):
-        raise NonFinite("gradient")
+@lru_cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from decoct.training.guards import Origin
+
+Noted = tuple[int, int, Sequence[Any]]
+"""Where a step came from, as noted at each: epoch, batch, keys of each batch of its window."""
 
 
 class Log:
@@ -66,18 +69,20 @@ class Means:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[dict[str, Any], Origin]] = []
+        self._pending: list[tuple[dict[str, Any], Noted]] = []
         self._steps: list[dict[str, float]] = []
         self.last_finite: float | None = None
 
-    def add(self, values: Mapping[str, Any], origin: Origin) -> None:
-        """Keeps what one step returned."""
-        self._pending.append(({name: _free(each) for name, each in values.items()}, origin))
+    def add(self, values: Mapping[str, Any], origin: Noted) -> None:
+        """Keeps what one step returned, without graphs, which would otherwise live until the next record."""
+        kept = {n: v.detach() if isinstance(v, Tensor) and v.requires_grad else v for n, v in values.items()}
+        self._pending.append((kept, origin))
 
     def settle(self) -> Origin | None:
         """Reads the tensors kept since the last time; returns the origin of the first step that was not finite."""
         pending, self._pending = self._pending, []
-        tensors = [each for values, _ in pending for each in values.values() if isinstance(each, Tensor)]
+        found = [each for values, _ in pending for each in values.values() if isinstance(each, Tensor)]
+        tensors = [each.reshape(()) if each.ndim else each for each in found]
         numbers = iter(torch.stack(tensors).tolist() if tensors else [])
         bad = None
         for values, origin in pending:
@@ -88,7 +93,7 @@ class Means:
             elif bad is None:
                 self.last_finite = read.get("loss", self.last_finite)
             self._steps.append(read)
-        return bad
+        return None if bad is None else Origin.of(bad)
 
     def take(self) -> dict[str, float]:
         """The mean of each value over the steps since the last `take` (those that have it); settle first."""
@@ -110,14 +115,6 @@ class Means:
         self._pending = []
         self._steps = [dict(each) for each in state["steps"]]
         self.last_finite = state["last_finite"]
-
-
-def _free(value: Any) -> Any:
-    """Without its graph, which would otherwise live until the next record; a single number."""
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach() if value.requires_grad else value
-    return value.reshape(()) if value.ndim else value
 
 
 def _plain(value: Any) -> Any:

@@ -32,7 +32,8 @@ MOST_VALIDATIONS = 20
 
 @dataclass
 class _Position:
-    """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too."""
+    """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too; `samples`
+    are counted where the budget is in samples."""
 
     step: int = 0
     epoch: int = 0
@@ -202,20 +203,20 @@ class Run:
         skip = self._skip_of(position.epoch, position.batch) if position.skips else None
         self.changed = True
         if skip is None:
-            origin = Origin(position.epoch, position.batch, len(window), tuple(batch.keys for batch in window))
-            clock = Clock(position.step, position.epoch, self._progress())
+            origin = (position.epoch, position.batch, [batch.keys for batch in window])
+            now = position.clock = (position.step, position.epoch, self._progress())
             try:
-                values = self.update(window, clock)
+                values = self.update(window, Clock(*now))
             except NonFinite:
-                raise _RolledBack(origin) from None
+                raise _RolledBack(Origin.of(origin)) from None
             self.means.add(values, origin)
             position.step += 1
-            position.clock = (clock.step, clock.epoch, clock.progress)
         else:
             self.log.write({"kind": "rollback", "step": position.step, **skip})
         position.batch += len(window)
         position.windows += 1
-        position.samples += sum(map(len, window))
+        if self.budget.samples is not None:
+            position.samples += sum(map(len, window))
         if skip is None and position.step % self.options.log_every == 0:
             self._record()
 

@@ -78,11 +78,12 @@ class Randomness:
 
     def state_dict(self) -> dict[str, Any]:
         """All generators as they stand."""
+        version, numbers, gauss = random.getstate()
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             "numpy": np.random.get_state(),
-            "python": random.getstate(),
+            "python": (version, np.array(numbers, dtype=np.uint32), gauss),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -90,7 +91,7 @@ class Randomness:
         torch.set_rng_state(state["torch"].cpu())
         np.random.set_state(state["numpy"])
         version, numbers, gauss = state["python"]
-        random.setstate((version, tuple(numbers), gauss))
+        random.setstate((version, tuple(numbers.tolist()), gauss))
         if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
         elif state["cuda"]:
