@@ -1,0 +1,117 @@
+"""The main comparisons: teacher, student alone and student distilled, on the exported files, over several seeds.
+
+    python benchmarks/evidence.py fashion_mnist --data DIR [--seeds 5] [--out runs/fashion_mnist] [key=value ...]
+    python benchmarks/evidence.py --summarize runs/fashion_mnist
+
+The first runs a shipped recipe (what is done already is skipped); both write benchmarks/results/NAME.md with the table,
+the sentences of the page, command, machine, date and commit. Data sets lie in $DECOCT_DATA, or in --data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from decoct.report.sentence import sentences
+from decoct.report.table import rows
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {
+    "fashion_mnist": "fashion-mnist",
+    "fashion_mnist_few_labels": "fashion-mnist",
+    "sst2": "sst2",
+    "credit_default": "credit-default",
+    "california_housing": "california-housing",
+}
+
+
+def run(name: str, data: Path | None, out: Path, seeds: int, settings: list[str]) -> None:
+    """Runs the shipped recipe `name` through the command."""
+    words = [
+        sys.executable,
+        "-m",
+        "decoct.cli",
+        "run",
+        f"recipes/{name}.yaml",
+        "--out",
+        str(out),
+        "--seeds",
+        str(seeds),
+        *settings,
+    ]
+    where = [] if data is None else [f"data.path={data}"]
+    subprocess.run([*words, *where], check=True, cwd=ROOT)
+
+
+def summary(name: str, folder: Path, command: str, note: str) -> str:
+    """The Markdown of a finished run."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    table = rows(results)
+    titles = list(table[0])
+    machine = results["machine"]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    lines = [
+        f"# {name}",
+        "",
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
+        *("| " + " | ".join(str(row[title]) for title in titles) + " |" for row in table),
+        "",
+        *(f"- {sentence}" for sentence in sentences(results)),
+        *_comparisons(results),
+        "",
+        f"Command: `{command}`" + (f" ({note})" if note else ""),
+        "",
+        f"Machine: {machine.get('cpu', machine)}, {machine.get('cores', '?')} cores, shared. Date: "
+        f"{datetime.date.today()}. Commit: {commit.strip()}. Versions: "
+        + ", ".join(f"{key} {value}" for key, value in results["versions"].items())
+        + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _comparisons(results: dict) -> list[str]:
+    found = []
+    for each in results["comparisons"]:
+        differences = ", ".join(f"{value:+.4f}" for value in each["differences"])
+        interval = "no interval" if each["low"] is None else f"95 % interval {each['low']:+.4f} to {each['high']:+.4f}"
+        found.append(
+            f"- {each['better']} against {each['than']}, {each['metric']}, paired by seed: {differences}; "
+            f"mean {each['mean']:+.4f}, {interval}, n = {each['n']}."
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="credit_default", choices=[*FOLDERS])
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--summarize", type=Path)
+    parser.add_argument("--note", default="")
+    given = parser.parse_args()
+    out = given.summarize or (given.out or ROOT / "runs" / given.name).resolve()
+    data = given.data
+    if data is None and os.environ.get("DECOCT_DATA"):
+        data = Path(os.environ["DECOCT_DATA"]) / FOLDERS[given.name]
+    if given.summarize is None:
+        run(given.name, data, out, given.seeds, given.settings)
+    words = ["python", "benchmarks/evidence.py", given.name, "--seeds", str(given.seeds), *given.settings]
+    target = ROOT / "benchmarks" / "results" / f"{given.name}.md"
+    target.parent.mkdir(exist_ok=True)
+    text = summary(given.name, out, shlex.join(words), given.note)
+    target.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
