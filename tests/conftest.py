@@ -1,9 +1,12 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, the recipes that tests share
 
 
 @pytest.fixture(scope="session")

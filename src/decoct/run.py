@@ -16,6 +16,7 @@ from decoct.artifact import Artifact, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
 from decoct.models.base import Model, OutsideModel
 from decoct.models.saved import Saved
+from decoct.nodes import Node, derive, folder_name, graph
 from decoct.steps.base import Context, Step
 
 if TYPE_CHECKING:
@@ -23,24 +24,23 @@ if TYPE_CHECKING:
     from decoct.recipe import Recipe
     from decoct.tasks.base import Task
 
+__all__ = [
+    "Event",
+    "Execution",
+    "Node",
+    "Options",
+    "Planned",
+    "Run",
+    "derive",
+    "execute",
+    "graph",
+    "lock",
+    "plan",
+    "prepare",
+]
+
 Event = Mapping[str, Any]
 """What a watcher sees: `event` is started, progress, skipped or done; `step`, `seed`; and what belongs to it."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One step under one seed."""
-
-    index: int
-    step: Step
-    seed: int
-    inputs: Mapping[str, tuple[str, ...]]
-    """By role, the ids of nodes or the names of models."""
-    folder: str
-
-    @property
-    def id(self) -> str:
-        return self.folder
 
 
 @dataclass(frozen=True)
@@ -64,65 +64,13 @@ class Run:
     def artifact(self, step: str, seed: int | None = None) -> Artifact:
         """The artifact of a step, under the recipe's seed unless another is named."""
         wanted = self.recipe.seed if seed is None else seed
-        for node in graph(self.recipe, [wanted]):
-            if node.step.name == step and node.id in self.artifacts:
-                return self.artifacts[node.id]
-        raise RecipeError(f"no artifact of step {step!r} under seed {wanted}")
-
-
-def graph(recipe: Recipe, seeds: Sequence[int], *, seeds_all: bool = False) -> list[Node]:
-    """The nodes of a recipe in order.
-
-    Under the first of `seeds` every step stands once. Under the others stand the steps that learn, and all that depends
-    on them, except what serves as a teacher (unless `seeds_all`). Steps that give records stand once and take every
-    seed's artifacts.
-    """
-    fixed = set() if seeds_all else _teacher_side(recipe)
-    made: dict[str, list[Node]] = {}
-    nodes: list[Node] = []
-    for index, step in enumerate(recipe.steps):
-        inputs = recipe.inputs_of(step)
-        repeated = step.gives != "records" and (
-            (step.learns and step.name not in fixed) or any(len(made.get(source, [])) > 1 for source in inputs.values())
-        )
-        made[step.name] = []
-        for seed in seeds if repeated else seeds[:1]:
-            sources = {
-                role: _sources(made, source, seed, all_seeds=step.gives == "records") for role, source in inputs.items()
-            }
-            folder = f"{index + 1:02d}-{step.name}" + (f".seed-{seed}" if seed != seeds[0] else "")
-            made[step.name].append(Node(index, step, seed, sources, folder))
-        nodes += made[step.name]
-    return nodes
-
-
-def _sources(made: Mapping[str, list[Node]], source: str, seed: int, *, all_seeds: bool) -> tuple[str, ...]:
-    nodes = made.get(source)
-    if nodes is None:
-        return (source,)
-    if all_seeds:
-        return tuple(node.id for node in nodes)
-    return (next((node.id for node in nodes if node.seed == seed), nodes[0].id),)
-
-
-def _teacher_side(recipe: Recipe) -> set[str]:
-    """Names of the steps that serve as a teacher, and of those that these were made from."""
-    wanted = {
-        source
-        for step in recipe.steps
-        for role, source in recipe.inputs_of(step).items()
-        if step.use == "distill" and role != "model"
-    }
-    for step in reversed(recipe.steps):
-        if step.name in wanted:
-            wanted |= set(recipe.inputs_of(step).values())
-    return wanted
-
-
-def derive(seed: int, name: str) -> int:
-    """A seed in [0, 2**31) that depends on the run's seed and on `name`."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+        number = self.recipe.steps.index(self.recipe.step(step))
+        name = folder_name(number, step, None if wanted == self.recipe.seed else wanted)
+        if name not in self.artifacts:
+            raise RecipeError(
+                f"no artifact of step {step!r} under seed {wanted}; there are {', '.join(self.artifacts)}"
+            )
+        return self.artifacts[name]
 
 
 class Execution:
@@ -132,6 +80,7 @@ class Execution:
         self.recipe, self.folder, self.data, self.task, self.options = recipe, folder, data, task, options
         self.artifacts: dict[str, Artifact] = {}
         self.steps: list[dict[str, Any]] = []
+        self.took = _earlier_times(folder)
 
     def value(self, name: str) -> Any:
         """What stands behind the id of a node or the name of a model: an artifact or a Model Spec."""
@@ -150,8 +99,11 @@ class Execution:
     def key(self, node: Node) -> str:
         """The hash of everything that the node's result depends on."""
         values = {role: [self.value(each) for each in ids] for role, ids in node.inputs.items()}
+        settings = _settings(node.step)
+        if "precision" in settings and settings["precision"] is None and self.options.precision != "no":
+            settings["precision"] = self.options.precision
         parts = {
-            "step": _settings(node.step),
+            "step": settings,
             "version": node.step.version,
             "inputs": {role: [_identity(each) for each in found] for role, found in values.items()},
             "data": self.data.fingerprint,
@@ -184,23 +136,23 @@ class Execution:
             begin = time.perf_counter()
             artifact = node.step.run(self.inputs(node), self.context(node, key))
             wall = time.perf_counter() - begin
-            shutil.rmtree(self._work(node), ignore_errors=True)
             self.steps.append({**record, "skipped": False, "wall_s": round(wall, 3)})
             self.tell(node, event="done", wall_s=wall, scores=dict(artifact.scores))
         else:
-            self.steps.append({**record, "skipped": True, "wall_s": 0.0})
+            took = self.took.get((node.step.name, node.seed), 0.0)
+            self.steps.append({**record, "skipped": True, "wall_s": took})
             self.tell(node, event="skipped", why=why)
+        self.tidy(node)
         self.artifacts[node.id] = artifact
         return artifact
 
     def context(self, node: Node, key: str) -> Context:
         """What the node's step runs in; checkpoints left by a run with another key are dropped."""
         work = self._work(node)
-        stamp = work / "key"
-        if work.exists() and not (stamp.is_file() and stamp.read_text() == key):
-            shutil.rmtree(work)
-        if not work.exists():
-            write_whole(stamp, key)
+        if not self.continues(node, key):
+            if work.exists():
+                shutil.rmtree(work)
+            write_whole(work / "key", key)
         return Context(
             task=self.task,
             data=self.data,
@@ -217,6 +169,16 @@ class Execution:
             precision=self.options.precision,
         )
 
+    def continues(self, node: Node, key: str) -> bool:
+        """Whether checkpoints of this very node are there."""
+        stamp = self._work(node) / "key"
+        return stamp.is_file() and stamp.read_text(encoding="utf-8") == key
+
+    def tidy(self, node: Node) -> None:
+        """Removes what a finished or killed process left beside a node's folder."""
+        for left in ("work", "writing", "old"):
+            shutil.rmtree(self.folder / f".{node.folder}.{left}", ignore_errors=True)
+
     def tell(self, node: Node, **what: Any) -> None:
         self.options.watch({"step": node.step.name, "seed": node.seed, **what})
 
@@ -232,7 +194,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; none of it changes a result."""
+    """How a run is carried out; of these only `precision` changes a result, where a step leaves its own open."""
 
     seeds: int = 1
     seeds_all: bool = False
@@ -267,10 +229,11 @@ def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
         if waits:
             planned.append(Planned(node, False, f"follows {', '.join(waits)}"))
             continue
-        artifact, why = execution.done(node, execution.key(node))
+        key = execution.key(node)
+        artifact, why = execution.done(node, key)
         if artifact is not None:
             execution.artifacts[node.id] = artifact
-        elif (folder / f".{node.folder}.work").exists():
+        elif execution.continues(node, key):
             why += ", continues from its checkpoint"
         planned.append(Planned(node, artifact is not None, why))
     return planned
@@ -347,6 +310,15 @@ def _machine() -> str:
     return json.dumps(machine(), sort_keys=True)
 
 
+def _earlier_times(folder: Path) -> dict[tuple[str, int], float]:
+    """Seconds that each step took when it was made, by name and seed, as an earlier run in this folder wrote them."""
+    try:
+        steps = json.loads((folder / "results.json").read_text(encoding="utf-8"))["steps"]
+        return {(each["name"], each["seed"]): float(each["wall_s"]) for each in steps}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
     lines = []
     for node in nodes:
@@ -363,11 +335,14 @@ def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
 def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
     import importlib.metadata as metadata
 
+    from decoct.training.engine import Engine
+
     recipe, task = execution.recipe, execution.task
     metric, direction = task.metric
     models: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
     machine: dict[str, Any] = {}
+    wall += sum(each["wall_s"] for each in execution.steps if each["skipped"])
     for node in nodes:
         artifact = execution.artifacts[node.id]
         if artifact.kind == "records":
@@ -380,7 +355,7 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         "recipe": recipe.plain(defaults=False),
         "seed": recipe.seed,
         "seeds": sorted({node.seed for node in nodes}),
-        "device": execution.options.device,
+        "device": Engine(execution.options.device).device.type,
         "wall_s": round(wall, 3),
         "task": {"use": task.use, "metric": metric, "direction": direction},
         "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint},
