@@ -7,6 +7,9 @@ CATALOGUE = Catalogue(
     {
         "constant": "decoct.training.schedules:Constant",
         "cosine": "decoct.training.schedules:Cosine",
+        "exponential": "decoct.training.schedules:Exponential",
         "linear": "decoct.training.schedules:Linear",
+        "release": "decoct.training.schedules:Release",
+        "step": "decoct.training.schedules:StepDecay",
     },
 )

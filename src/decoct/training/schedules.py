@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, FiniteFloat, PlainSerializer, WithJsonSchema, model_validator
 
 from decoct.spec import Choice, Spec
 from decoct.training.clock import Clock
@@ -64,6 +64,12 @@ class Linear(Schedule):
     begin: float = Field(default=0.0, ge=0, le=1)
     finish: float = Field(default=1.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _forwards(self) -> Linear:
+        if self.begin > self.finish:
+            raise ValueError(f"begin is {self.begin} and finish {self.finish}; begin comes first")
+        return self
+
     def at(self, clock: Clock) -> float:
         if clock.progress >= self.finish:
             return self.end
@@ -106,6 +112,123 @@ class Cosine(Schedule):
     def bounds(self) -> tuple[float, float]:
         values = (self.start, self.end, 0.0) if self.warmup else (self.start, self.end)
         return min(values), max(values)
+
+
+class StepDecay(Schedule):
+    """`start`, multiplied by `factor` at each of `milestones`, which are fractions of the run in ascending order.
+
+    At a milestone the new value holds already. Equals torch's MultiStepLR over the clock.
+
+    >>> [StepDecay(8, factor=0.5, milestones=(0.5, 0.75)).at(Clock(progress=p)) for p in (0.4, 0.5, 0.9)]
+    [8.0, 4.0, 2.0]
+    """
+
+    use: ClassVar[str] = "step"
+    positional: ClassVar[tuple[str, ...]] = ("start", "factor")
+    start: FiniteFloat
+    factor: FiniteFloat = 0.1
+    milestones: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.5, 0.75), min_length=1)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> StepDecay:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones are {self.milestones}; write them in ascending order, each once")
+        return self
+
+    def at(self, clock: Clock) -> float:
+        return self._after(sum(clock.progress >= each for each in self.milestones))
+
+    def times(self, factor: float) -> StepDecay:
+        return self.replace(start=self.start * factor)
+
+    def bounds(self) -> tuple[float, float]:
+        values = [self._after(passed) for passed in range(len(self.milestones) + 1)]
+        return min(values), max(values)
+
+    def _after(self, passed: int) -> float:
+        return float(self.start * self.factor**passed)
+
+
+class Exponential(Schedule):
+    """start · (end / start)^progress: the same ratio over equal parts of the run; both of one sign and not 0.
+
+    `begin` and `finish`: the fractions of the run between which it falls or rises.
+
+    >>> round(Exponential(8, 2).at(Clock(progress=0.5)), 12)
+    4.0
+    """
+
+    use: ClassVar[str] = "exponential"
+    positional: ClassVar[tuple[str, ...]] = ("start", "end")
+    start: FiniteFloat
+    end: FiniteFloat
+    begin: float = Field(default=0.0, ge=0, le=1)
+    finish: float = Field(default=1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_a_ratio(self) -> Exponential:
+        if not (self.start < 0 and self.end < 0) and not (self.start > 0 and self.end > 0):
+            raise ValueError(f"from {self.start} to {self.end}; both must be above 0, or both below; else use linear")
+        if self.begin > self.finish:
+            raise ValueError(f"begin is {self.begin} and finish {self.finish}; begin comes first")
+        return self
+
+    def at(self, clock: Clock) -> float:
+        if clock.progress >= self.finish:
+            return self.end
+        if clock.progress <= self.begin:
+            return self.start
+        part = (clock.progress - self.begin) / (self.finish - self.begin)
+        low, high = self.bounds()
+        between = math.copysign(math.exp(math.log(abs(self.start)) * (1 - part) + math.log(abs(self.end)) * part), low)
+        return min(max(between, low), high)
+
+    def times(self, factor: float) -> Schedule:
+        if self.start * factor == 0 or self.end * factor == 0:
+            return Constant(0.0)
+        return self.replace(start=self.start * factor, end=self.end * factor)
+
+    def bounds(self) -> tuple[float, float]:
+        return min(self.start, self.end), max(self.start, self.end)
+
+
+class Release(Schedule):
+    """`start` until the fraction `after` of the run, then down to `end` along half a cosine that takes `over` of it.
+
+    As the weight of a taught term it lets the student go from the teacher: at `over` 0 all at once, else gradually.
+
+    >>> [round(Release(0.9, after=0.5, over=0.2).at(Clock(progress=p)), 9) for p in (0.5, 0.6, 0.7)]
+    [0.9, 0.45, 0.0]
+    """
+
+    use: ClassVar[str] = "release"
+    positional: ClassVar[tuple[str, ...]] = ("start", "end")
+    start: FiniteFloat = 1.0
+    end: FiniteFloat = 0.0
+    after: float = Field(default=0.5, ge=0, le=1)
+    over: float = Field(default=0.25, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> Release:
+        if self.after + self.over > 1 + 1e-12:
+            raise ValueError(f"after is {self.after} and over {self.over}; together they are at most 1, the whole run")
+        return self
+
+    def at(self, clock: Clock) -> float:
+        if clock.progress >= self.after + self.over:
+            return self.end
+        if clock.progress <= self.after:
+            return self.start
+        part = (clock.progress - self.after) / self.over
+        value = self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * part))
+        low, high = self.bounds()
+        return min(max(value, low), high)
+
+    def times(self, factor: float) -> Release:
+        return self.replace(start=self.start * factor, end=self.end * factor)
+
+    def bounds(self) -> tuple[float, float]:
+        return min(self.start, self.end), max(self.start, self.end)
 
 
 def _validate(value: Any) -> float | Schedule:
