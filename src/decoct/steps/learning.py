@@ -239,9 +239,17 @@ def _save(student: Student, history: History, context: Context) -> Artifact:
             given=context.given,
         )
         draft.write_json("task.json", task.plain())
-        draft.write_json("scores.json", history.best)
+        draft.scores.update(_kept_scores(history))
+        draft.write_json("scores.json", draft.scores)
         draft.write_json("history.json", {"best": history.best, "steps": history.steps})
         if (context.work / "log.jsonl").is_file():
             shutil.copy(context.work / "log.jsonl", draft.folder / "log.jsonl")
-        draft.scores.update(history.best or {})
     return Artifact.load(context.folder)
+
+
+def _kept_scores(history: History) -> dict[str, float]:
+    """The figures of the weights that were kept: the best, or those of the last validation."""
+    if history.best:
+        return history.best
+    validated = [record["scores"] for record in history.records if record["kind"] == "validation"]
+    return {name: score for name, score in validated[-1].items() if score is not None} if validated else {}
