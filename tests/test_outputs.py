@@ -91,6 +91,38 @@ def test_features_that_are_not_there_are_refused_when_read(path: str, message: s
         features[path]
 
 
+def test_what_went_into_a_module_also_where_it_works_in_place() -> None:
+    block, x = Shortcut(), torch.randn(4, 3)
+    for _ in range(3):
+        with capture(block, ["relu@input", "relu", "inner@input"]) as features:
+            block(x)
+        assert torch.equal(features["relu@input"], block.inner(x) + x)
+        assert torch.equal(features["relu"], torch.relu(features["relu@input"]))
+        assert torch.equal(features["inner@input"], x)
+    twice = Several()
+    with capture(twice, ["a#1@input"]) as features:
+        twice(torch.ones(1, 2))
+    assert torch.equal(features["a#1@input"], twice.a(torch.ones(1, 2)))
+    with capture(block, ["relu@input[3]"]) as features:
+        block(x)
+    with pytest.raises(PathError, match="no item 3"):
+        features["relu@input[3]"]
+    assert not any(module._forward_pre_hooks for module in block.modules())
+
+
+def test_every_layer_that_is_called_once_in_the_order_in_which_they_finish() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.Linear(3, 3), Pair())
+    with capture(model, ["*"]) as features:
+        model(torch.ones(1, 2))
+    assert list(features) == ["0.0", "0.1", "0", "1", "2[0]"]
+    assert len(features) == 5
+    assert features["2[0]"].shape == (1, 3)
+    shared = Several()
+    with capture(shared, ["*"]) as features:
+        shared(torch.ones(1, 2))
+    assert list(features) == ["pair[0]"]
+
+
 def test_wrong_paths_name_the_nearest_and_leave_no_hooks() -> None:
     model = nn.Sequential(nn.Linear(1, 1), Shortcut())
     with pytest.raises(PathError, match=r"no module '1.iner'; did you mean 1.inner"), capture(model, ["0", "1.iner"]):

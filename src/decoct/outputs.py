@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -58,7 +58,8 @@ class Outputs:
 
     `logits` `[*B, C]`, class axis last (regression: `[*B, 1]` or `[*B, D]` predictions); `mask` `[*B]`, True where a
     position counts; `features` captured by path (`"a.b"`, `"a.b[0]"` of a tuple, `"a.b#1"` the second call of a
-    shared module); `values` boxes, embeddings, spectra; `losses` computed inside the model; `heads` several tasks.
+    shared module, `"a.b@input"` what went into it); `values` boxes, embeddings, spectra; `losses` computed inside the
+    model; `heads` several tasks.
     """
 
     logits: Tensor | None = None
@@ -75,7 +76,11 @@ Predictor = Callable[[Batch], Outputs]
 
 @dataclass(frozen=True)
 class Needs:
-    """What terms want of a model beside its logits: `features` paths, and `gradient` of the outputs to the inputs."""
+    """What terms want of a model beside its logits: `features` paths, and `gradient` of the outputs to the inputs.
+
+    The path "*" stands for every layer: each module that is called once and gives a tensor (or a tuple that starts
+    with one), in the order in which they finish.
+    """
 
     features: frozenset[str] = frozenset()
     gradient: bool = False
@@ -84,19 +89,34 @@ class Needs:
         return Needs(self.features | other.features, self.gradient or other.gradient)
 
 
-_PATH = re.compile(r"^(?P<module>[^\[\]#]*)(?:#(?P<call>\d+))?(?:\[(?P<item>[^\[\]]+)\])?$")
+_PATH = re.compile(r"^(?P<module>[^\[\]#@]*)(?:#(?P<call>\d+))?(?P<input>@input)?(?:\[(?P<item>[^\[\]]+)\])?$")
+EVERY = "*"
+"""The feature path that stands for every layer."""
 
 
-def split_path(path: str) -> tuple[str, int, str | None]:
-    """Module path, number of the call and item of a feature path.
+class Path(NamedTuple):
+    """A feature path: a module, the number of its call, the item of what it gave, or of what it took."""
 
-    >>> split_path("encoder.layer.3[0]"), split_path("shared#1")
-    (('encoder.layer.3', 0, '0'), ('shared', 1, None))
+    module: str
+    call: int
+    item: str | None
+    taken: bool
+
+
+def split_path(path: str) -> Path:
+    """The parts of a feature path.
+
+    >>> split_path("encoder.layer.3[0]")
+    Path(module='encoder.layer.3', call=0, item='0', taken=False)
+    >>> split_path("shared#1@input")
+    Path(module='shared', call=1, item=None, taken=True)
     """
     match = _PATH.match(path)
     if match is None:
-        raise PathError(f"feature path {path!r}: write module.path, module.path#CALL or module.path[ITEM]")
-    return match["module"], int(match["call"] or 0), match["item"]
+        raise PathError(
+            f"feature path {path!r}: write module.path, module.path#CALL, module.path[ITEM] or module.path@input"
+        )
+    return Path(match["module"], int(match["call"] or 0), match["item"], match["input"] is not None)
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -111,19 +131,22 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 class Captured(Mapping[str, Tensor]):
     """What `capture` saw: a mapping from the paths asked for to the outputs of their modules.
 
-    A feature is what the module returned, also where a later operation changes that tensor in place (`x += shortcut`,
-    an in-place ReLU): the first time, a module's output is copied; where it then proves untouched, never again.
+    A feature is what the module returned (or took), also where a later operation changes that tensor in place
+    (`x += shortcut`, an in-place ReLU): the first time, it is copied; where it then proves untouched, never again.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
         self._model = model
-        self._paths = {path: split_path(path) for path in paths}
+        self._every = EVERY in paths
+        if self._every:
+            paths = [*paths, *_every(model)]
+        self._paths = {path: split_path(path) for path in dict.fromkeys(paths) if path != EVERY}
         self._found: dict[str, Tensor | PathError] = {}
-        self._calls = {name: 0 for name, _, _ in self._paths.values()}
+        self._calls = {path.module: 0 for path in self._paths.values()}
         self._watched: list[tuple[str, nn.Module, Tensor, int]] = []
 
     def __getitem__(self, path: str) -> Tensor:
-        name = self._paths[path][0]
+        name = self._paths[path].module
         found = self._found.get(path)
         if found is None:
             raise PathError(
@@ -138,48 +161,80 @@ class Captured(Mapping[str, Tensor]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
+        return iter(self._layers() if self._every else self._paths)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._layers() if self._every else self._paths)
+
+    def _layers(self) -> list[str]:
+        """The paths that hold a tensor, of modules called once; of a module's output and its first item the former."""
+        kept: dict[str, str] = {}
+        for path, value in self._found.items():
+            if isinstance(value, Tensor) and self._calls[self._paths[path].module] == 1:
+                kept.setdefault(self._paths[path].module, path)
+        return list(kept.values())
 
     def hooks(self) -> Iterator[tuple[str, Callable[[nn.Module, Any, Any], None]]]:
         """Module paths, and the forward hook of each, which keeps what was asked for and nothing else."""
         for name in self._calls:
-            wanted = [(path, call, item) for path, (of, call, item) in self._paths.items() if of == name]
+            wanted = [(text, path) for text, path in self._paths.items() if path.module == name and not path.taken]
             yield name, self._keeper(name, wanted)
 
-    def _keeper(
-        self, name: str, wanted: Sequence[tuple[str, int, str | None]]
-    ) -> Callable[[nn.Module, Any, Any], None]:
+    def pre_hooks(self) -> Iterator[tuple[str, Callable[[nn.Module, Any], None]]]:
+        """Module paths whose inputs are asked for, and the hook of each that runs before the module."""
+        for name in self._calls:
+            wanted = [(text, path) for text, path in self._paths.items() if path.module == name and path.taken]
+            if wanted:
+                yield name, self._taker(name, wanted)
+
+    def _keeper(self, name: str, wanted: Sequence[tuple[str, Path]]) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            for path, call, item in wanted:
-                if call == self._calls[name]:
-                    self._found[path] = self._kept(path, module, _pick(path, name, item, output))
+            for text, path in wanted:
+                if path.call == self._calls[name]:
+                    self._found[text] = self._kept(text, module, _pick(text, name, path.item, output), _CHANGED)
             self._calls[name] += 1
 
         return keep
 
-    def _kept(self, path: str, module: nn.Module, value: Tensor | PathError) -> Tensor | PathError:
+    def _taker(self, name: str, wanted: Sequence[tuple[str, Path]]) -> Callable[[nn.Module, Any], None]:
+        def take(module: nn.Module, args: Any) -> None:
+            for text, path in wanted:
+                if path.call == self._calls[name]:
+                    value = _pick(text, f"{name}@input", path.item or "0", args)
+                    self._found[text] = self._kept(text, module, value, _CHANGED_INPUTS)
+
+        return take
+
+    def _kept(
+        self, path: str, module: nn.Module, value: Tensor | PathError, changed: Mapping[nn.Module, bool]
+    ) -> Tensor | PathError:
         if not isinstance(value, Tensor):
             return value
         if value.is_inference() or torch.compiler.is_compiling():
             return value.clone()
         self._watched.append((path, module, value, value._version))
-        return value.clone() if _CHANGED.get(module, True) else value
+        return value.clone() if changed.get(module, True) else value
 
     def settle(self) -> None:
-        """Learns from a finished forward pass which modules' outputs are changed in place after them."""
+        """Learns from a finished forward pass which tensors are changed in place after they were seen."""
         for path, module, value, version in self._watched:
+            known = _CHANGED_INPUTS if self._paths[path].taken else _CHANGED
             changed = value._version != version
             if changed and self._found[path] is value:
                 self._found[path] = PathError(f"feature path {path!r}: changed in place in this pass and not before it")
-            _CHANGED[module] = changed or (module in _CHANGED and _CHANGED[module])
+            known[module] = changed or (module in known and known[module])
         self._watched.clear()
+
+
+def _every(model: nn.Module) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    return [path for name in names for path in (name, f"{name}[0]")]
 
 
 _CHANGED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether what follows a module changes its output in place, for modules that were captured before."""
+_CHANGED_INPUTS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""The same of what modules take, which they themselves may change."""
 
 
 @contextmanager
@@ -200,6 +255,8 @@ def capture(model: nn.Module, paths: Iterable[str]) -> Iterator[Captured]:
     try:
         for name, keep in found.hooks():
             handles.append(find_module(model, name).register_forward_hook(keep))
+        for name, take in found.pre_hooks():
+            handles.append(find_module(model, name).register_forward_pre_hook(take))
         yield found
         found.settle()
     finally:
