@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from decoct.errors import DecoctError, IntegrityError, ResourceError
-from decoct.words import Stopped, in_front, launched, stopping
+from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError
+from decoct.words import Stopped, in_front, stopping
 
 
 @dataclass
@@ -110,7 +109,6 @@ def init(
     """Writes a commented recipe, for a task or for the data in a folder."""
     from decoct import scaffold
     from decoct.artifact import write_whole
-    from decoct.errors import RecipeError
 
     text = scaffold.write(task, from_folder)
     if out.exists() and not force:
@@ -175,8 +173,8 @@ def run(
     nproc: Annotated[int, typer.Option("--nproc", min=1, help="Train in so many processes.")] = 1,
 ) -> Answer:
     """Runs all steps; unchanged ones are skipped; continues after any interruption."""
-    if nproc > 1 and "LOCAL_RANK" not in os.environ:
-        return Answer({}, exit_code=subprocess.run(launched(context.obj.words, nproc), check=False).returncode)
+    if nproc > 1:
+        raise RecipeError(f"--nproc is {nproc}; this version trains in one process: leave it out, or give 1")
     path, _ = _load(recipe, settings)
     return _run(context.obj, recipe, out or Path("runs") / path.stem, settings or [], seeds=seeds, seeds_all=seeds_all)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -252,6 +253,8 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     from decoct.report.page import write_page
 
     options = Options(**settings)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ResourceError("started in several processes (WORLD_SIZE); this version trains in one: start it by itself")
     begin = time.perf_counter()
     with lock(folder):
         data, task = prepare(recipe, options)

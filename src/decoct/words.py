@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -39,16 +38,6 @@ def stopping() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def launched(words: Sequence[str], processes: int) -> list[str]:
-    """The command that says the same words in several processes that find each other; theirs is the output.
-
-    >>> launched(["run", "digits"], 2)[-5:]
-    ['--nproc-per-node=2', '-m', 'decoct.cli', 'run', 'digits']
-    """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*torchrun, "-m", "decoct.cli", *words]
 
 
 def in_front(words: Sequence[str]) -> list[str]:
