@@ -40,7 +40,18 @@ _SURFACE = {
     "functional": "decoct.functional",
 }
 
-ROOMS = ("data", "models", "objectives", "steps", "targets", "tasks", "teachers", "training", "training.optimizers")
+ROOMS = (
+    "data",
+    "models",
+    "objectives",
+    "steps",
+    "targets",
+    "tasks",
+    "teachers",
+    "teachers.combining",
+    "training",
+    "training.optimizers",
+)
 """Packages that hold a CATALOGUE."""
 
 

@@ -18,8 +18,18 @@ from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.run import Options, prepare
 from decoct.steps.base import Context, Step
+from decoct.steps.distill import Distill
 from decoct.steps.drawing import few
-from decoct.steps.learning import PROBE_SAMPLES, Learning, Student, build_criterion, build_student, seed_everything
+from decoct.steps.learning import (
+    PROBE_SAMPLES,
+    Learning,
+    Student,
+    build_criterion,
+    build_student,
+    seed_everything,
+    to_combined,
+)
+from decoct.teachers.combining import COMBINED
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
@@ -90,8 +100,16 @@ def _step(
         return first, "its inputs fit"
     student = _student(recipe, step, inputs["model"], made, context)
     roles = [role for role in inputs if role != "model"]
+    if isinstance(step, Distill) and step.combine is not None:
+        objective, roles = to_combined(objective), [*roles, COMBINED]
     needs = needs_of(objective, roles)
-    heard = {role: _bound(_stand_in(recipe, inputs[role], made, task, context).predict, needs[role]) for role in roles}
+    heard = {
+        role: _bound(_stand_in(recipe, inputs[role], made, task, context).predict, needs[role])
+        for role in roles
+        if role != COMBINED
+    }
+    if COMBINED in roles:
+        heard[COMBINED] = _bound(_zeros(task), needs[COMBINED])
     forward = student.forward(task, needs["student"])
     criterion = build_criterion(objective, task, batch, forward, heard, {"student": student.module})
     size = sum(each.numel() for each in student.module.parameters())

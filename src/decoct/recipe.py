@@ -98,8 +98,9 @@ def _graph_problems(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str, An
             problem = _input_problem(step, role, source, gives)
             if problem:
                 wrong.append(((*at, "inputs", role), problem, source))
-        for role in step.roles:
-            if role not in inputs and role != "*":
+        others = "*" in step.roles and any(role not in step.roles for role in inputs)
+        for number, role in enumerate(step.roles):
+            if role not in inputs and role != "*" and not (number and others):
                 wrong.append(((*at, "inputs", role), f"missing; {step.use} needs it: name a step or model", None))
         if step.name in gives:
             wrong.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))

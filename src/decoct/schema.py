@@ -17,7 +17,12 @@ TEXT_FOR = {"models": "timm/resnet34, torchvision/resnet18, mlp", "objectives": 
 
 def catalogues() -> dict[str, Catalogue]:
     """Every catalogue under its plural: "tasks", "objectives", "steps", ..."""
-    words = {"data": "data", "training": "schedules", "training.optimizers": "optimizers"}
+    words = {
+        "data": "data",
+        "teachers.combining": "combinations",
+        "training": "schedules",
+        "training.optimizers": "optimizers",
+    }
     return {
         words.get(room, room.rpartition(".")[2]): importlib.import_module(f"decoct.{room}").CATALOGUE
         for room in decoct.ROOMS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -22,7 +22,8 @@ class Probe:
     """What a Term is built from: the task, one batch, and what both sides said about it.
 
     `student` and `teachers` hold every feature that `needs` asked for, so shapes are known; `modules` the student
-    (and teachers under their names) for Terms that read the architecture. No gradient flows here.
+    (and teachers under their names) for Terms that read the architecture; `known` by teacher the ids of the classes
+    that its logits are for, where these are not all. No gradient flows here.
     """
 
     task: Task
@@ -30,6 +31,7 @@ class Probe:
     student: Outputs
     teachers: Mapping[str, Outputs]
     modules: Mapping[str, nn.Module]
+    known: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Term(nn.Module, ABC):

@@ -29,6 +29,7 @@ class Criterion(nn.Module):
         self.terms = nn.ModuleList(terms)
         self._positions = probe.student.mask is not None
         self._task = probe.task
+        self._known = dict(probe.known)
 
     @classmethod
     def build(cls, objective: Objective, probe: Probe) -> Criterion:
@@ -44,7 +45,7 @@ class Criterion(nn.Module):
                 raise RecipeError(f"{each.label}: on is 'unlabelled', but it needs targets; allowed: all, labelled")
             if each.on == "unlabelled" and probe.student.mask is not None:
                 raise RecipeError(f"{each.label}: on is 'unlabelled'; a task with a mask of positions allows: all")
-            student, teachers, batch = _view(each, probe.student, probe.teachers, probe.batch)
+            student, teachers, batch = _view(each, probe.student, probe.teachers, probe.batch, probe.known)
             terms.append(each.build(replace(probe, student=student, teachers=teachers, batch=batch)))
         return cls(objectives, terms, probe)
 
@@ -100,7 +101,7 @@ class Criterion(nn.Module):
         total: Tensor | None = None
         parts: dict[str, Tensor] = {}
         for each, term in zip(self.objectives, self._running()):
-            value = _value(each, term, *_view(each, student, teachers, batch), clock)
+            value = _value(each, term, *_view(each, student, teachers, batch, self._known), clock)
             parts[each.label] = value.detach()
             weight = at(each.weight, clock)
             weighted = weight * value if shares is None else weight * shares[each.label] * value
@@ -140,17 +141,38 @@ def _teacher_name(objective: Objective, names: Sequence[str]) -> str:
 
 
 def _view(
-    objective: Objective, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch
+    objective: Objective,
+    student: Outputs,
+    teachers: Mapping[str, Outputs],
+    batch: Batch,
+    known: Mapping[str, Sequence[int]],
 ) -> tuple[Outputs, Mapping[str, Outputs], Batch]:
-    """What one term sees: its head, its teacher."""
+    """What one term sees: its head, its teacher, and of the classes those that its teacher knows."""
     chosen: Mapping[str, Outputs] = {}
     if objective.taught:
         name = _teacher_name(objective, tuple(teachers))
         chosen = {name: teachers[name]}
+        if name in known:
+            student = _of_classes(objective, student, known[name])
     if objective.head is None:
         return student, chosen, batch
     picked = {name: _head(objective, each) if each.heads else each for name, each in chosen.items()}
     return _head(objective, student), picked, replace(batch, target=_of_head(objective, batch.target))
+
+
+def _of_classes(objective: Objective, outputs: Outputs, known: Sequence[int]) -> Outputs:
+    """The logits of the classes that the teacher knows: their softmax is what the student says, given one of them."""
+    if objective.supervised:
+        raise RecipeError(
+            f"{objective.label}: it needs targets among the teacher's classes, and the teacher knows {len(known)} of "
+            "the student's; use kd for this teacher, or combine it with others that know the rest"
+        )
+    logits = None if outputs.logits is None else outputs.logits[..., list(known)]
+    return replace(
+        outputs,
+        logits=logits,
+        heads={name: _of_classes(objective, each, known) for name, each in outputs.heads.items()},
+    )
 
 
 def _head(objective: Objective, outputs: Outputs) -> Outputs:
@@ -231,6 +253,7 @@ def _picked(outputs: Outputs, pick: Callable[[Tensor], Tensor]) -> Outputs:
         mask=None if outputs.mask is None else pick(outputs.mask),
         values={name: pick(each) for name, each in outputs.values.items()},
         features={name: pick(each) for name, each in outputs.features.items()},
+        heads={name: _picked(each, pick) for name, each in outputs.heads.items()},
     )
 
 

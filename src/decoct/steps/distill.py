@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from decoct.artifact import Artifact
 from decoct.errors import RecipeError, did_you_mean
@@ -16,13 +16,16 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning import Learning, learn
 from decoct.teachers.base import Teacher
+from decoct.teachers.combining import Combination
 
 
 class Distill(Learning):
     """Trains a student on a teacher's knowledge; every input but "model" is a teacher, by the name of its role.
 
     `samples`: draw all training samples (unlabelled ones teach through the teacher alone) or the labelled ones;
-    `teachers`: how a teacher answers, by role, as `{teacher: {use: estimator, floor: 1.0e-4}}`.
+    `teachers`: how a teacher answers, by role, as `{teacher: {use: estimator, floor: 1.0e-4}}`; `combine`: how several
+    answer as one, as `{use: ensemble, weights: confidence}`, to all terms that name no `teacher`. A teacher whose
+    artifact names other classes than the task's is matched by name, and has no say in classes that it does not know.
     """
 
     use: ClassVar[str] = "distill"
@@ -38,10 +41,13 @@ class Distill(Learning):
     )
     samples: Literal["all", "labelled"] = "all"
     teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
+    combine: Annotated[Combination, Choice("decoct.teachers.combining")] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         for role in self.teachers:
             if role not in inputs or role == "model":
                 roles = [each for each in inputs if each != "model"]
                 raise RecipeError(f"teachers.{role}: no such teacher among the inputs; {did_you_mean(role, roles)}")
-        return learn(self, inputs, context, self.objective, self.samples, self.teachers)
+        return learn(self, inputs, context, self.objective, self.samples, self.teachers, self.combine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
@@ -13,27 +13,32 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from decoct.artifact import Artifact, writing
+from decoct.artifact import Artifact, Draft, writing
+from decoct.data.base import Source
 from decoct.errors import RecipeError
 from decoct.models.base import Model
 from decoct.models.given import fresh
 from decoct.models.onnx_model import OnnxFile
 from decoct.models.saving import load_model, save_model
-from decoct.objectives.base import Objective, Probe
+from decoct.objectives.base import Objective, Probe, Sum
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
-from decoct.steps.drawing import few, has_split, scores, training_source
+from decoct.steps.drawing import evaluation_batches, few, has_split, scores, training_source
+from decoct.tasks.classification import Classification
+from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
+from decoct.teachers.classes import Alignment, align
+from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, agreement, joined_classes
 from decoct.training.budget import Budget
-from decoct.training.fit import History, Options, fit
+from decoct.training.fit import History, Options, Update, fit
 from decoct.training.optimizers import AdamW, Optimizer
 from decoct.training.schedules import Cosine
-from decoct.training.state import State
+from decoct.training.state import State, Stateful
 from decoct.training.updates import Descent, Engine
 
 if TYPE_CHECKING:
@@ -84,6 +89,183 @@ class Student:
         return lambda batch: task.forward(self.module, batch, needs, self.side)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A step at work: its engine, the student, and the predictors that it listens to, by role.
+
+    `known`: by role the ids of the classes that a teacher knows, where it does not know all; `batch` a few samples, on
+    the device, from which shapes are read.
+    """
+
+    step: Learning
+    context: Context
+    engine: Engine
+    student: Student
+    teachers: Mapping[str, Predictor]
+    known: Mapping[str, tuple[int, ...]]
+    batch: Batch
+
+    def forward(self, needs: Needs) -> Callable[[Batch], Outputs]:
+        """The student as it is now."""
+        return self.student.forward(self.context.task, needs)
+
+    def criterion(
+        self, objective: Objective, forward: Callable[[Batch], Outputs], teachers: Mapping[str, Predictor] | None = None
+    ) -> Criterion:
+        """The criterion between a student's predictor and `teachers` (by default the lesson's)."""
+        heard = self.teachers if teachers is None else teachers
+        modules = {"student": self.student.module}
+        built = build_criterion(objective, self.context.task, self.batch, forward, heard, modules, self.known)
+        return built.to(self.engine.device)
+
+    def optimizer(self, *parts: nn.Module) -> torch.optim.Optimizer:
+        """The step's optimizer over the parameters of `parts`."""
+        return self.step.optimizer.build(nn.ModuleList(parts))
+
+    def source(self, only: Literal["all", "labelled"]) -> Source:
+        """Batches of the training split."""
+        step = self.step
+        return training_source(
+            self.context, batch_size=step.batch_size, augment=step.augment, only=only, labels=step.labels
+        )
+
+    def descent(
+        self,
+        forward: Callable[[Batch], Outputs],
+        criterion: Criterion,
+        optimizer: torch.optim.Optimizer,
+        teachers: Mapping[str, Predictor] | None = None,
+    ) -> Descent:
+        """The usual update: one student under its teachers."""
+        return Descent(
+            forward,
+            self.teachers if teachers is None else teachers,
+            criterion,
+            optimizer,
+            self.engine,
+            max_grad_norm=self.step.max_grad_norm,
+            lr=self.step.optimizer.lr,
+            measure=self.measure(),
+        )
+
+    def measure(self) -> Callable[[Outputs, Mapping[str, Outputs]], Mapping[str, Tensor]] | None:
+        """What is logged beside the terms where there are several teachers: who agrees with whom, and their weights."""
+        roles = [role for role in self.teachers if role != COMBINED]
+        if len(roles) < 2 or self.context.task.metric[1] == "min":
+            return None
+
+        def measured(student: Outputs, taught: Mapping[str, Outputs]) -> Mapping[str, Tensor]:
+            said = {role: taught[role].logits for role in roles}
+            found = agreement(_logits(student.logits), {r: _logits(each) for r, each in said.items()}, self.known)
+            if COMBINED in taught:
+                shares = taught[COMBINED].values["weights"].mean(0)
+                found |= {f"say.{role}": share for role, share in zip(roles, shares)}
+            return found
+
+        return measured
+
+    def fit(
+        self,
+        update: Update,
+        source: Source,
+        validate: Callable[[], dict[str, float]] | None = None,
+        **parts: Stateful,
+    ) -> History:
+        """Runs the step's budget; `parts` is what the checkpoint holds beside the source.
+
+        `validate` is by default the student's score on the validation split, where there is one.
+        """
+        step, context = self.step, self.context
+        held_out = has_split(context, "validation")
+        return fit(
+            update,
+            source,
+            State(**parts, source=source),
+            step.budget,
+            work=context.work,
+            validate=(validate or self.scoring(self.forward(Needs()))) if held_out else None,
+            options=Options(
+                accumulate=step.accumulate,
+                select=context.task.metric if step.select == "best" and held_out else None,
+                log_every=step.log_every,
+                checkpoint_seconds=step.checkpoint_seconds,
+                progress=context.progress,
+            ),
+        )
+
+    def scoring(self, predict: Predictor) -> Callable[[], dict[str, float]]:
+        """Scores of a predictor on the validation split."""
+
+        def score() -> dict[str, float]:
+            with self.engine.autocast():
+                return scores(predict, self.context, "validation", self.engine.device)
+
+        return score
+
+
+def _logits(logits: Tensor | None) -> Tensor:
+    if logits is None:
+        raise RecipeError("several teachers: one of the models gives no logits")
+    return logits
+
+
+@contextlib.contextmanager
+def lesson(
+    step: Learning,
+    inputs: Inputs,
+    context: Context,
+    needs: Mapping[str, Needs],
+    *,
+    kinds: Mapping[str, Teacher] | None = None,
+    combine: Combination | None = None,
+) -> Iterator[Lesson]:
+    """Seeds, builds the student, and opens every input of `needs` but "student" as a teacher while the body runs.
+
+    `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
+    as one, under the role "combined".
+    """
+    task = context.task
+    engine = Engine(device=context.device, precision=step.precision or context.precision)
+    seed_everything(context.seed)
+    student = build_student(inputs["model"], task, step.side, context.given)
+    student.module.to(engine.device)
+    roles = [role for role in needs if role not in ("student", COMBINED)]
+    with ExitStack() as stack:
+        teachers: dict[str, Predictor] = {}
+        known: dict[str, tuple[int, ...]] = {}
+        for role in roles:
+            kind = (kinds or {}).get(role)
+            opened = stack.enter_context(open_teacher(inputs[role], context, engine, needs[role], kind))
+            alignment = alignment_of(inputs[role], task, role)
+            teachers[role] = opened if alignment is None else alignment(opened)
+            if alignment is not None and alignment.known is not None:
+                known[role] = alignment.known
+        if combine is not None:
+            teachers = {role: Once(each) for role, each in teachers.items()}
+            members = {role: Member(each, known.get(role)) for role, each in teachers.items()}
+            outputs = task.interface(student.side).outputs
+            joined = joined_classes(members, outputs)
+            setting = Setting(task, outputs, lambda: _held_out(context, engine, step.labels))
+            teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
+            if joined is not None:
+                known[COMBINED] = joined
+        yield Lesson(step, context, engine, student, teachers, known, few(context, PROBE_SAMPLES).to(engine.device))
+
+
+def _narrowed(predict: Predictor, known: tuple[int, ...] | None) -> Predictor:
+    return predict if known is None else Alignment(known, known)(predict)
+
+
+def _held_out(context: Context, engine: Engine, labels: int | None) -> Iterator[Batch]:
+    """Labelled samples that decide on the weights of teachers: of the validation split, else of the training split."""
+    if has_split(context, "validation"):
+        batches = evaluation_batches(context, "validation")
+    else:
+        batches = iter(training_source(context, batch_size=256, augment=False, only="labelled", labels=labels))
+    for batch in batches:
+        yield engine.move(batch)
+
+
 def learn(
     step: Learning,
     inputs: Inputs,
@@ -91,56 +273,58 @@ def learn(
     objective: Objective,
     only: Literal["all", "labelled"],
     kinds: Mapping[str, Teacher] | None = None,
+    combine: Combination | None = None,
 ) -> Artifact:
-    """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact.
-
-    `kinds`: how a teacher answers, by role, where it is not what suits its artifact.
-    """
-    task = context.task
-    engine = Engine(device=context.device, precision=step.precision or context.precision)
-    seed_everything(context.seed)
-    student = build_student(inputs["model"], task, step.side, context.given)
-    student.module.to(engine.device)
+    """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact."""
     roles = [role for role in inputs if role != "model"]
+    if combine is not None:
+        objective, roles = to_combined(objective), [*roles, COMBINED]
     needs = needs_of(objective, roles)
-    with ExitStack() as stack:
-        teachers = {
-            role: stack.enter_context(open_teacher(inputs[role], context, engine, needs[role], (kinds or {}).get(role)))
-            for role in roles
-        }
-        forward = student.forward(task, needs["student"])
-        batch = few(context, PROBE_SAMPLES).to(engine.device)
-        criterion = build_criterion(objective, task, batch, forward, teachers, {"student": student.module})
-        criterion.to(engine.device)
-        source = training_source(
-            context, batch_size=step.batch_size, augment=step.augment, only=only, labels=step.labels
+    if COMBINED in needs and needs[COMBINED].features:
+        raise RecipeError(
+            "objective: a term on features listens to the combination, which has none; name its `teacher`: "
+            + ", ".join(role for role in roles if role != COMBINED)
         )
-        optimizer = step.optimizer.build(nn.ModuleList([student.module, criterion]))
-        update = Descent(
-            forward,
-            teachers,
-            criterion,
-            optimizer,
-            engine,
-            max_grad_norm=step.max_grad_norm,
-            lr=step.optimizer.lr,
-        )
-        history = fit(
-            update,
-            source,
-            State(student=student.module, optimizer=optimizer, criterion=criterion, source=source),
-            step.budget,
-            work=context.work,
-            validate=_validation(student, context, engine),
-            options=Options(
-                accumulate=step.accumulate,
-                select=task.metric if step.select == "best" and has_split(context, "validation") else None,
-                log_every=step.log_every,
-                checkpoint_seconds=step.checkpoint_seconds,
-                progress=context.progress,
-            ),
-        )
-    return _save(student, history, context)
+    with lesson(step, inputs, context, needs, kinds=kinds, combine=combine) as at_work:
+        forward = at_work.forward(needs["student"])
+        criterion = at_work.criterion(objective, forward)
+        source = at_work.source(only)
+        optimizer = at_work.optimizer(at_work.student.module, criterion)
+        update = at_work.descent(forward, criterion, optimizer)
+        student = at_work.student
+        history = at_work.fit(update, source, student=student.module, optimizer=optimizer, criterion=criterion)
+    return save_student(student, history, context)
+
+
+def to_combined(objective: Objective) -> Objective:
+    """The objective with every term that names no teacher listening to the combination."""
+    if isinstance(objective, Sum):
+        return objective.replace(terms=tuple(map(to_combined, objective.terms)))
+    return objective.replace(teacher=COMBINED) if objective.taught and objective.teacher is None else objective
+
+
+def task_of(value: Any, task: Task) -> Task:
+    """The task in which a teacher answers: `task` with the classes that its artifact names.
+
+    Images are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
+    """
+    if not isinstance(value, Artifact) or not (value.folder / "task.json").is_file():
+        return task
+    theirs = Choice("decoct.tasks").validate(value.json("task.json"))
+    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
+        return task
+    if isinstance(task, ImageClassification) and isinstance(theirs, ImageClassification):
+        if not task.raw and not theirs.raw:
+            return theirs
+    return task if task.classes == theirs.classes else task.replace(classes=theirs.classes)
+
+
+def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
+    """How the classes of a teacher, as its artifact names them, meet the task's; None where they are the same."""
+    theirs = task_of(value, task)
+    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
+        return None
+    return align(theirs.classes, task.classes, role) if theirs.classes and task.classes else None
 
 
 def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) -> Student:
@@ -156,7 +340,7 @@ def open_teacher(
 ) -> contextlib.AbstractContextManager[Predictor]:
     """A predictor under the teacher contract for an input: an artifact of any kind, or a model that needs no training.
 
-    `kind` says how it answers; by default what suits the artifact.
+    `kind` says how it answers; by default what suits the artifact. An artifact brings the task that it was made for.
     """
     subject, side = value, "teacher"
     if isinstance(value, OnnxFile):
@@ -169,7 +353,8 @@ def open_teacher(
         subject, suited = fresh(value, context.task.interface(side), context.given), "frozen"
     if kind is None:
         kind = cast(Teacher, TEACHERS.resolve(suited)())
-    return kind.open(subject, context.task, needs, side=side, device=engine.device, autocast=engine.autocast)
+    task = task_of(value, context.task)
+    return kind.open(subject, task, needs, side=side, device=engine.device, autocast=engine.autocast)
 
 
 def build_criterion(
@@ -179,6 +364,7 @@ def build_criterion(
     forward: Callable[[Batch], Outputs],
     teachers: Mapping[str, Predictor],
     modules: Mapping[str, nn.Module],
+    known: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Criterion:
     """The criterion for an objective, its terms shaped by one small batch seen in eval mode."""
     training = {name: module.training for name, module in modules.items()}
@@ -189,7 +375,7 @@ def build_criterion(
         heard = {name: teacher(batch) for name, teacher in teachers.items()}
     for name, module in modules.items():
         module.train(training[name])
-    return Criterion.build(objective, Probe(task, batch, said, heard, modules))
+    return Criterion.build(objective, Probe(task, batch, said, heard, modules, known or {}))
 
 
 def seed_everything(seed: int) -> None:
@@ -199,19 +385,10 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def _validation(student: Student, context: Context, engine: Engine) -> Callable[[], dict[str, float]] | None:
-    if not has_split(context, "validation"):
-        return None
-    predict = student.forward(context.task, Needs())
-
-    def validate() -> dict[str, float]:
-        with engine.autocast():
-            return scores(predict, context, "validation", engine.device)
-
-    return validate
-
-
-def _save(student: Student, history: History, context: Context) -> Artifact:
+def save_student(
+    student: Student, history: History, context: Context, extra: Callable[[Draft], None] = lambda draft: None
+) -> Artifact:
+    """Writes the student as the step's artifact, with its scores and its log; `extra` may add files."""
     module, task = student.module.cpu().eval(), context.task
     batch = few(context, PROBE_SAMPLES)
 
@@ -244,6 +421,7 @@ def _save(student: Student, history: History, context: Context) -> Artifact:
         draft.write_json("history.json", {"best": history.best, "steps": history.steps})
         if (context.work / "log.jsonl").is_file():
             shutil.copy(context.work / "log.jsonl", draft.folder / "log.jsonl")
+        extra(draft)
     return Artifact.load(context.folder)
 
 

@@ -21,6 +21,8 @@ __all__ = ["Criterion", "Descent", "Engine", "descend", "set_lr", "take_step"]
 
 Items = Mapping[str, Tensor | int]
 RESERVED = ("loss", "finite")
+Measure = Callable[[Outputs, Mapping[str, Outputs]], Mapping[str, Tensor]]
+"""Numbers for the log, from what the student and each teacher said about a batch."""
 
 
 class Criterion(Protocol):
@@ -105,7 +107,8 @@ class Descent(ManagedUpdate):
     """Teachers say, the student says, the criterion compares, the optimizer steps.
 
     `forward` runs the student; `teachers` are opened under their contract; `criterion` joins the terms; the optimizer
-    has the student's and the criterion's parameters; `lr` a number or schedule, None for what the optimizer has.
+    has the student's and the criterion's parameters; `lr` a number or schedule, None for what the optimizer has;
+    `measure` gives further numbers for the log, from what student and teachers said.
 
     Loss of a window = Σ_batches mean · items / Σ_window,processes items, term by term, so that gradients do not depend
     on how samples are split into batches. A criterion that relates samples to each other cannot be split: RecipeError.
@@ -121,8 +124,9 @@ class Descent(ManagedUpdate):
         *,
         max_grad_norm: float | None = None,
         lr: float | Schedule | None = None,
+        measure: Measure | None = None,
     ) -> None:
-        self.forward, self.teachers, self.criterion = forward, teachers, criterion
+        self.forward, self.teachers, self.criterion, self.measure = forward, teachers, criterion, measure
         self.optimizer, self.max_grad_norm, self.lr = optimizer, max_grad_norm, lr
         self.engine = engine or Engine("cpu")
         for name in criterion.weights(Clock()):
@@ -133,20 +137,28 @@ class Descent(ManagedUpdate):
         """One optimizer step over the batches of a window."""
         set_lr(self.optimizer, self.lr, clock)
         if len(window) == 1 and self.engine.processes == 1:
-            total, terms = self._losses(self.engine.move(window[0]), clock, None)
-            return {**terms, **descend(total, self.optimizer, self.engine, max_grad_norm=self.max_grad_norm)}
+            total, terms, measured = self._losses(self.engine.move(window[0]), clock, None)
+            return {
+                **measured,
+                **terms,
+                **descend(total, self.optimizer, self.engine, max_grad_norm=self.max_grad_norm),
+            }
         return self._split(window, clock)
 
     def _losses(
         self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Tensor]]:
         taught = {name: teacher(batch) for name, teacher in self.teachers.items()}
         if self.engine.precision == "no":
             student = self.forward(batch)
         else:
             with self.engine.autocast():
                 student = self.forward(batch)
-        return self.criterion(student, taught, batch, clock, shares)
+        total, terms = self.criterion(student, taught, batch, clock, shares)
+        if self.measure is None:
+            return total, terms, {}
+        with torch.no_grad():
+            return total, terms, self.measure(student, taught)
 
     def _split(self, window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
         engine = self.engine
@@ -162,9 +174,11 @@ class Descent(ManagedUpdate):
         logged: dict[str, Tensor] = {}
         for batch, items in zip(batches, counts):
             shares = {name: _share(items[name], totals[name]) for name in totals}
-            total, terms = self._losses(batch, clock, shares)
+            total, terms, measured = self._losses(batch, clock, shares)
             engine.backward(total)
-            for name, term in {**{k: v.detach() * shares[k] for k, v in terms.items()}, "loss": total.detach()}.items():
+            shown = {k: v * (len(batch) / sum(map(len, window))) for k, v in measured.items()}
+            shown |= {k: v.detach() * shares[k] for k, v in terms.items()}
+            for name, term in {**shown, "loss": total.detach()}.items():
                 logged[name] = logged[name] + term if name in logged else term
         loss = logged.pop("loss")
         return {**logged, **take_step(loss, self.optimizer, engine, max_grad_norm=self.max_grad_norm)}

@@ -1,0 +1,74 @@
+"""Classes by name: a teacher that knows other classes than the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from decoct.errors import RecipeError
+from decoct.outputs import Batch, Outputs, Predictor
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a teacher's logits become the student's.
+
+    `columns`: of the teacher's logits, those of classes that the student has, in the student's order; `known`: the ids
+    that these classes have for the student, None where the teacher knows all of them.
+    """
+
+    columns: tuple[int, ...]
+    known: tuple[int, ...] | None
+
+    def __call__(self, predict: Predictor) -> Predictor:
+        """The predictor with these columns alone: logits `[*B, len(columns)]`."""
+        columns = list(self.columns)
+
+        def aligned(batch: Batch) -> Outputs:
+            said = predict(batch)
+            return replace(said, logits=None if said.logits is None else said.logits[..., columns])
+
+        return aligned
+
+
+def align(teacher: Sequence[str], student: Sequence[str], role: str = "teacher") -> Alignment | None:
+    """How the classes of a teacher meet those of the student, by name; None where they are the same in one order.
+
+    Classes that the student lacks are dropped: the softmax over the others is the teacher's distribution, given that
+    it is one of them. RecipeError where they share fewer than two.
+
+    >>> align(["cat", "dog", "fox"], ["fox", "cat"])
+    Alignment(columns=(2, 0), known=None)
+    >>> align(["cat", "dog"], ["dog", "cow", "cat"])
+    Alignment(columns=(1, 0), known=(0, 2))
+    """
+    if tuple(teacher) == tuple(student):
+        return None
+    shared = [name for name in student if name in teacher]
+    if len(shared) < 2:
+        raise RecipeError(
+            f"{role}: it knows the classes {_listed(teacher)}, the student {_listed(student)}; they share "
+            f"{', '.join(shared) or 'none'}, and two are needed. Classes are compared by name: rename those of the task"
+        )
+    known = None if len(shared) == len(student) else tuple(list(student).index(name) for name in shared)
+    return Alignment(tuple(list(teacher).index(name) for name in shared), known)
+
+
+def in_full(logits: Tensor, known: Sequence[int] | None, classes: int) -> Tensor:
+    """Logits `[*B, classes]` from those of the known classes; -inf for the others.
+
+    >>> import torch
+    >>> in_full(torch.ones(1, 2), (0, 2), 3)
+    tensor([[1., -inf, 1.]])
+    """
+    if known is None:
+        return logits
+    full = logits.new_full((*logits.shape[:-1], classes), float("-inf"))
+    full[..., list(known)] = logits
+    return full
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
