@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -123,8 +125,50 @@ def class_target(loss: str, student: Tensor, target: Tensor, mask: Tensor | None
     return target
 
 
+class Weighing:
+    """Weights of items, `[*B]` or of a feature's shape with 1 for its channels, and how often a mean took them."""
+
+    def __init__(self, label: str, weights: Tensor) -> None:
+        self.label, self.weights, self.uses = label, weights, 0
+
+    def apply(self, values: Tensor) -> Tensor:
+        """values · weights; RecipeError where the values are not of these items."""
+        weights = self.weights
+        fits = weights.ndim <= values.ndim and all(a in (1, b) for a, b in zip(weights.shape, values.shape))
+        if not fits:
+            raise RecipeError(
+                f"{self.label}: refine weighs {shape(weights)}, and this objective's mean is over {shape(values)}; "
+                "take a refinement that leaves items out, or another objective"
+            )
+        self.uses += 1
+        weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)).to(values.dtype)
+        return torch.where(weights == 0, 0.0, values * weights)
+
+
+_WEIGHING: ContextVar[Weighing | None] = ContextVar("weighing", default=None)
+
+
+@contextmanager
+def weighing(label: str, weights: Tensor | None) -> Iterator[None]:
+    """Within the body, each mean over items is Σ weight · value / number of items; RecipeError where none was taken."""
+    found = None if weights is None else Weighing(label, weights)
+    token = _WEIGHING.set(found)
+    try:
+        yield
+    finally:
+        _WEIGHING.reset(token)
+    if found is not None and not found.uses:
+        raise RecipeError(
+            f"{label}: refine weighs items, and this objective takes no mean over them; take a refinement that leaves "
+            "items out, or another objective"
+        )
+
+
 def item_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over items, or over those that the mask keeps; 0 with a gradient of 0 when there are none."""
+    weights = _WEIGHING.get()
+    if weights is not None:
+        values = weights.apply(values)
     if mask is None:
         return values.mean() if values.numel() else values.sum()
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)

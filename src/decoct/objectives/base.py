@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from decoct.objectives.balance.base import Balance
+from decoct.objectives.refine.base import Refinement
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice, Spec
 from decoct.tasks.base import Task
@@ -23,7 +25,8 @@ class Probe:
 
     `student` and `teachers` hold every feature that `needs` asked for, so shapes are known; `modules` the student
     (and teachers under their names) for Terms that read the architecture; `known` by teacher the ids of the classes
-    that its logits are for, where these are not all. No gradient flows here.
+    that its logits are for, where these are not all; `counts` the labelled training samples of each class, where they
+    are known. No gradient flows here.
     """
 
     task: Task
@@ -32,6 +35,7 @@ class Probe:
     teachers: Mapping[str, Outputs]
     modules: Mapping[str, nn.Module]
     known: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: tuple[int, ...] | None = None
 
 
 class Term(nn.Module, ABC):
@@ -53,18 +57,24 @@ class Term(nn.Module, ABC):
     def items(self, batch: Batch) -> Tensor | int:
         """How many items `forward` averages over; known from the batch alone."""
 
+    def layers(self) -> list[dict[str, Any]]:
+        """The pairs of layers that it compares: paths "student" and "teacher", their shapes, the "adapter" in words."""
+        return []
+
 
 class Objective(Spec):
     """Describes a term: its weight, its name in the log, and on which samples it works.
 
     `weight` a number or schedule; `name` as logged (the catalogue key by default); `head` a task's head, where there
     are several; `teacher` the one that it listens to, where there are several; `on` which samples count.
-    `taught`: it listens to a teacher; `supervised`: it reads targets, so that unlabelled samples never count;
-    `splittable`: what its Term says of itself.
+    `refine`: what is done to the teacher's answer before the term hears it, in order, as `[{use: confidence}]`.
+    `taught`: it listens to a teacher; `supervised`: it reads targets, so that unlabelled samples never count; `mixed`:
+    these may be distributions over classes, as mixup makes them; `splittable`: what its Term says of itself.
     """
 
     taught: ClassVar[bool] = True
     supervised: ClassVar[bool] = False
+    mixed: ClassVar[bool] = False
     splittable: ClassVar[bool] = True
 
     weight: Scalar = 1.0
@@ -72,6 +82,15 @@ class Objective(Spec):
     head: str | None = None
     teacher: str | None = None
     on: Literal["all", "labelled", "unlabelled"] = "all"
+    refine: tuple[Annotated[Refinement, Choice("decoct.objectives.refine")], ...] = Field(
+        default=(), exclude_if=lambda value: not value
+    )
+
+    @model_validator(mode="after")
+    def _refines_a_teacher(self) -> Self:
+        if self.refine and not self.taught:
+            raise ValueError(f"refine works on a teacher's answer, and {self.use} listens to none; leave it out")
+        return self
 
     @property
     def label(self) -> str:
@@ -81,6 +100,15 @@ class Objective(Spec):
     def needs(self) -> Mapping[str, Needs]:
         """What must be captured, by role: "student", "teacher"."""
         return {}
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it leaves its layers to be chosen; `choose_layers` does, before anything is captured."""
+        return False
+
+    def decide(self, student: Outputs, teacher: Outputs) -> Objective:
+        """The same with layers chosen from what both sides gave with every layer captured."""
+        raise AssertionError(f"{self.label} leaves nothing to be decided")
 
     @abstractmethod
     def build(self, probe: Probe) -> Term:
@@ -110,10 +138,17 @@ class Objective(Spec):
 
 
 class Sum(Objective):
-    """Adds several objectives; a list in YAML is short for it. Its `weight` multiplies every term."""
+    """Adds several objectives; a list in YAML is short for it. Its `weight` multiplies every term.
+
+    `balance`: factors on the terms that follow how training goes, as `{use: gradnorm, alpha: 1.5}`; for the sum that is
+    trained, not for one inside another. Its `refine` comes before that of every taught term.
+    """
 
     use: ClassVar[str] = "sum"
     terms: tuple[Annotated[Objective, Choice("decoct.objectives")], ...]
+    balance: Annotated[Balance, Choice("decoct.objectives.balance")] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
     @model_validator(mode="after")
     def _unique_names(self) -> Sum:
@@ -123,10 +158,19 @@ class Sum(Objective):
             raise ValueError(f"two terms are called {', '.join(twice)}; give one of them another `name`")
         return self
 
+    @model_validator(mode="after")
+    def _one_balance(self) -> Sum:
+        if any(isinstance(each, Sum) and each.balance is not None for each in self.terms):
+            raise ValueError("a sum with a balance inside another sum; put all terms and the balance in the outer one")
+        return self
+
     def flat(self) -> tuple[Objective, ...]:
-        return tuple(
-            each.replace(weight=_product(self.weight, each.weight)) for part in self.terms for each in part.flat()
-        )
+        return tuple(self._outer(each) for part in self.terms for each in part.flat())
+
+    def _outer(self, term: Objective) -> Objective:
+        """A term with what this sum says of all of them."""
+        refine = (*self.refine, *term.refine) if term.taught else ()
+        return term.replace(weight=_product(self.weight, term.weight), refine=refine)
 
     def needs(self) -> Mapping[str, Needs]:
         joined: dict[str, Needs] = {}
@@ -149,7 +193,7 @@ def as_objective(value: Any) -> Any:
 
 
 def _addends(value: Objective) -> tuple[Objective, ...]:
-    return value.flat() if isinstance(value, Sum) else (value,)
+    return value.flat() if isinstance(value, Sum) and value.balance is None else (value,)
 
 
 def _product(a: float | Schedule, b: float | Schedule) -> float | Schedule:

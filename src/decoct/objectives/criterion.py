@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError, did_you_mean
-from decoct.objectives.base import Objective, Probe, Term
+from decoct.objectives._refining import scheduled, try_refinements, value_of
+from decoct.objectives._selection import kept, picked_batch, picker
+from decoct.objectives.balance.base import Balancer
+from decoct.objectives.base import Objective, Probe, Sum, Term
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
@@ -30,6 +32,7 @@ class Criterion(nn.Module):
         self._positions = probe.student.mask is not None
         self._task = probe.task
         self._known = dict(probe.known)
+        self.balancer: Balancer | None = None
 
     @classmethod
     def build(cls, objective: Objective, probe: Probe) -> Criterion:
@@ -46,18 +49,41 @@ class Criterion(nn.Module):
             if each.on == "unlabelled" and probe.student.mask is not None:
                 raise RecipeError(f"{each.label}: on is 'unlabelled'; a task with a mask of positions allows: all")
             student, teachers, batch = _view(each, probe.student, probe.teachers, probe.batch, probe.known)
-            terms.append(each.build(replace(probe, student=student, teachers=teachers, batch=batch)))
-        return cls(objectives, terms, probe)
+            term = each.build(replace(probe, student=student, teachers=teachers, batch=batch))
+            if each.refine:
+                _refuse_unknown_labels(each, teachers, probe.known)
+                try_refinements(each, term, student, teachers, batch)
+            terms.append(term)
+        made = cls(objectives, terms, probe)
+        if isinstance(objective, Sum) and objective.balance is not None:
+            taught = [each.taught for each in objectives]
+            made.balancer = objective.balance.build(made.labels, taught, probe.task, probe.modules.get("student"))
+        return made
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the terms, in order."""
         return tuple(each.label for each in self.objectives)
 
+    def layers(self) -> list[dict[str, Any]]:
+        """The pairs of layers that each term compares, with the adapter between them; for the log and the display."""
+        pairs = zip(self.objectives, self._running())
+        return [{"term": each.label, **found} for each, term in pairs for found in term.layers()]
+
     @property
     def splittable(self) -> bool:
         """Whether every term's mean over a batch is the item-weighted mean over any split of it."""
-        return all(term.splittable for term in self._running())
+        return all(term.splittable for term in self._running()) and (self.balancer is None or self.balancer.splittable)
+
+    @property
+    def watches(self) -> bool:
+        """Whether it must `observe` the scores of validations."""
+        return self.balancer is not None and self.balancer.watches
+
+    def observe(self, scores: Mapping[str, float]) -> None:
+        """Hears the scores of a validation, which may change the weights of the terms."""
+        if self.balancer is not None:
+            self.balancer.observe(scores)
 
     @property
     def needs(self) -> Mapping[str, Needs]:
@@ -69,19 +95,26 @@ class Criterion(nn.Module):
         return joined
 
     def weights(self, clock: Clock) -> dict[str, float]:
-        """The weight of each term now."""
-        return {each.label: at(each.weight, clock) for each in self.objectives}
+        """The weight of each term now, by label, and its other scheduled numbers as `label.setting`.
+
+        With a balance the weights are those of the last training step.
+        """
+        factors = {} if self.balancer is None else self.balancer.last()
+        found = {each.label: at(each.weight, clock) * factors.get(each.label, 1.0) for each in self.objectives}
+        for each in self.objectives:
+            found |= scheduled(each, clock)
+        return found
 
     def items(self, batch: Batch) -> dict[str, Tensor | int]:
         """How many items each term averages over; known before any forward pass."""
         counts: dict[str, Tensor | int] = {}
         for each, term in zip(self.objectives, self._running()):
             seen = replace(batch, target=_of_head(each, batch.target))
-            keep = _keep(each, term, seen)
+            keep = kept(each, term, seen)
             if keep is None:
                 counts[each.label] = term.items(seen)
             elif term.selection == "index":
-                counts[each.label] = term.items(_picked_batch(seen, _picker(keep)))
+                counts[each.label] = term.items(picked_batch(seen, picker(keep)))
             else:
                 counts[each.label] = self._task.items(seen) if self._positions else keep.sum()
         return counts
@@ -98,13 +131,16 @@ class Criterion(nn.Module):
 
         `shares`: what part of a window's items this batch holds, by label; multiplies each term.
         """
-        total: Tensor | None = None
-        parts: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for each, term in zip(self.objectives, self._running()):
-            value = _value(each, term, *_view(each, student, teachers, batch, self._known), clock)
-            parts[each.label] = value.detach()
-            weight = at(each.weight, clock)
-            weighted = weight * value if shares is None else weight * shares[each.label] * value
+            values[each.label] = value_of(each, term, *_view(each, student, teachers, batch, self._known), clock)
+        weights = {each.label: at(each.weight, clock) for each in self.objectives}
+        parts = {label: value.detach() for label, value in values.items()}
+        if self.balancer is not None:
+            return self.balancer(values, weights, shares, clock), parts
+        total: Tensor | None = None
+        for label, value in values.items():
+            weighted = weights[label] * value if shares is None else weights[label] * shares[label] * value
             total = weighted if total is None else total + weighted
         assert total is not None
         return total, parts
@@ -120,12 +156,13 @@ def needs_of(objective: Objective, teachers: Sequence[str]) -> dict[str, Needs]:
     wanted: dict[str, Needs] = {name: Needs() for name in ("student", *teachers)}
     for each in objective.flat():
         for role, needs in each.needs().items():
-            name = role if role == "student" else _teacher_name(each, teachers)
+            name = role if role == "student" else teacher_name(each, teachers)
             wanted[name] = wanted[name] | needs
     return wanted
 
 
-def _teacher_name(objective: Objective, names: Sequence[str]) -> str:
+def teacher_name(objective: Objective, names: Sequence[str]) -> str:
+    """The teacher that an objective listens to; RecipeError where there is none or several to choose from."""
     listed = ", ".join(names)
     if not names:
         raise RecipeError(f"{objective.label}: it needs a teacher, and there is none")
@@ -150,7 +187,7 @@ def _view(
     """What one term sees: its head, its teacher, and of the classes those that its teacher knows."""
     chosen: Mapping[str, Outputs] = {}
     if objective.taught:
-        name = _teacher_name(objective, tuple(teachers))
+        name = teacher_name(objective, tuple(teachers))
         chosen = {name: teachers[name]}
         if name in known:
             student = _of_classes(objective, student, known[name])
@@ -158,6 +195,17 @@ def _view(
         return student, chosen, batch
     picked = {name: _head(objective, each) if each.heads else each for name, each in chosen.items()}
     return _head(objective, student), picked, replace(batch, target=_of_head(objective, batch.target))
+
+
+def _refuse_unknown_labels(
+    objective: Objective, teachers: Mapping[str, Outputs], known: Mapping[str, Sequence[int]]
+) -> None:
+    for each in objective.refine:
+        if each.labels and not known.keys().isdisjoint(teachers):
+            raise RecipeError(
+                f"{objective.label}: refine with {each.use} reads labels, and the teacher does not know all classes of "
+                "the task; leave it out"
+            )
 
 
 def _of_classes(objective: Objective, outputs: Outputs, known: Sequence[int]) -> Outputs:
@@ -187,96 +235,3 @@ def _head(objective: Objective, outputs: Outputs) -> Outputs:
 
 def _of_head(objective: Objective, target: Any) -> Any:
     return target[objective.head] if objective.head is not None and isinstance(target, Mapping) else target
-
-
-def _keep(objective: Objective, term: Term, batch: Batch) -> Tensor | None:
-    """`[B]` bool, the samples that the term sees; None for all of them (or where it chooses itself)."""
-    if term.selection == "own":
-        return None
-    if objective.on == "unlabelled":
-        if batch.labelled is None:
-            return torch.zeros(len(batch), dtype=torch.bool, device=_device(batch))
-        return ~batch.labelled
-    if objective.on == "labelled" or objective.supervised:
-        return batch.labelled
-    return None
-
-
-def _device(batch: Batch) -> torch.device:
-    for value in (batch.target, *batch.inputs.values()):
-        if isinstance(value, Tensor):
-            return value.device
-        if isinstance(value, Mapping):
-            return next((each.device for each in value.values() if isinstance(each, Tensor)), torch.device("cpu"))
-    return torch.device("cpu")
-
-
-def _value(
-    objective: Objective, term: Term, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock
-) -> Tensor:
-    keep = _keep(objective, term, batch)
-    if keep is None:
-        result = term(student, teachers, batch, clock)
-    elif term.selection == "mask":
-        result = term(_masked(student, keep), teachers, batch, clock)
-    else:
-        if not keep.any():
-            return _zero(student)
-        pick = _picker(keep)
-        picked = {name: _picked(each, pick) for name, each in teachers.items()}
-        result = term(_picked(student, pick), picked, _picked_batch(batch, pick), clock)
-    assert isinstance(result, Tensor)
-    return result
-
-
-def _masked(outputs: Outputs, keep: Tensor) -> Outputs:
-    assert outputs.logits is not None
-    items = outputs.logits.shape[:-1]
-    keep = keep.to(outputs.logits.device).reshape(-1, *(1 for _ in items[1:])).expand(items)
-    return replace(outputs, mask=keep if outputs.mask is None else outputs.mask & keep)
-
-
-def _picker(keep: Tensor) -> Callable[[Tensor], Tensor]:
-    """Takes the samples that count out of a tensor whose first axis is the batch."""
-    chosen, size = keep.nonzero().squeeze(1), len(keep)
-
-    def pick(value: Tensor) -> Tensor:
-        return value.index_select(0, chosen.to(value.device)) if value.ndim and len(value) == size else value
-
-    return pick
-
-
-def _picked(outputs: Outputs, pick: Callable[[Tensor], Tensor]) -> Outputs:
-    return replace(
-        outputs,
-        logits=None if outputs.logits is None else pick(outputs.logits),
-        mask=None if outputs.mask is None else pick(outputs.mask),
-        values={name: pick(each) for name, each in outputs.values.items()},
-        features={name: pick(each) for name, each in outputs.features.items()},
-        heads={name: _picked(each, pick) for name, each in outputs.heads.items()},
-    )
-
-
-def _picked_batch(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
-    return replace(
-        batch,
-        inputs={name: _tree(value, pick) for name, value in batch.inputs.items()},
-        target=_tree(batch.target, pick),
-        labelled=_tree(batch.labelled, pick),
-        keys=_tree(batch.keys, pick),
-    )
-
-
-def _tree(value: Any, pick: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return pick(value)
-    if isinstance(value, Mapping):
-        return {key: _tree(each, pick) for key, each in value.items()}
-    return value
-
-
-def _zero(outputs: Outputs) -> Tensor:
-    """0 with a gradient of 0 to what the student gave."""
-    given = [each for each in (outputs.logits, *outputs.features.values()) if each is not None]
-    assert given, "the student gave neither logits nor features"
-    return sum((each[:0].float().sum() for each in given), torch.zeros((), device=given[0].device))

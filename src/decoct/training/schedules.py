@@ -185,7 +185,7 @@ class Exponential(Schedule):
 
     def times(self, factor: float) -> Schedule:
         if self.start * factor == 0 or self.end * factor == 0:
-            return Constant(0.0)
+            return Constant(value=0.0)
         return self.replace(start=self.start * factor, end=self.end * factor)
 
     def bounds(self) -> tuple[float, float]:
