@@ -110,6 +110,16 @@ def test_what_went_into_a_module_also_where_it_works_in_place() -> None:
     assert not any(module._forward_pre_hooks for module in block.modules())
 
 
+def test_parameters_are_parts_of_a_path() -> None:
+    block = Shortcut()
+    with capture(block, ["inner@weight", "inner@bias", "relu@weight"]) as features:
+        block(torch.ones(1, 3))
+    assert features["inner@weight"] is block.inner.weight
+    assert features["inner@bias"] is block.inner.bias
+    with pytest.raises(PathError, match=r"'relu@weight': it has the parameters none"):
+        features["relu@weight"]
+
+
 def test_every_layer_that_is_called_once_in_the_order_in_which_they_finish() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.Linear(3, 3), Pair())
     with capture(model, ["*"]) as features:

@@ -58,8 +58,8 @@ class Outputs:
 
     `logits` `[*B, C]`, class axis last (regression: `[*B, 1]` or `[*B, D]` predictions); `mask` `[*B]`, True where a
     position counts; `features` captured by path (`"a.b"`, `"a.b[0]"` of a tuple, `"a.b#1"` the second call of a
-    shared module, `"a.b@input"` what went into it); `values` boxes, embeddings, spectra; `losses` computed inside the
-    model; `heads` several tasks.
+    shared module, `"a.b@input"` what went into it, `"a.b@weight"` its parameter); `values` boxes, embeddings, spectra;
+    `losses` computed inside the model; `heads` several tasks.
     """
 
     logits: Tensor | None = None
@@ -89,34 +89,40 @@ class Needs:
         return Needs(self.features | other.features, self.gradient or other.gradient)
 
 
-_PATH = re.compile(r"^(?P<module>[^\[\]#@]*)(?:#(?P<call>\d+))?(?P<input>@input)?(?:\[(?P<item>[^\[\]]+)\])?$")
+_PATH = re.compile(
+    r"^(?P<module>[^\[\]#@]*)(?:#(?P<call>\d+))?(?:@(?P<part>input|weight|bias))?(?:\[(?P<item>[^\[\]]+)\])?$"
+)
 EVERY = "*"
 """The feature path that stands for every layer."""
 
 
 class Path(NamedTuple):
-    """A feature path: a module, the number of its call, the item of what it gave, or of what it took."""
+    """A feature path: a module, the number of its call, the item of what it gave; or another part of it.
+
+    `part`: "input", what the module took; "weight" or "bias", its parameter; None, what it gave.
+    """
 
     module: str
     call: int
     item: str | None
-    taken: bool
+    part: str | None
 
 
 def split_path(path: str) -> Path:
     """The parts of a feature path.
 
     >>> split_path("encoder.layer.3[0]")
-    Path(module='encoder.layer.3', call=0, item='0', taken=False)
+    Path(module='encoder.layer.3', call=0, item='0', part=None)
     >>> split_path("shared#1@input")
-    Path(module='shared', call=1, item=None, taken=True)
+    Path(module='shared', call=1, item=None, part='input')
     """
     match = _PATH.match(path)
     if match is None:
         raise PathError(
-            f"feature path {path!r}: write module.path, module.path#CALL, module.path[ITEM] or module.path@input"
+            f"feature path {path!r}: write module.path, module.path#CALL, module.path[ITEM] or module.path@input "
+            "(@weight, @bias)"
         )
-    return Path(match["module"], int(match["call"] or 0), match["item"], match["input"] is not None)
+    return Path(match["module"], int(match["call"] or 0), match["item"], match["part"])
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -141,7 +147,9 @@ class Captured(Mapping[str, Tensor]):
         if self._every:
             paths = [*paths, *_every(model)]
         self._paths = {path: split_path(path) for path in dict.fromkeys(paths) if path != EVERY}
-        self._found: dict[str, Tensor | PathError] = {}
+        self._found: dict[str, Tensor | PathError] = {
+            text: _parameter(model, text, path) for text, path in self._paths.items() if path.part in ("weight", "bias")
+        }
         self._calls = {path.module: 0 for path in self._paths.values()}
         self._watched: list[tuple[str, nn.Module, Tensor, int]] = []
 
@@ -177,13 +185,15 @@ class Captured(Mapping[str, Tensor]):
     def hooks(self) -> Iterator[tuple[str, Callable[[nn.Module, Any, Any], None]]]:
         """Module paths, and the forward hook of each, which keeps what was asked for and nothing else."""
         for name in self._calls:
-            wanted = [(text, path) for text, path in self._paths.items() if path.module == name and not path.taken]
+            wanted = [(text, path) for text, path in self._paths.items() if path.module == name and path.part is None]
             yield name, self._keeper(name, wanted)
 
     def pre_hooks(self) -> Iterator[tuple[str, Callable[[nn.Module, Any], None]]]:
         """Module paths whose inputs are asked for, and the hook of each that runs before the module."""
         for name in self._calls:
-            wanted = [(text, path) for text, path in self._paths.items() if path.module == name and path.taken]
+            wanted = [
+                (text, path) for text, path in self._paths.items() if path.module == name and path.part == "input"
+            ]
             if wanted:
                 yield name, self._taker(name, wanted)
 
@@ -218,12 +228,18 @@ class Captured(Mapping[str, Tensor]):
     def settle(self) -> None:
         """Learns from a finished forward pass which tensors are changed in place after they were seen."""
         for path, module, value, version in self._watched:
-            known = _CHANGED_INPUTS if self._paths[path].taken else _CHANGED
+            known = _CHANGED_INPUTS if self._paths[path].part == "input" else _CHANGED
             changed = value._version != version
             if changed and self._found[path] is value:
                 self._found[path] = PathError(f"feature path {path!r}: changed in place in this pass and not before it")
             known[module] = changed or (module in known and known[module])
         self._watched.clear()
+
+
+def _parameter(model: nn.Module, text: str, path: Path) -> Tensor | PathError:
+    names = dict(find_module(model, path.module).named_parameters(recurse=False))
+    assert path.part is not None
+    return names.get(path.part, PathError(f"feature path {text!r}: it has the parameters {', '.join(names) or 'none'}"))
 
 
 def _every(model: nn.Module) -> list[str]:

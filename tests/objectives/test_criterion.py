@@ -154,8 +154,9 @@ def test_adapters_are_parameters_of_the_criterion_and_learn():
     s = said(22, a=(3, 4, 4), b=(5, 8), c=(2, 4, 4))
     t = said(23, a=(6, 4, 4), b=(5, 9), c=(2, 4, 4))
     criterion = build(Hint(layers={"a": "a", "b": "b", "c": "c"}), s, {"t": t})
-    kinds = [type(module).__name__ for term in criterion.terms for each in term.adapters for module in each.modules()]
-    assert kinds == ["Sequential", "Conv2d", "BatchNorm2d", "ReLU", "Linear", "Identity"]
+    assert [each["adapter"] for each in criterion.layers()] == ["regressor 3 to 6", "linear 8 to 9", "none"]
+    leaves = [type(module).__name__ for module in criterion.modules() if list(module.parameters(recurse=False))]
+    assert leaves == ["Conv2d", "BatchNorm2d", "Linear"]
     assert not criterion.splittable
     assert sum(p.numel() for p in criterion.parameters()) == 3 * 6 + 2 * 6 + 8 * 9 + 9
     optimizer = torch.optim.Adam(criterion.parameters(), lr=0.05)
@@ -174,7 +175,7 @@ def test_adapters_are_parameters_of_the_criterion_and_learn():
     plain = build(Hint(layers={"b": "b"}), s, {"t": t})
     assert plain.splittable
     with pytest.raises(RecipeError, match=r"student a \[6, 3, 4, 4\] and teacher b \[6, 5, 9\]"):
-        build(Hint(layers={"a": "b"}), s, {"t": t})
+        build(Hint(layers={"a": "b"}, adapter="none"), s, {"t": t})
 
 
 def test_standardised_logits_make_scale_and_shift_irrelevant():

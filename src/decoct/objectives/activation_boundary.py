@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -36,7 +37,7 @@ class ActivationBoundary(FeatureObjective):
     """Matches which neurons are on, with a margin (Heo 2019); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "activation_boundary"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    widths: ClassVar[Widths] = "connector"
     margin: float = Field(default=1.0, ge=0)
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -11,6 +11,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import element_mean, full_precision, refuse_unlike_mask, shape
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -45,6 +46,9 @@ class AttentionMSE(FeatureObjective):
     """Squared distance between attention scores `[B, H, L, L]` before the softmax (TinyBERT)."""
 
     use: ClassVar[str] = "attention_mse"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "none"
+    reshaped: ClassVar[bool] = False
+    widths: ClassVar[Widths] = "heads"
     positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "pairs kept"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -37,6 +37,7 @@ class AttentionTransfer(FeatureObjective):
     """Matches where in the picture the features are strong (Zagoruyko 2017); widths may differ."""
 
     use: ClassVar[str] = "attention_transfer"
+    places: ClassVar[bool] = False
     p: int = Field(default=2, ge=1)
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import as_map, feature_pair
 from decoct.objectives._numeric import full_precision, shape, unit
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -41,7 +42,8 @@ class ChannelCorrelation(FeatureObjective):
     """Matches which channels go together (Liu 2021); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "channel_correlation"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    places: ClassVar[bool] = False
+    widths: ClassVar[Widths] = "connector"
     splittable: ClassVar[bool] = False
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

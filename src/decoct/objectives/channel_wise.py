@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from decoct.objectives._features import FeatureObjective
 from decoct.objectives._logits import Temperature
 from decoct.objectives._maps import as_map, equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, refuse_temperature
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -38,7 +39,7 @@ class ChannelWise(FeatureObjective):
     """Matches where in the map each channel looks (Shu 2021); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "channel_wise"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    widths: ClassVar[Widths] = "connector"
     temperature: Temperature = 4.0
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -45,6 +45,8 @@ class CorrelationCongruence(FeatureObjective):
     """Matches a Gaussian kernel between the samples of a batch (Peng 2019); widths may differ."""
 
     use: ClassVar[str] = "correlation_congruence"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "embedding"
+    reshaped: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
     gamma: float = Field(default=0.4, gt=0)
     order: int = Field(default=2, ge=0)

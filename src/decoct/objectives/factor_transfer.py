@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, unit
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -33,7 +34,7 @@ class FactorTransfer(FeatureObjective):
     """Compares normalised features by absolute difference (Kim 2018), a learned adapter where widths differ."""
 
     use: ClassVar[str] = "factor_transfer"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    widths: ClassVar[Widths] = "connector"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return factor_transfer_loss(student, teacher)

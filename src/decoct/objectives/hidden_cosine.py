@@ -10,6 +10,7 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, norm, refuse_unlike_mask, unit
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -45,7 +46,7 @@ class HiddenCosine(FeatureObjective):
 
     use: ClassVar[str] = "hidden_cosine"
     positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    widths: ClassVar[Widths] = "connector"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return hidden_cosine_loss(student, teacher, mask=mask)

@@ -9,6 +9,7 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import element_mean, full_precision, refuse_unlike_mask
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -38,7 +39,7 @@ class HiddenMSE(FeatureObjective):
 
     use: ClassVar[str] = "hidden_mse"
     positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    widths: ClassVar[Widths] = "connector"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return hidden_mse_loss(student, teacher, mask=mask)

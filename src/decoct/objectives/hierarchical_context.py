@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +11,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, shape
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -45,7 +46,7 @@ class HierarchicalContext(FeatureObjective):
     """Compares maps at full size and pooled ever coarser (Chen 2021); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "hierarchical_context"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    widths: ClassVar[Widths] = "connector"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return hierarchical_context_loss(student, teacher)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -33,7 +34,7 @@ class Hint(FeatureObjective):
     """Draws features to the teacher's, through a learned regressor where widths differ (Romero 2015)."""
 
     use: ClassVar[str] = "hint"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "regressor"
+    widths: ClassVar[Widths] = "regressor"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return hint_loss(student, teacher)

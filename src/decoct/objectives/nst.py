@@ -52,6 +52,7 @@ class NST(FeatureObjective):
     """Matches the distribution of the channels' maps (Huang and Wang 2017); widths may differ."""
 
     use: ClassVar[str] = "nst"
+    places: ClassVar[bool] = False
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return nst_loss(student, teacher)

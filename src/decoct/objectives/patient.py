@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, shape, unit
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -38,7 +39,8 @@ class Patient(FeatureObjective):
     """Draws the first token of intermediate layers to the teacher's (Sun 2019), through a linear layer if needed."""
 
     use: ClassVar[str] = "patient"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    reshaped: ClassVar[bool] = False
+    widths: ClassVar[Widths] = "connector"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return patient_loss(student, teacher)

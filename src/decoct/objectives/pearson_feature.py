@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import as_map, feature_pair
 from decoct.objectives._numeric import full_precision, item_mean, refuse_unlike
+from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
@@ -50,7 +51,8 @@ class PearsonFeature(FeatureObjective):
     """Compares features standardised channel by channel (Cao 2022); a learned adapter where widths differ."""
 
     use: ClassVar[str] = "pearson_feature"
-    adapter: ClassVar[Literal["none", "connector", "regressor"]] = "connector"
+    places: ClassVar[bool] = False
+    widths: ClassVar[Widths] = "connector"
     splittable: ClassVar[bool] = False
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -41,6 +41,8 @@ class PKT(FeatureObjective):
     """Matches the probability of one sample given another (Passalis and Tefas 2018); widths may differ."""
 
     use: ClassVar[str] = "pkt"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "embedding"
+    reshaped: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -55,6 +55,8 @@ class Relation(FeatureObjective):
     """Matches how queries, keys or values `[B, R, L, d]` relate to one another (MiniLM); head widths may differ."""
 
     use: ClassVar[str] = "relation"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "none"
+    reshaped: ClassVar[bool] = False
     positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,8 @@ class RKDDistance(FeatureObjective):
     """Matches the distances between the samples of a batch (Park 2019); widths may differ."""
 
     use: ClassVar[str] = "rkd_distance"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "embedding"
+    reshaped: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
@@ -84,6 +86,8 @@ class RKDAngle(FeatureObjective):
     """Matches the angles between the samples of a batch (Park 2019); widths may differ."""
 
     use: ClassVar[str] = "rkd_angle"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "embedding"
+    reshaped: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

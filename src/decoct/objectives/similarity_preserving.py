@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -33,6 +33,8 @@ class SimilarityPreserving(FeatureObjective):
     """Matches how alike the samples of a batch are (Tung and Mori 2019); widths may differ."""
 
     use: ClassVar[str] = "similarity_preserving"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "embedding"
+    reshaped: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -10,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
-from decoct.objectives._features import Layers, feature
-from decoct.objectives._logits import only
+from decoct.objectives._features import LayeredObjective, PairNetwork
 from decoct.objectives._numeric import full_precision, item_mean, promote, refuse_unlike, shape
-from decoct.objectives.base import Objective, Probe, Term
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.objectives.base import Probe
+from decoct.outputs import Batch
 from decoct.training.clock import Clock
 
 
@@ -43,59 +41,25 @@ def _broadcasts(small: Tensor, large: Tensor) -> bool:
     return small.ndim <= large.ndim and all(a in (1, b) for a, b in sizes)
 
 
-class VID(Objective):
-    """Predicts the teacher's features from the student's, with a learned variance per channel (Ahn 2019)."""
+class VID(LayeredObjective):
+    """Predicts the teacher's features from the student's, with a learned variance per channel (Ahn 2019).
+
+    The mean is made by three 1×1 convolutions (tokens: linear layers) with ReLUs between them.
+    """
 
     use: ClassVar[str] = "vid"
-    layers: Layers
 
-    def needs(self) -> Mapping[str, Needs]:
-        return {
-            "student": Needs(features=frozenset(self.layers)),
-            "teacher": Needs(features=frozenset(self.layers.values())),
-        }
-
-    def build(self, probe: Probe) -> Term:
-        """The running term; RecipeError where the pairs are not maps of one resolution or tokens of one length."""
-        return VIDTerm(self, probe)
+    def network(self, student: Tensor, teacher: Tensor, probe: Probe, path: str) -> PairNetwork:
+        same = student.shape[2:] == teacher.shape[2:] if student.ndim == 4 else student.shape[:-1] == teacher.shape[:-1]
+        if student.ndim != teacher.ndim or student.ndim not in (2, 3, 4) or not same:
+            raise RecipeError(f"vid: student {shape(student)} and teacher {shape(teacher)}; only the widths may differ")
+        axis = 1 if student.ndim == 4 else -1
+        return Predictor(student.shape[axis], teacher.shape[axis], maps=student.ndim == 4)
 
 
-class VIDTerm(Term):
-    """For each pair three layers of width-1 convolutions (maps) or linear ones, and a variance per channel."""
+class Predictor(PairNetwork):
+    """Mean and variance of the teacher's features: three layers and a number per channel."""
 
-    def __init__(self, objective: VID, probe: Probe) -> None:
-        super().__init__()
-        self.objective = objective
-        self.networks = nn.ModuleList()
-        teacher = only(probe.teachers)
-        for own, theirs in objective.layers.items():
-            s = feature(objective, "student", probe.student, own)
-            t = feature(objective, "teacher", teacher, theirs)
-            same = s.shape[2:] == t.shape[2:] if s.ndim == 4 else s.shape[:-1] == t.shape[:-1]
-            if s.ndim != t.ndim or s.ndim not in (2, 3, 4) or not same:
-                raise RecipeError(
-                    f"{objective.label}: student {own} {shape(s)} and teacher {theirs} {shape(t)}; "
-                    f"only the widths may differ"
-                )
-            axis = 1 if s.ndim == 4 else -1
-            network = _Predictor(s.shape[axis], t.shape[axis], maps=s.ndim == 4)
-            self.networks.append(network.to(s.device, promote(s)[0].dtype))
-
-    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
-        teacher = only(teachers)
-        total: Tensor | None = None
-        for network, (own, theirs) in zip(self.networks, self.objective.layers.items()):
-            mean, variance = network(promote(feature(self.objective, "student", student, own))[0])
-            value = vid_loss(mean, variance, feature(self.objective, "teacher", teacher, theirs))
-            total = value if total is None else total + value
-        assert total is not None
-        return total
-
-    def items(self, batch: Batch) -> Tensor | int:
-        return len(batch)
-
-
-class _Predictor(nn.Module):
     def __init__(self, width: int, wanted: int, *, maps: bool) -> None:
         super().__init__()
         sizes = ((width, wanted), (wanted, wanted), (wanted, wanted))
@@ -106,5 +70,5 @@ class _Predictor(nn.Module):
         # softplus(0.5413) = 1: the variance starts at one.
         self.spread = nn.Parameter(torch.full((wanted, 1, 1) if maps else (wanted,), 0.5413))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mean(x), F.softplus(self.spread) + 1e-5
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None, batch: Batch, clock: Clock) -> Tensor:
+        return vid_loss(self.mean(student), F.softplus(self.spread) + 1e-5, teacher)
