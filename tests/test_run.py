@@ -560,3 +560,11 @@ def test_damage_in_an_artifact_from_elsewhere_stops_the_run(copied: Path, tmp_pa
     flip(copied / "01-teacher/model.safetensors")
     with pytest.raises(IntegrityError, match=r"model\.safetensors is damaged"):
         recipe(data).run(tmp_path / "taught")
+
+
+def test_other_versions_of_the_libraries_are_told(copied: Path) -> None:
+    results = json.loads((copied / "results.json").read_text(encoding="utf-8"))
+    results["versions"]["torch"] = "1.0.0"
+    (copied / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"kept, though made with torch 1\.0\.0 \(now 2"):
+        recipe(SHIPPED).run(copied)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,8 @@ class Execution:
         self.recipe, self.folder, self.data, self.task, self.options = recipe, folder, data, task, options
         self.artifacts: dict[str, Artifact] = {}
         self.steps: list[dict[str, Any]] = []
-        self.took = _earlier_times(folder)
+        self.earlier = _earlier(folder)
+        self.took = _times(self.earlier)
 
     def value(self, name: str) -> Any:
         """What stands behind the id of a node or the name of a model: an artifact or a Model Spec."""
@@ -264,6 +266,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
         for node in nodes:
             execution.run(node)
             write_whole(folder / "log.jsonl", _joined_log(execution, nodes))
+        _warn_of_versions(execution)
         results = _results(execution, nodes, time.perf_counter() - begin)
         write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
         write_page([folder], folder / "report.html")
@@ -274,7 +277,6 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Holds a run's folder; ResourceError names the process that holds it already. A killed holder lets go."""
-    import os
     import socket
 
     import filelock
@@ -313,13 +315,43 @@ def _machine() -> str:
     return json.dumps(machine(), sort_keys=True)
 
 
-def _earlier_times(folder: Path) -> dict[tuple[str, int], float]:
-    """Seconds that each step took when it was made, by name and seed, as an earlier run in this folder wrote them."""
+def _earlier(folder: Path) -> dict[str, Any]:
+    """The results that an earlier run left in this folder; empty where there are none."""
     try:
-        steps = json.loads((folder / "results.json").read_text(encoding="utf-8"))["steps"]
-        return {(each["name"], each["seed"]): float(each["wall_s"]) for each in steps}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _times(earlier: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+    """Seconds that each step took when it was made, by name and seed."""
+    try:
+        return {(each["name"], each["seed"]): float(each["wall_s"]) for each in earlier.get("steps", [])}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata as metadata
+
+    return {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "decoct")}
+
+
+def _warn_of_versions(execution: Execution) -> None:
+    """Says so where steps were skipped that other versions of the libraries had made."""
+    kept = [each["name"] for each in execution.steps if each["skipped"]]
+    before = execution.earlier.get("versions")
+    if not kept or not isinstance(before, dict):
+        return
+    changed = [
+        f"{name} {before[name]} (now {now})" for name, now in _versions().items() if before.get(name, now) != now
+    ]
+    if changed:
+        warnings.warn(
+            f"kept, though made with {', '.join(changed)}: {', '.join(kept)}; remove their folders to make them anew",
+            stacklevel=3,
+        )
 
 
 def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
@@ -366,5 +398,5 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         "comparisons": comparisons,
         "steps": execution.steps,
         "machine": machine,
-        "versions": {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "decoct")},
+        "versions": _versions(),
     }
