@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,23 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact
 from decoct.data.base import Data
 from decoct.data.given import describe_loaders
-from decoct.errors import DataError, RecipeError
+from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.models.base import Model, shorthand
 from decoct.models.given import given_model
 from decoct.models.saved import Saved
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.criterion import Criterion, needs_of
-from decoct.outputs import Batch, Needs
+from decoct.objectives.layers import choose_layers, undecided_roles
+from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.run import Run
 from decoct.shipping import export
-from decoct.spec import Choice
+from decoct.spec import Choice, Spec, as_recipe_error
 from decoct.steps.distill import Distill
 from decoct.steps.learning import build_criterion
 from decoct.steps.train import Train
@@ -33,6 +36,7 @@ from decoct.tasks.base import Task
 from decoct.teachers.frozen import Frozen
 from decoct.training.budget import Budget
 from decoct.training.clock import Clock
+from decoct.training.state import Randomness
 
 
 class Distilled:
@@ -107,13 +111,30 @@ def distill(
         settings["budget"] = Budget(epochs=epochs)
     names = {"big": models["teacher"], "small": models["student"]}
     lesson = {} if objective is None else {"objective": as_objective(objective)}
+    _check_settings(settings)
     steps: list[Any] = []
     if alone:
-        steps.append(Train(name="student_alone", inputs={"model": "small"}, **settings))
+        own = {name: value for name, value in settings.items() if name in Train.model_fields}
+        steps.append(Train(name="student_alone", inputs={"model": "small"}, **own))
     steps.append(Distill(name="student", inputs={"model": "small", "teacher": "big"}, **lesson, **settings))
     recipe = Recipe(seed=seed, task=problem, data=data, models=names, steps=tuple(steps))
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="decoct-"))
-    return Distilled(recipe.run(folder, given=given), given)
+    randomness = Randomness()
+    before = randomness.state_dict()
+    try:
+        return Distilled(recipe.run(folder, given=given), given)
+    finally:
+        randomness.load_state_dict(before)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """RecipeError for a setting that neither `distill` nor the Distill step has."""
+    fixed = {"name", "inputs", "objective"}
+    known = set(Distill.model_fields) - fixed
+    also = [name for name in inspect.signature(distill).parameters if name != "settings"]
+    for name in settings:
+        if name not in known:
+            raise RecipeError(f"distill: {name!r} is no setting; {did_you_mean(name, [*known, *also])}")
 
 
 def _data(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
@@ -127,8 +148,22 @@ def _data(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
 
 
 def _task(task: Any, *, raw: bool) -> Task:
-    found = Choice("decoct.tasks").validate({"use": task, "raw": True} if isinstance(task, str) and raw else task)
+    if isinstance(task, str):
+        task = {"use": task, "raw": True} if raw else {"use": task}
+    found = _chosen("task", "decoct.tasks", task)
     assert isinstance(found, Task)
+    return found
+
+
+def _chosen(what: str, package: str, value: Any) -> Spec:
+    """The Spec that `value` is or describes; RecipeError says which argument was wrong."""
+    try:
+        found = Choice(package).validate(shorthand(value) if package == "decoct.models" else value)
+    except ValidationError as error:
+        raise as_recipe_error(error, what) from None
+    except ValueError as error:
+        raise RecipeError(f"{what}: {error}") from None
+    assert isinstance(found, Spec)
     return found
 
 
@@ -164,7 +199,7 @@ def _model(name: str, value: Any, given: dict[str, Any]) -> Model:
         return given_model(name, value)
     if isinstance(value, Artifact):
         return Saved(path=value.folder)
-    found = Choice("decoct.models").validate(shorthand(value))
+    found = _chosen(name, "decoct.models", value)
     assert isinstance(found, Model)
     return found
 
@@ -197,8 +232,12 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
-        self.task = _task({"use": task, "raw": True} if isinstance(task, str) else task, raw=True)
+        self.task = _task(task, raw=True)
         self._subjects = dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
+        if undecided_roles(objective, tuple(self._subjects)):
+            if example is None:
+                raise RecipeError("this objective has layers: auto; give `example=inputs`, so that they can be chosen")
+            self.objective = objective = self._decided(self._batch(example, target))
         self._needs = needs_of(objective, tuple(self._subjects))
         self._stack: ExitStack | None = None
         self._teachers: dict[str, Any] = {}
@@ -232,6 +271,17 @@ class Distiller(nn.Module):
         taught = {name: teacher(batch) for name, teacher in self._teachers.items()}
         said = self.task.forward(self.student, batch, self._needs["student"], "student")
         return self._criterion()(said, taught, batch, Clock(progress=progress))
+
+    def _decided(self, batch: Batch) -> Objective:
+        """The objective with its layers chosen from one batch."""
+
+        def look(role: str, needs: Needs) -> Outputs:
+            module = self.student if role == "student" else self._subjects[role]
+            side = "student" if role == "student" else "teacher"
+            with Frozen().open(module, self.task, needs, side=side) as predict:
+                return predict(batch)
+
+        return choose_layers(self.objective, tuple(self._subjects), look)
 
     def _criterion(self) -> Criterion:
         assert self.criterion is not None
