@@ -20,7 +20,7 @@ def shipped() -> dict[str, Path]:
     package = Path(decoct.__file__).parent
     folders = [package / "_recipes", package.parents[1] / "recipes"]
     folder = next((each for each in folders if each.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"))} if folder else {}
 
 
 def find(name: str) -> Path:

@@ -6,6 +6,7 @@ CATALOGUE = Catalogue(
     "step",
     {
         "train": "decoct.steps.train:Train",
+        "train_classes": "decoct.steps.train_classes:TrainClasses",
         "train_estimator": "decoct.steps.train_estimator:TrainEstimator",
         "distill": "decoct.steps.distill:Distill",
         "export": "decoct.steps.export:Export",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
@@ -17,9 +18,10 @@ from decoct.training.engine import Engine
 from decoct.training.guards import finite
 from decoct.training.schedules import Schedule, at
 
-__all__ = ["Criterion", "Descent", "Engine", "descend", "set_lr", "take_step"]
+__all__ = ["Criterion", "Descent", "Engine", "Windowed", "descend", "set_lr", "take_step"]
 
 Items = Mapping[str, Tensor | int]
+Losses = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]
 RESERVED = ("loss", "finite")
 Measure = Callable[[Outputs, Mapping[str, Outputs]], Mapping[str, Tensor]]
 """Numbers for the log, from what the student and each teacher said about a batch."""
@@ -103,15 +105,96 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float | Schedule | None, clock:
             group["lr"] = now
 
 
-class Descent(ManagedUpdate):
+class Windowed(ManagedUpdate):
+    """An update by the losses of a window's batches; what they are is said by who derives from it.
+
+    Loss of a window = Σ_batches mean · items / Σ_window,processes items, term by term, so that gradients do not depend
+    on how samples are split into batches. Terms that relate samples to each other cannot be split: RecipeError.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        engine: Engine | None = None,
+        *,
+        max_grad_norm: float | None = None,
+        lr: float | Schedule | None = None,
+    ) -> None:
+        self.optimizer, self.max_grad_norm, self.lr = optimizer, max_grad_norm, lr
+        self.engine = engine or Engine("cpu")
+
+    @property
+    @abstractmethod
+    def splittable(self) -> bool:
+        """Whether a window may be split into batches."""
+
+    @abstractmethod
+    def items(self, batch: Batch) -> Items:
+        """How many items each term averages over."""
+
+    @abstractmethod
+    def weights(self, clock: Clock) -> dict[str, float]:
+        """The weight of each term now."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None) -> Losses:
+        """The total of a batch, each term without weight and share, and further numbers for the log."""
+
+    def __call__(self, window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
+        """One optimizer step over the batches of a window."""
+        set_lr(self.optimizer, self.lr, clock)
+        if len(window) == 1 and self.engine.processes == 1:
+            total, terms, measured = self.losses(self.engine.move(window[0]), clock, None)
+            return {
+                **measured,
+                **terms,
+                **descend(total, self.optimizer, self.engine, max_grad_norm=self.max_grad_norm),
+            }
+        return self._split(window, clock)
+
+    def _split(self, window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
+        engine = self.engine
+        if not self.splittable:
+            raise RecipeError(
+                f"accumulate is {len(window)} and processes {engine.processes}: a term of this objective relates the "
+                "samples of a batch to each other, so a batch cannot be split; set accumulate to 1, or drop the term"
+            )
+        counts = [_counts(self.items(batch)) for batch in window]
+        batches = [engine.move(batch) for batch in window]
+        totals = engine.totals(counts)
+        self.optimizer.zero_grad()
+        logged: dict[str, Tensor] = {}
+        for batch, items in zip(batches, counts):
+            shares = {name: _share(items[name], totals[name]) for name in totals}
+            total, terms, measured = self.losses(batch, clock, shares)
+            engine.backward(total)
+            shown = {k: v * (len(batch) / sum(map(len, window))) for k, v in measured.items()}
+            shown |= {k: v.detach() * shares[k] for k, v in terms.items()}
+            for name, term in {**shown, "loss": total.detach()}.items():
+                logged[name] = logged[name] + term if name in logged else term
+        loss = logged.pop("loss")
+        return {**logged, **take_step(loss, self.optimizer, engine, max_grad_norm=self.max_grad_norm)}
+
+    def settings(self, clock: Clock) -> dict[str, Any]:
+        """Weights of the terms and learning rate, for the log."""
+        lr = self.optimizer.param_groups[0]["lr"] if self.lr is None else at(self.lr, clock)
+        return {"weights": self.weights(clock), "lr": float(lr)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale of fp16; models, criteria and the optimizer are parts of the State."""
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a loss scale."""
+        self.engine.load_state_dict(state)
+
+
+class Descent(Windowed):
     """Teachers say, the student says, the criterion compares, the optimizer steps.
 
     `forward` runs the student; `teachers` are opened under their contract; `criterion` joins the terms; the optimizer
     has the student's and the criterion's parameters; `lr` a number or schedule, None for what the optimizer has;
     `measure` gives further numbers for the log, from what student and teachers said.
-
-    Loss of a window = Σ_batches mean · items / Σ_window,processes items, term by term, so that gradients do not depend
-    on how samples are split into batches. A criterion that relates samples to each other cannot be split: RecipeError.
     """
 
     def __init__(
@@ -126,28 +209,23 @@ class Descent(ManagedUpdate):
         lr: float | Schedule | None = None,
         measure: Measure | None = None,
     ) -> None:
+        super().__init__(optimizer, engine, max_grad_norm=max_grad_norm, lr=lr)
         self.forward, self.teachers, self.criterion, self.measure = forward, teachers, criterion, measure
-        self.optimizer, self.max_grad_norm, self.lr = optimizer, max_grad_norm, lr
-        self.engine = engine or Engine("cpu")
         for name in criterion.weights(Clock()):
             if name in RESERVED:
                 raise RecipeError(f"a term is called {name!r}, which the log keeps for itself; give it another `name`")
 
-    def __call__(self, window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
-        """One optimizer step over the batches of a window."""
-        set_lr(self.optimizer, self.lr, clock)
-        if len(window) == 1 and self.engine.processes == 1:
-            total, terms, measured = self._losses(self.engine.move(window[0]), clock, None)
-            return {
-                **measured,
-                **terms,
-                **descend(total, self.optimizer, self.engine, max_grad_norm=self.max_grad_norm),
-            }
-        return self._split(window, clock)
+    @property
+    def splittable(self) -> bool:
+        return self.criterion.splittable
 
-    def _losses(
-        self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None
-    ) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Tensor]]:
+    def items(self, batch: Batch) -> Items:
+        return self.criterion.items(batch)
+
+    def weights(self, clock: Clock) -> dict[str, float]:
+        return self.criterion.weights(clock)
+
+    def losses(self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None) -> Losses:
         taught = {name: teacher(batch) for name, teacher in self.teachers.items()}
         if self.engine.precision == "no":
             student = self.forward(batch)
@@ -159,42 +237,6 @@ class Descent(ManagedUpdate):
             return total, terms, {}
         with torch.no_grad():
             return total, terms, self.measure(student, taught)
-
-    def _split(self, window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
-        engine = self.engine
-        if not self.criterion.splittable:
-            raise RecipeError(
-                f"accumulate is {len(window)} and processes {engine.processes}: a term of this objective relates the "
-                "samples of a batch to each other, so a batch cannot be split; set accumulate to 1, or drop the term"
-            )
-        counts = [_counts(self.criterion.items(batch)) for batch in window]
-        batches = [engine.move(batch) for batch in window]
-        totals = engine.totals(counts)
-        self.optimizer.zero_grad()
-        logged: dict[str, Tensor] = {}
-        for batch, items in zip(batches, counts):
-            shares = {name: _share(items[name], totals[name]) for name in totals}
-            total, terms, measured = self._losses(batch, clock, shares)
-            engine.backward(total)
-            shown = {k: v * (len(batch) / sum(map(len, window))) for k, v in measured.items()}
-            shown |= {k: v.detach() * shares[k] for k, v in terms.items()}
-            for name, term in {**shown, "loss": total.detach()}.items():
-                logged[name] = logged[name] + term if name in logged else term
-        loss = logged.pop("loss")
-        return {**logged, **take_step(loss, self.optimizer, engine, max_grad_norm=self.max_grad_norm)}
-
-    def settings(self, clock: Clock) -> dict[str, Any]:
-        """Weights of the terms and learning rate, for the log."""
-        lr = self.optimizer.param_groups[0]["lr"] if self.lr is None else at(self.lr, clock)
-        return {"weights": self.criterion.weights(clock), "lr": float(lr)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The loss scale of fp16; the student, the criterion and the optimizer are parts of the State."""
-        return self.engine.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a loss scale."""
-        self.engine.load_state_dict(state)
 
 
 def _counts(items: Items) -> dict[str, Tensor | float]:

@@ -1,0 +1,64 @@
+"""TrainClasses: a specialist that knows some of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from decoct.artifact import Artifact
+from decoct.data.base import Split
+from decoct.errors import DataError, RecipeError, did_you_mean
+from decoct.objectives.base import Objective, as_objective
+from decoct.objectives.task_loss import TaskLoss
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs
+from decoct.steps.learning import Learning, learn
+from decoct.tasks.classification import Classification
+
+
+class TrainClasses(Learning):
+    """Trains a model that knows some of the classes, on the labelled samples of these alone.
+
+    `classes`: their names; the model has one logit for each, in this order. As a teacher it is matched by name.
+    """
+
+    use: ClassVar[str] = "train_classes"
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("spec",)}
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = TaskLoss()
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        return learn(self, inputs, among(context, self.classes), self.objective, "labelled")
+
+
+def among(context: Context, classes: Sequence[str]) -> Context:
+    """The same context with these classes alone, their samples renumbered."""
+    task = context.task
+    if not isinstance(task, Classification) or "given" in context.data.info:
+        raise RecipeError("train_classes: it needs a classification task and a data set with named splits")
+    for name in classes:
+        if name not in task.classes:
+            raise RecipeError(f"classes: {name!r} is none of the task's; {did_you_mean(name, task.classes)}")
+    if len(set(classes)) < len(classes):
+        raise RecipeError(f"classes: {', '.join(classes)} names one of them twice")
+    numbers = np.full(len(task.classes), -1)
+    numbers[[task.classes.index(name) for name in classes]] = np.arange(len(classes))
+    splits = {name: _of_classes(split, numbers) for name, split in context.data.splits.items()}
+    if not len(splits["train"]):
+        raise DataError(f"no labelled training sample is of the classes {', '.join(classes)}")
+    data = replace(context.data, splits=splits, classes=tuple(classes))
+    return replace(context, task=task.replace(classes=tuple(classes)), data=data)
+
+
+def _of_classes(split: Split, numbers: np.ndarray) -> Split:
+    labels = split.columns["label"]
+    kept = numbers[labels] >= 0
+    if split.labelled is not None:
+        kept &= split.labelled
+    taken = split.take(np.flatnonzero(kept))
+    return replace(taken, columns={**taken.columns, "label": numbers[taken.columns["label"]]}, labelled=None)
