@@ -14,6 +14,7 @@ from decoct.artifact import Artifact
 from decoct.errors import PathError, Problem, RecipeError
 from decoct.models.base import Model
 from decoct.objectives.criterion import needs_of
+from decoct.objectives.layers import choose_layers
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.run import Options, prepare
@@ -102,6 +103,14 @@ def _step(
     roles = [role for role in inputs if role != "model"]
     if isinstance(step, Distill) and step.combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]
+
+    def look(role: str, needs: Needs) -> Outputs:
+        if role == COMBINED:
+            return _zeros(task)(batch, needs)
+        found = _answering(student, task) if role == "student" else _stand_in(recipe, inputs[role], made, task, context)
+        return found.predict(batch, needs)
+
+    objective = choose_layers(objective, roles, look)
     needs = needs_of(objective, roles)
     heard = {
         role: _bound(_stand_in(recipe, inputs[role], made, task, context).predict, needs[role])

@@ -25,8 +25,8 @@ learned weights. All but none also turn tokens into maps and resize the student'
 Widths = Literal["any", "connector", "regressor", "heads"]
 """What a method does about unlike widths under auto: nothing, or which adapter it takes."""
 
-PREFIXES = 5
-"""So many leading tokens (class, distillation, registers) may stand before the grid of a vision transformer."""
+PREFIXES = (0, 1, 2, 4, 5)
+"""How many tokens may stand before the grid of a vision transformer: class, distillation, four registers."""
 
 
 class Bridge(nn.Module):
@@ -150,17 +150,18 @@ class Needed:
 
 
 def prefix_tokens(tokens: int) -> int:
-    """How many leading tokens stand before a square grid: the least of 0 to 5 that leaves one.
+    """How many leading tokens stand before a square grid: the least of 0, 1, 2, 4 and 5 that leaves one.
 
     >>> prefix_tokens(197), prefix_tokens(196), prefix_tokens(198)
     (1, 0, 2)
     """
-    for prefix in range(PREFIXES + 1):
+    for prefix in PREFIXES:
         rest = tokens - prefix
         if rest > 0 and math.isqrt(rest) ** 2 == rest:
             return prefix
     raise RecipeError(
-        f"{tokens} tokens are no square grid with up to {PREFIXES} tokens before it; choose a layer that gives a map"
+        f"{tokens} tokens are no square grid with {', '.join(map(str, PREFIXES))} tokens before it; "
+        "choose a layer that gives a map"
     )
 
 

@@ -36,6 +36,12 @@ def choose_layers(objective: Objective, teachers: Sequence[str], look: Look) -> 
     return _chosen(objective, tuple(teachers), every)
 
 
+def undecided_roles(objective: Objective, teachers: Sequence[str]) -> tuple[str, ...]:
+    """The roles whose layers `choose_layers` will look at: "student" and teachers by name; none where all is given."""
+    found = {teacher_name(each, teachers) for each in objective.flat() if each.undecided}
+    return ("student", *sorted(found)) if found else ()
+
+
 def _chosen(objective: Objective, teachers: Sequence[str], every: Callable[[str], Outputs]) -> Objective:
     changed: dict[str, Any] = {}
     for name in type(objective).model_fields:

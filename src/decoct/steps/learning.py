@@ -24,7 +24,8 @@ from decoct.models.onnx_model import OnnxFile
 from decoct.models.saving import load_model, save_model
 from decoct.objectives.base import Objective, Probe, Sum
 from decoct.objectives.criterion import Criterion, needs_of
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.objectives.layers import choose_layers, layers_text, undecided_roles
+from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.drawing import evaluation_batches, few, has_split, scores, training_source
@@ -109,6 +110,17 @@ class Lesson:
         """The student as it is now."""
         return self.student.forward(self.context.task, needs)
 
+    def look(self, role: str, needs: Needs) -> Outputs:
+        """What the student in eval mode, or a teacher as it was opened, says about the few samples."""
+        if role != "student":
+            return self.teachers[role](self.batch)
+        module, training = self.student.module, self.student.module.training
+        module.eval()
+        with torch.no_grad():
+            said = self.student.forward(self.context.task, needs)(self.batch)
+        module.train(training)
+        return said
+
     def criterion(
         self, objective: Objective, forward: Callable[[Batch], Outputs], teachers: Mapping[str, Predictor] | None = None
     ) -> Criterion:
@@ -177,6 +189,10 @@ class Lesson:
         """
         step, context = self.step, self.context
         held_out = has_split(context, "validation")
+        criteria = [part for part in parts.values() if isinstance(part, Criterion)]
+        layers = [pair for each in criteria for pair in each.layers()]
+        if layers:
+            context.progress(0, 1, layers_text(layers))
         return fit(
             update,
             source,
@@ -190,6 +206,7 @@ class Lesson:
                 log_every=step.log_every,
                 checkpoint_seconds=step.checkpoint_seconds,
                 progress=context.progress,
+                notes=({"kind": "layers", "pairs": layers},) if layers else (),
             ),
         )
 
@@ -279,6 +296,11 @@ def learn(
     roles = [role for role in inputs if role != "model"]
     if combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]
+    open_roles = undecided_roles(objective, roles)
+    if open_roles:
+        every = dict.fromkeys(open_roles, Needs(features=frozenset({EVERY})))
+        with lesson(step, inputs, context, every, kinds=kinds) as seen:
+            objective = choose_layers(objective, roles, seen.look)
     needs = needs_of(objective, roles)
     if COMBINED in needs and needs[COMBINED].features:
         raise RecipeError(

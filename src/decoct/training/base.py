@@ -51,7 +51,7 @@ class Options:
     `accumulate` batches an optimizer step; `select` the score by which the best student weights are kept;
     `validate_every` steps between validations inside an epoch (None: a fifth of the run where the run is shorter than
     an epoch, else only at the ends of epochs); `guard` None lets non-finite numbers pass; `progress` takes (done,
-    total, text) at most ten times a second.
+    total, text) at most ten times a second; `notes` are records with which a new log begins.
     """
 
     accumulate: int = 1
@@ -61,6 +61,7 @@ class Options:
     validate_every: int | None = None
     guard: Guard | None = field(default_factory=Guard)
     progress: Progress | None = None
+    notes: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "log_every", "validate_every"):

@@ -133,14 +133,19 @@ class Run:
             if not module.training:
                 module.train()
         if self.checkpoints is None:
-            self._save()
+            self._open_log()
             return None
         self.checkpoints.tidy()
         resumed = self._load()
         if resumed is None:
             self.log.cut({"records": 0, "bytes": 0})
-            self._save()
+            self._open_log()
         return resumed
+
+    def _open_log(self) -> None:
+        for note in self.options.notes:
+            self.log.write(note)
+        self._save()
 
     def _load(self) -> int | None:
         assert self.checkpoints is not None
