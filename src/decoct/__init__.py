@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _SURFACE = {
     "Artifact": "decoct.artifact:Artifact",
+    "Augment": "decoct.tasks.augment:Augment",
     "Batch": "decoct.outputs:Batch",
     "Budget": "decoct.training.budget:Budget",
     "Catalogue": "decoct.spec:Catalogue",
@@ -43,12 +44,17 @@ _SURFACE = {
 ROOMS = (
     "data",
     "models",
+    "models.estimators",
     "objectives",
+    "objectives.balance",
+    "objectives.refine",
     "steps",
     "targets",
     "tasks",
+    "tasks.mixing",
+    "tasks.tokenizers",
     "teachers",
-    "teachers.combining",
+    "teachers.combinations",
     "training",
     "training.optimizers",
 )

@@ -20,7 +20,8 @@ from decoct.recipe import Recipe
 from decoct.run import Options, prepare
 from decoct.steps.base import Context, Step
 from decoct.steps.distill import Distill
-from decoct.steps.drawing import few
+from decoct.steps.drawing import class_counts, few
+from decoct.steps.dynamics import refuse_what_cannot_mix
 from decoct.steps.learning import (
     PROBE_SAMPLES,
     Learning,
@@ -120,7 +121,9 @@ def _step(
     if COMBINED in roles:
         heard[COMBINED] = _bound(_zeros(task), needs[COMBINED])
     forward = student.forward(task, needs["student"])
-    criterion = build_criterion(objective, task, batch, forward, heard, {"student": student.module})
+    refuse_what_cannot_mix(step, objective, {}, context)
+    counts = class_counts(context, step.labels)
+    criterion = build_criterion(objective, task, batch, forward, heard, {"student": student.module}, counts=counts)
     size = sum(each.numel() for each in student.module.parameters())
     return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
 

@@ -5,6 +5,7 @@ from decoct.objectives.adaptive_kl import adaptive_kl_loss
 from decoct.objectives.ard import ard_loss
 from decoct.objectives.attention_mse import attention_mse_loss
 from decoct.objectives.attention_transfer import attention_transfer_loss
+from decoct.objectives.balanced_cross_entropy import balanced_cross_entropy
 from decoct.objectives.batch_correlation import batch_correlation_loss
 from decoct.objectives.binary_kd import binary_kd_loss
 from decoct.objectives.channel_correlation import channel_correlation_loss
@@ -53,6 +54,7 @@ __all__ = [
     "ard_loss",
     "attention_mse_loss",
     "attention_transfer_loss",
+    "balanced_cross_entropy",
     "batch_correlation_loss",
     "binary_kd_loss",
     "channel_correlation_loss",

@@ -21,7 +21,8 @@ class Batch:
 
     `inputs` by side ("student", "teacher"): what that side's preprocessing takes, raw (pixels, ids, columns).
     `target` is what the task's loss takes; `labelled` `[B]` bool, None when every sample is;
-    `keys` `[B]` uint64 content keys; `view` says which augmented view this is (epoch or k); `also` a second source.
+    `keys` `[B]` uint64 content keys; `view` says which augmented view this is (epoch or k); `also` a second source;
+    `views` further augmented views of the same samples, over which a teacher may average.
     """
 
     inputs: Mapping[str, Any]
@@ -30,6 +31,7 @@ class Batch:
     keys: Any = None
     view: int = 0
     also: Batch | None = None
+    views: tuple[Batch, ...] = ()
 
     def __len__(self) -> int:
         return _length(next(iter(self.inputs.values())))
@@ -49,6 +51,7 @@ class Batch:
             target=_move(self.target, device, memo),
             labelled=_move(self.labelled, device, memo),
             also=None if self.also is None else self.also.to(device),
+            views=tuple(each.to(device) for each in self.views),
         )
 
 

@@ -19,7 +19,10 @@ def catalogues() -> dict[str, Catalogue]:
     """Every catalogue under its plural: "tasks", "objectives", "steps", ..."""
     words = {
         "data": "data",
-        "teachers.combining": "combinations",
+        "objectives.balance": "balances",
+        "objectives.refine": "refinements",
+        "tasks.mixing": "mixings",
+        "teachers.combinations": "combinations",
         "training": "schedules",
         "training.optimizers": "optimizers",
     }

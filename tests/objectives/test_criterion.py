@@ -72,7 +72,7 @@ def test_weights_and_temperatures_follow_the_clock():
     s, t = said(4), said(5)
     criterion = build(Linear(1, 0) * KD(temperature=Linear(8, 2)), s, {"teacher": t})
     half = Clock(progress=0.5)
-    assert criterion.weights(half) == {"kd": 0.5}
+    assert criterion.weights(half) == {"kd": 0.5, "kd.temperature": 5.0}
     total, parts = criterion(s, {"teacher": t}, batch(), half)
     assert parts["kd"].item() == F.kd_loss(s.logits, t.logits, temperature=5.0).item()
     assert total.item() == 0.5 * parts["kd"].item()

@@ -9,6 +9,7 @@ CATALOGUE = Catalogue(
         "adaptive_kl": "decoct.objectives.adaptive_kl:AdaptiveKL",
         "attention_mse": "decoct.objectives.attention_mse:AttentionMSE",
         "attention_transfer": "decoct.objectives.attention_transfer:AttentionTransfer",
+        "balanced_cross_entropy": "decoct.objectives.balanced_cross_entropy:BalancedCrossEntropy",
         "batch_correlation": "decoct.objectives.batch_correlation:BatchCorrelation",
         "binary_kd": "decoct.objectives.binary_kd:BinaryKD",
         "channel_correlation": "decoct.objectives.channel_correlation:ChannelCorrelation",

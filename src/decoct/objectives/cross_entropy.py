@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from decoct.errors import RecipeError
 from decoct.objectives._logits import LogitsObjective
 from decoct.objectives._numeric import (
     class_target,
@@ -16,6 +17,8 @@ from decoct.objectives._numeric import (
     promote,
     refuse_unless,
     refuse_unlike_mask,
+    shape,
+    weigh,
 )
 from decoct.training.clock import Clock
 
@@ -26,7 +29,8 @@ def cross_entropy(
 ) -> Tensor:
     """Mean over items of −log q(target), q = softmax(student).
 
-    Logits `[*B, C]`, class ids `[*B]`, `mask` `[*B]` bool; in nats. `label_smoothing` ε: the target distribution is
+    Logits `[*B, C]`, class ids `[*B]` or distributions `[*B, C]` (−Σ_c t_c log q_c),
+    `mask` `[*B]` bool; in nats. `label_smoothing` ε: the target distribution is
     (1−ε)·one-hot + ε/C, as in torch. Equals `F.cross_entropy` for `[B, C]`; the class axis is last here, second
     there. RecipeError: a target outside the classes that the mask keeps.
 
@@ -39,6 +43,8 @@ def cross_entropy(
     if mask is not None:
         refuse_unlike_mask("cross_entropy", mask, student.shape[:-1])
         student = student.masked_fill(~mask.unsqueeze(-1), 0.0)
+    if target.is_floating_point():
+        return _with_distributions(student, target, label_smoothing, mask)
     target = class_target("cross_entropy", student, target, mask)
     rows, ids = student.reshape(-1, student.shape[-1]), target.reshape(-1)
     if mask is None and ids.numel():
@@ -47,12 +53,23 @@ def cross_entropy(
     return item_mean(values.reshape(target.shape), mask)
 
 
+def _with_distributions(student: Tensor, target: Tensor, label_smoothing: float, mask: Tensor | None) -> Tensor:
+    if target.shape != student.shape:
+        raise RecipeError(f"cross_entropy: student {shape(student)} and target {shape(target)}; ids are [*B]")
+    target = target.to(student.dtype)
+    if mask is not None:
+        target = target.masked_fill(~mask.unsqueeze(-1), 0.0)
+    target = (1 - label_smoothing) * target + label_smoothing / student.shape[-1]
+    return item_mean(-weigh(target, F.log_softmax(student, dim=-1)).sum(-1), mask)
+
+
 class CrossEntropy(LogitsObjective):
     """Cross-entropy with the labels, for classifiers; unlabelled samples do not count."""
 
     use: ClassVar[str] = "cross_entropy"
     taught: ClassVar[bool] = False
     supervised: ClassVar[bool] = True
+    mixed: ClassVar[bool] = True
     label_smoothing: float = Field(default=0.0, ge=0, le=1)
 
     def value(

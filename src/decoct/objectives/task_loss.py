@@ -22,6 +22,7 @@ class TaskLoss(Objective):
     use: ClassVar[str] = "task_loss"
     taught: ClassVar[bool] = False
     supervised: ClassVar[bool] = True
+    mixed: ClassVar[bool] = True
 
     def build(self, probe: Probe) -> Term:
         return TaskLossTerm(probe.task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -10,11 +11,13 @@ import numpy as np
 
 from decoct.data.base import Source, Split
 from decoct.data.given import LoaderSource
-from decoct.data.sources import Batches, ordered
+from decoct.data.hashing import keyed
+from decoct.data.sources import Batches, Collate, ordered
 from decoct.data.splits import keep_labels
-from decoct.errors import DataError, did_you_mean
+from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.outputs import Batch, Predictor
 from decoct.steps.base import Context
+from decoct.tasks.mixing.base import Mixer, Mixing
 
 EVALUATION_BATCH = 256
 PREFETCH = 2
@@ -33,23 +36,59 @@ def has_split(context: Context, name: str) -> bool:
 
 
 def training_source(
-    context: Context, *, batch_size: int, augment: bool, only: Literal["all", "labelled"], labels: int | None
+    context: Context,
+    *,
+    batch_size: int,
+    augment: bool,
+    only: Literal["all", "labelled"],
+    labels: int | None,
+    mix: Mixing | None = None,
+    views: int = 1,
 ) -> Source:
-    """Batches of the training split, in an order that the step's seed decides."""
+    """Batches of the training split, in an order that the step's seed decides; mixed, and in further `views`."""
     split = _split(context, "train")
     if not isinstance(split, Split):
+        if mix is not None or views > 1:
+            raise RecipeError("mix and teacher_views need a data set that decoct reads; do it in your own loader")
         return LoaderSource(split, context.task.from_loader, seed=context.seed)
     if labels is not None:
         split = keep_labels(split, labels)
+    collate: Collate = context.task.collate
+    if mix is not None:
+        collate = Mixer(context.task, mix, split, context.seed, only=only).collate
     return Batches(
         split,
-        context.task.collate,
+        collate if views == 1 else _in_views(collate, views),
         batch_size=batch_size,
         seed=context.seed,
         augment=augment,
         only=only,
         prefetch=PREFETCH,
     )
+
+
+def _in_views(collate: Collate, count: int) -> Collate:
+    """A collate that adds `count` - 1 further views of the same samples, each with seeds of its own."""
+
+    def collated(split: Split, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: int = 0) -> Batch:
+        first = collate(split, indices, seeds=seeds, view=view)
+        if seeds is None:
+            return first
+        more = [collate(split, indices, seeds=keyed("further", number, seeds), view=view) for number in range(1, count)]
+        return replace(first, views=tuple(more))
+
+    return collated
+
+
+def class_counts(context: Context, labels: int | None) -> tuple[int, ...] | None:
+    """Labelled training samples of each class; None where the data have no classes or are loaders."""
+    split = _split(context, "train")
+    if not isinstance(split, Split) or "label" not in split.columns or not context.data.classes:
+        return None
+    if labels is not None:
+        split = keep_labels(split, labels)
+    known = split.columns["label"] if split.labelled is None else split.columns["label"][split.labelled]
+    return tuple(np.bincount(known, minlength=len(context.data.classes)).tolist())
 
 
 def evaluation_batches(context: Context, name: str) -> Iterator[Batch]:

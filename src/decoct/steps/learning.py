@@ -28,13 +28,16 @@ from decoct.objectives.layers import choose_layers, layers_text, undecided_roles
 from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
-from decoct.steps.drawing import evaluation_batches, few, has_split, scores, training_source
+from decoct.steps.drawing import class_counts, evaluation_batches, few, has_split, scores, training_source
+from decoct.steps.dynamics import observed, refuse_what_cannot_mix
 from decoct.tasks.classification import Classification
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.mixing.base import Mixing
 from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.classes import Alignment, align
 from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, agreement, joined_classes
+from decoct.teachers.views import over_views
 from decoct.training.budget import Budget
 from decoct.training.fit import History, Options, Update, fit
 from decoct.training.optimizers import AdamW, Optimizer
@@ -54,7 +57,9 @@ class Learning(Step):
 
     `budget` in one unit; `batch_size` samples a batch, `accumulate` batches an optimizer step; `select` keeps the
     weights that were best on the validation split, or the last; `side` is whose preprocessing the model gets;
-    `labels`: how many training samples keep their label in this step, drawn evenly over the classes.
+    `labels`: how many training samples keep their label in this step, drawn evenly over the classes; `mix`: how two
+    images become one view, the same for both models, as `{use: mixup, alpha: 0.4}`; `teacher_views`: over how many
+    augmented views of a sample the teacher's probabilities are averaged (the student sees the first).
     """
 
     learns: ClassVar[bool] = True
@@ -68,6 +73,10 @@ class Learning(Step):
     side: str = "student"
     augment: bool = True
     labels: int | None = Field(default=None, ge=1)
+    mix: Annotated[Mixing, Choice("decoct.tasks.mixing")] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    teacher_views: int = Field(default=1, ge=1, exclude_if=lambda value: value == 1)
     precision: Literal["no", "bf16", "fp16"] | None = None
     log_every: int = Field(default=10, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
@@ -127,7 +136,10 @@ class Lesson:
         """The criterion between a student's predictor and `teachers` (by default the lesson's)."""
         heard = self.teachers if teachers is None else teachers
         modules = {"student": self.student.module}
-        built = build_criterion(objective, self.context.task, self.batch, forward, heard, modules, self.known)
+        counts = class_counts(self.context, self.step.labels)
+        built = build_criterion(
+            objective, self.context.task, self.batch, forward, heard, modules, self.known, counts=counts
+        )
         return built.to(self.engine.device)
 
     def optimizer(self, *parts: nn.Module) -> torch.optim.Optimizer:
@@ -138,7 +150,13 @@ class Lesson:
         """Batches of the training split."""
         step = self.step
         return training_source(
-            self.context, batch_size=step.batch_size, augment=step.augment, only=only, labels=step.labels
+            self.context,
+            batch_size=step.batch_size,
+            augment=step.augment,
+            only=only,
+            labels=step.labels,
+            mix=step.mix,
+            views=step.teacher_views,
         )
 
     def descent(
@@ -199,7 +217,7 @@ class Lesson:
             State(**parts, source=source),
             step.budget,
             work=context.work,
-            validate=(validate or self.scoring(self.forward(Needs()))) if held_out else None,
+            validate=observed((validate or self.scoring(self.forward(Needs()))) if held_out else None, parts.values()),
             options=Options(
                 accumulate=step.accumulate,
                 select=context.task.metric if step.select == "best" and held_out else None,
@@ -253,6 +271,8 @@ def lesson(
         for role in roles:
             kind = (kinds or {}).get(role)
             opened = stack.enter_context(open_teacher(inputs[role], context, engine, needs[role], kind))
+            if step.teacher_views > 1:
+                opened = over_views(opened, numbers=task.output == "values")
             alignment = alignment_of(inputs[role], task, role)
             teachers[role] = opened if alignment is None else alignment(opened)
             if alignment is not None and alignment.known is not None:
@@ -307,6 +327,7 @@ def learn(
             "objective: a term on features listens to the combination, which has none; name its `teacher`: "
             + ", ".join(role for role in roles if role != COMBINED)
         )
+    refuse_what_cannot_mix(step, objective, inputs, context)
     with lesson(step, inputs, context, needs, kinds=kinds, combine=combine) as at_work:
         forward = at_work.forward(needs["student"])
         criterion = at_work.criterion(objective, forward)
@@ -335,9 +356,9 @@ def task_of(value: Any, task: Task) -> Task:
     theirs = Choice("decoct.tasks").validate(value.json("task.json"))
     if not isinstance(task, Classification) or not isinstance(theirs, Classification):
         return task
-    if isinstance(task, ImageClassification) and isinstance(theirs, ImageClassification):
-        if not task.raw and not theirs.raw:
-            return theirs
+    pixels = isinstance(task, ImageClassification) and isinstance(theirs, ImageClassification)
+    if pixels and not task.raw and not theirs.raw:
+        return theirs
     return task if task.classes == theirs.classes else task.replace(classes=theirs.classes)
 
 
@@ -387,6 +408,8 @@ def build_criterion(
     teachers: Mapping[str, Predictor],
     modules: Mapping[str, nn.Module],
     known: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    counts: tuple[int, ...] | None = None,
 ) -> Criterion:
     """The criterion for an objective, its terms shaped by one small batch seen in eval mode."""
     training = {name: module.training for name, module in modules.items()}
@@ -397,7 +420,7 @@ def build_criterion(
         heard = {name: teacher(batch) for name, teacher in teachers.items()}
     for name, module in modules.items():
         module.train(training[name])
-    return Criterion.build(objective, Probe(task, batch, said, heard, modules, known or {}))
+    return Criterion.build(objective, Probe(task, batch, said, heard, modules, known or {}, counts))
 
 
 def seed_everything(seed: int) -> None:

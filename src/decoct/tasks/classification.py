@@ -22,6 +22,8 @@ IGNORED = -100
 class Classification(Supervised):
     """One class for each sample; logits `[B, classes]`, target int64 `[B]`, -100 where the label must not be used.
 
+    A mixed batch has distributions over classes as target, float32 `[B, classes]`, NaN where they must not be used.
+
     `classes`: names, from the data where left out; `metric_name`: the metric by which models are chosen.
     """
 
@@ -38,6 +40,8 @@ class Classification(Supervised):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None
         logits = outputs.logits if outputs.logits.dtype == torch.float64 else outputs.logits.float()
+        if batch.target.is_floating_point():
+            return _mixed_loss(logits, batch.target, self.labelled(batch))
         if batch.labelled is None:
             return F.cross_entropy(logits, batch.target, ignore_index=IGNORED)
         labelled = self.labelled(batch)
@@ -46,7 +50,8 @@ class Classification(Supervised):
         return total / labelled.sum().clamp(min=1)
 
     def labelled(self, batch: Batch) -> Tensor:
-        counted: Tensor = batch.target != IGNORED
+        soft = batch.target.is_floating_point()
+        counted: Tensor = ~batch.target.isnan().any(-1) if soft else batch.target != IGNORED
         return counted if batch.labelled is None else counted & batch.labelled
 
     def score(self, predict: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
@@ -115,6 +120,13 @@ def class_target(split: Split, indices: np.ndarray) -> Tensor:
     if split.labelled is not None:
         labels = np.where(split.labelled[indices], labels, IGNORED)
     return torch.from_numpy(np.ascontiguousarray(labels, np.int64))
+
+
+def _mixed_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
+    """−Σ_c t_c log q_c, mean over the labelled samples."""
+    known = torch.where(labelled.unsqueeze(-1), target.to(logits.dtype), 0.0)
+    log_q = F.log_softmax(logits, dim=-1)
+    return -torch.where(known == 0, 0.0, known * log_q).sum() / labelled.sum().clamp(min=1)
 
 
 def _outside(target: Tensor, classes: int) -> list[int]:
