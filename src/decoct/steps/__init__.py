@@ -9,6 +9,8 @@ CATALOGUE = Catalogue(
         "train_classes": "decoct.steps.train_classes:TrainClasses",
         "train_estimator": "decoct.steps.train_estimator:TrainEstimator",
         "distill": "decoct.steps.distill:Distill",
+        "mutual": "decoct.steps.mutual:MutualLearning",
+        "part": "decoct.steps.part:Part",
         "export": "decoct.steps.export:Export",
         "benchmark": "decoct.steps.benchmark:Benchmark",
     },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from decoct.artifact import Artifact, Draft, writing
+from decoct.artifact import Artifact
 from decoct.data.base import Source
 from decoct.errors import RecipeError
-from decoct.models.base import Model
 from decoct.models.given import fresh
 from decoct.models.onnx_model import OnnxFile
-from decoct.models.saving import load_model, save_model
+from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, Probe, Sum
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, layers_text, undecided_roles
@@ -30,6 +28,7 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.drawing import class_counts, evaluation_batches, few, has_split, scores, training_source
 from decoct.steps.dynamics import observed, refuse_what_cannot_mix
+from decoct.steps.saving import PROBE_SAMPLES, Student, save_student
 from decoct.tasks.classification import Classification
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.base import Mixing
@@ -48,7 +47,6 @@ from decoct.training.updates import Descent, Engine
 if TYPE_CHECKING:
     from decoct.tasks.base import Side, Task
 
-PROBE_SAMPLES = 4
 DEFAULT_OPTIMIZER = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
 
 
@@ -84,19 +82,6 @@ class Learning(Step):
     def seed_name(self) -> str:
         """The model's name: two steps that train one model start from the same weights and see the same order."""
         return self.inputs.get("model", self.name)
-
-
-@dataclass(frozen=True)
-class Student:
-    """The module that learns, the Spec that rebuilds it, and whose preprocessing it gets."""
-
-    module: nn.Module
-    spec: Model
-    side: Side
-
-    def forward(self, task: Task, needs: Needs) -> Callable[[Batch], Outputs]:
-        """The predictor of this student as it is now, capturing `needs`."""
-        return lambda batch: task.forward(self.module, batch, needs, self.side)
 
 
 @dataclass(frozen=True)
@@ -428,51 +413,3 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-def save_student(
-    student: Student, history: History, context: Context, extra: Callable[[Draft], None] = lambda draft: None
-) -> Artifact:
-    """Writes the student as the step's artifact, with its scores and its log; `extra` may add files."""
-    module, task = student.module.cpu().eval(), context.task
-    batch = few(context, PROBE_SAMPLES)
-
-    def probe(candidate: nn.Module) -> torch.Tensor:
-        logits = task.forward(candidate, batch, Needs(), student.side).logits
-        if logits is None:
-            raise RecipeError(f"{type(candidate).__name__} returns no logits")
-        return logits
-
-    with writing(
-        context.folder,
-        kind="model",
-        name=context.name,
-        key=context.key,
-        lineage=context.lineage,
-        meta={"side": student.side, "seed": context.run_seed},
-    ) as draft:
-        save_model(
-            draft,
-            module,
-            student.spec,
-            task.interface(student.side),
-            side=student.side,
-            probe=probe,
-            given=context.given,
-        )
-        draft.write_json("task.json", task.plain())
-        draft.scores.update(_kept_scores(history))
-        draft.write_json("scores.json", draft.scores)
-        draft.write_json("history.json", {"best": history.best, "steps": history.steps})
-        if (context.work / "log.jsonl").is_file():
-            shutil.copy(context.work / "log.jsonl", draft.folder / "log.jsonl")
-        extra(draft)
-    return Artifact.load(context.folder)
-
-
-def _kept_scores(history: History) -> dict[str, float]:
-    """The figures of the weights that were kept: the best, or those of the last validation."""
-    if history.best:
-        return history.best
-    validated = [record["scores"] for record in history.records if record["kind"] == "validation"]
-    return {name: score for name, score in validated[-1].items() if score is not None} if validated else {}
