@@ -1,7 +1,7 @@
 """Runs, kills and continues whole recipes in forked processes; prints one JSON object.
 
-The parent runs the recipe once, so that all is imported; each run is a fork. A run kills itself at its n-th sync, rename
-or removal outside checkpoints, or is killed by the parent after a random time.
+The parent runs the recipe once, so that all is imported; each run is a fork. A run kills itself at its n-th
+sync, rename or removal outside checkpoints, or is killed by the parent after a random time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import accelerate  # noqa: F401
 import scipy.stats  # noqa: F401
 import sklearn.metrics  # noqa: F401
+import torch
 
+import decoct as dc
 from decoct.report import card, page  # noqa: F401
+from test_api import SHORT, images, loader, network
 from tiny import SHIPPED, TAUGHT, recipe, timeless, tree
 
 CHANGES: dict[str, Any] = {
@@ -46,7 +49,7 @@ def run(folder: Path, *, often: bool = False, shipped: bool = False) -> None:
 
 
 def digest(folder: Path, *, shipped: bool = False) -> str:
-    """What must not hang on kills: artifacts but for times, the log without times, names of all files, models' scores."""
+    """What must not hang on kills: artifacts and log without times, the names of all files, scores."""
     every = tree(folder)
     names = sorted(every)
     kept = {name: each for name, each in every.items() if Path(name).parent.name[:2].isdigit()}
@@ -56,6 +59,40 @@ def digest(folder: Path, *, shipped: bool = False) -> str:
     models = [{name: each[name] for name in ("name", "quality", "fidelity", "n")} for each in results["models"]]
     assert (len(models) == 3) == shipped
     return sha256(json.dumps([names, files, timeless(folder / "log.jsonl"), models]).encode()).hexdigest()
+
+
+class Mortal(torch.nn.Module):
+    """A teacher in whose n-th call the process dies."""
+
+    def __init__(self, dies_at: int | None) -> None:
+        super().__init__()
+        self.inner, self.calls, self.dies_at = network(8, 1), 0, dies_at
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner(x)
+
+
+def distil(out: Path, dies_at: int | None) -> None:
+    """One call of `distill` on modules and shuffling loaders."""
+    settings = {**SHORT, "checkpoint_seconds": 0.001}
+    val = loader(*images(seed=1), shuffle=False)
+    dc.distill(Mortal(dies_at), network(3, 2), train=loader(*images()), val=val, out=out, **settings)
+
+
+def in_python(root: Path) -> dict[str, Any]:
+    """The same call of `distill`, left alone and killed twice."""
+    assert not killed(fork(lambda: distil(root / "whole", None)))
+    for dies_at in (4, 3):
+        assert killed(fork(lambda at=dies_at: distil(root / "killed", at)))
+        assert list((root / "killed/.01-student.work").glob("checkpoint-*"))
+    assert not killed(fork(lambda: distil(root / "killed", None)))
+    wanted, found = (root / name / "01-student" for name in ("whole", "killed"))
+    names = ("model.safetensors", "scores.json")
+    files = all((wanted / name).read_bytes() == (found / name).read_bytes() for name in names)
+    return {"files": files, "log": timeless(wanted / "log.jsonl") == timeless(found / "log.jsonl")}
 
 
 class Killer:
@@ -160,6 +197,7 @@ if __name__ == "__main__":
         found = {
             "each": at_each_operation(Path(folder) / "each"),
             "random": at_random(Path(folder) / "random", 22),
+            "python": in_python(Path(folder) / "python"),
             "shipped": at_random(Path(folder) / "shipped", 4, shipped=True),
         }
     print(json.dumps(found))

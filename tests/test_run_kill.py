@@ -21,3 +21,4 @@ def test_killed_at_any_instant_a_run_ends_as_one_that_was_left_alone() -> None:
     assert all(found["random"]["same"])
     assert found["shipped"]["kills"] >= 4
     assert all(found["shipped"]["same"])
+    assert found["python"] == {"files": True, "log": True}

@@ -19,6 +19,7 @@ _SURFACE = {
     "Catalogue": "decoct.spec:Catalogue",
     "Clock": "decoct.training.clock:Clock",
     "Data": "decoct.data.base:Data",
+    "Column": "decoct.tasks.tabular:Column",
     "DecoctError": "decoct.errors:DecoctError",
     "Distiller": "decoct.api:Distiller",
     "Interface": "decoct.models.base:Interface",

@@ -41,7 +41,7 @@ class Distill(Learning):
     )
     samples: Literal["all", "labelled"] = "all"
     teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
-    combine: Annotated[Combination, Choice("decoct.teachers.combining")] | None = Field(
+    combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = Field(
         default=None, exclude_if=lambda value: value is None
     )
 

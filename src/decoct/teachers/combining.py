@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from decoct.outputs import Batch, Outputs, Predictor
-from decoct.spec import Catalogue, Spec
+from decoct.spec import Spec
 from decoct.teachers.classes import in_full
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
 
-CATALOGUE = Catalogue("combination", {"ensemble": "decoct.teachers.ensemble:Ensemble"})
 COMBINED = "combined"
 """The role under which objectives hear the combination."""
 

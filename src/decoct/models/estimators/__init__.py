@@ -7,7 +7,7 @@ CATALOGUE = Catalogue(
     {
         "extra_trees": "decoct.models.estimators.forests:ExtraTrees",
         "gradient_boosting": "decoct.models.estimators.boosting:GradientBoosting",
-        "linear": "decoct.models.estimators.linear:Linear",
+        "linear": "decoct.models.estimators.linear:Ridge",
         "logistic_regression": "decoct.models.estimators.linear:LogisticRegression",
         "random_forest": "decoct.models.estimators.forests:RandomForest",
     },

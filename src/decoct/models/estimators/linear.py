@@ -33,7 +33,7 @@ class LogisticRegression(Estimator):
         return LinearModel(fitted.coef_, fitted.intercept_, Head("softmax", outputs, fitted.classes_))
 
 
-class Linear(Estimator):
+class Ridge(Estimator):
     """scikit-learn's Ridge: least squares with an L2 penalty of strength `alpha`."""
 
     use: ClassVar[str] = "linear"

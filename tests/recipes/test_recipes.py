@@ -1,0 +1,147 @@
+"""Every shipped recipe runs, made small, on the data that it names."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import decoct
+from decoct import cli
+from decoct.checking import check
+from decoct.recipe import Recipe
+from decoct.recipe_file import as_python, read
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+PLACES = {
+    "fashion_mnist": "fashion-mnist",
+    "sst2": "sst2",
+    "credit_default": "credit-default",
+    "california_housing": "california-housing",
+}
+TINY_MODELS: dict[str, dict[str, Any]] = {
+    "small_resnet": {"width": 4},
+    "mlp": {"hidden": [4]},
+    "transformers": {
+        "config": {
+            "model_type": "bert",
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "intermediate_size": 8,
+        }
+    },
+}
+LIMITS = {"image_classification": 80, "text_classification": 40}
+"""Samples of each split, where the default of 300 takes long."""
+
+
+def named(path: Path) -> str:
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
+
+
+def shrunk(recipe: Recipe, place: Path | None) -> list[str]:
+    """Overrides that leave the recipe's structure and make it small."""
+    limit = LIMITS.get(recipe.task.use, 300)
+    words = [f"data.limit={limit}"] + ([f"data.path={place}"] if place is not None else [])
+    if recipe.task.use == "text_classification":
+        words += ["task.tokenizer.size=300", "task.max_length=12"]
+    for name, model in recipe.models.items():
+        words += [f"models.{name}.{key}={json.dumps(value)}" for key, value in TINY_MODELS.get(model.use, {}).items()]
+    for step in recipe.steps:
+        fields = type(step).model_fields
+        if "budget" in fields:
+            words += [f"steps.{step.name}.budget={{steps: 3}}", f"steps.{step.name}.batch_size=16"]
+        if "labels" in fields and step.plain()["labels"] is not None:
+            words.append(f"steps.{step.name}.labels=40")
+        if step.use == "benchmark":
+            words += [f"steps.{step.name}.{key}" for key in ("repeats=3", "warmup=1", "seconds=0.3")]
+        if step.use == "train_estimator":
+            words += [f"steps.{step.name}.estimator.{size}=3" for size in sizes(step.plain()["estimator"])]
+    return words
+
+
+def sizes(estimator: dict[str, Any]) -> list[str]:
+    """The settings that say how large an estimator is."""
+    return [name for name in ("max_iter", "n_estimators") if name in estimator]
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from numbers(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from numbers(each)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def place_of(recipe: Recipe, request: pytest.FixtureRequest) -> Path | None:
+    """Where the recipe's data are; skips where they are not at hand, None where they come with a dependency."""
+    if recipe.data.use not in PLACES:
+        assert recipe.data.use == "digits"
+        return None
+    return request.getfixturevalue("data_root") / PLACES[recipe.data.use]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_a_shipped_recipe_runs(path: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    whole = Recipe.load(path)
+    small = Recipe.load(path, shrunk(whole, place_of(whole, request)))
+    assert [(step.name, step.use) for step in small.steps] == [(step.name, step.use) for step in whole.steps]
+    run = small.run(tmp_path, offline=True)
+    results = json.loads((tmp_path / "results.json").read_text())
+    benchmark = next(step for step in small.steps if step.use == "benchmark")
+    assert [each["name"] for each in results["models"]] == list(benchmark.inputs)
+    assert {"student", "student_alone"} <= set(benchmark.inputs)
+    assert all(math.isfinite(each) for each in numbers(results))
+    metric = results["task"]["metric"]
+    for each in results["models"]:
+        assert each["n"] > 0
+        assert math.isfinite(each["quality"][metric])
+        assert each["file_bytes"] == (tmp_path / each["artifact"]).stat().st_size
+        assert each["latency"]["p50_ms"] > 0
+    assert results["comparisons"][0]["better"] == "student"
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+    assert run.artifact("student").kind == "model"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_a_shipped_recipe_passes_check(path: Path, request: pytest.FixtureRequest) -> None:
+    whole = Recipe.load(path)
+    small = Recipe.load(path, shrunk(whole, place_of(whole, request)))
+    assert [each.step for each in check(small, offline=True)] == [step.name for step in small.steps]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_the_forms_of_a_shipped_recipe_agree(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe.load(path)
+    assert eval(repr(recipe), {name: getattr(decoct, name) for name in decoct.__all__}) == recipe
+    for defaults in (True, False):
+        assert Recipe.from_marked(read(recipe.yaml(defaults=defaults))) == recipe
+        assert Recipe.parse(json.loads(json.dumps(recipe.plain(defaults=defaults)))) == recipe
+    assert cli.call(["show", str(path), "--python"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.strip() == as_python(recipe).strip()
+    exec(shown, names := {})
+    assert names["recipe"] == recipe
+    assert names["recipe"].digest() == recipe.digest()
+    assert cli.call(["show", str(path)]) == 0
+    assert Recipe.from_marked(read(capsys.readouterr().out)) == recipe
+
+
+def test_every_shipped_recipe_compares_the_student_with_itself_alone() -> None:
+    assert len(RECIPES) >= 6
+    for path in RECIPES:
+        recipe = Recipe.load(path)
+        steps = {step.name: step.plain() for step in recipe.steps}
+        alone, student = steps["student_alone"], steps["student"]
+        for setting in ("budget", "batch_size", "optimizer", "labels", "select", "augment"):
+            assert alone[setting] == student[setting], f"{path.name}: {setting}"
+        assert alone["inputs"]["model"] == student["inputs"]["model"]
