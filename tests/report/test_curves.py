@@ -100,3 +100,16 @@ def test_pictures_of_training(write, records):
     assert chart is not None
     assert chart.rows == 5 * 3 * 12
     assert all(len(chart.data[name]) == chart.rows for name in ("x", "y"))
+
+
+def test_scheduled_settings_are_drawn_apart_from_the_weights(tmp_path):
+    rows = [
+        {"step": "student", "seed": 0, "step_number": n, "kind": "train", "loss": 1.0, "terms": {"kd": 1.0}}
+        | {"weights": {"kd": 1 - n / 10, "v.2": 0.5, "kd.temperature": 8 - n / 2, "kd.confidence.at_least": 0.5}}
+        for n in range(8)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    titles = {chart.title: chart for chart in training(read_log(tmp_path))}
+    assert titles["Weights of student"].data["group"]["levels"] == ["kd", "v.2"]
+    assert titles["Temperature of student"].data["group"]["levels"] == ["kd.temperature"]
+    assert "At least of student" not in titles

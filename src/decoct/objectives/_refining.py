@@ -60,16 +60,17 @@ def _refined(
             f"{objective.label}: refine weighs items, and this objective relates them to each other; take a refinement "
             "that leaves items out"
         )
-    part: Tensor | float = 1.0
+    part: Tensor | None = None
     if lesson.keep is not None and term.selection == "mask":
         before = student if keep is None else masked(student, keep)
         mask = lesson.keep if before.mask is None else before.mask & lesson.keep
-        part = mask.sum() / (mask.numel() if before.mask is None else before.mask.sum().clamp(min=1))
+        part = mask.sum().double() / (mask.numel() if before.mask is None else before.mask.sum().clamp(min=1))
         student, keep = replace(student, mask=mask), None
     elif lesson.keep is not None:
         both = _of_samples(objective, lesson.keep) if keep is None else keep & _of_samples(objective, lesson.keep)
         count = term.items(picked_batch(batch, picker(both)))
-        part = torch.as_tensor(count / _at_least_one(term.items(_chosen_batch(batch, keep))), device=both.device)
+        most = _at_least_one(term.items(_chosen_batch(batch, keep)))
+        part = torch.as_tensor(count, dtype=torch.float64, device=both.device) / most
         keep = both
     weight = lesson.weight
     if weight is not None and keep is not None and term.selection == "index":
@@ -77,7 +78,8 @@ def _refined(
     if keep is not None and term.selection == "index" and not keep.any():
         return zero(student)
     with weighing(objective.label, weight):
-        return part * selected(term, keep, student, {name: lesson.teacher}, batch, clock)
+        value = selected(term, keep, student, {name: lesson.teacher}, batch, clock)
+    return value if part is None else part.to(value.dtype) * value
 
 
 def _of_samples(objective: Objective, keep: Tensor) -> Tensor:

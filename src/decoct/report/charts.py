@@ -40,18 +40,35 @@ class Chart:
 
 
 def training(log: Log, limit: int = POINTS) -> list[Chart]:
-    """Losses by term, one chart a step; then weights that change, one chart a step; then learning rates."""
+    """Losses by term, one chart a step; then weights that change and other scheduled settings; then learning rates."""
     charts = [_losses(step, [c for c in log.losses if c.step == step], limit) for step in log.steps()]
     for step in log.steps():
-        weights = [curve for curve in log.weights if curve.step == step]
+        weights, settings = _weights_and_settings([curve for curve in log.weights if curve.step == step])
         if any(curve.varies() for curve in weights):
             summary = f"Weight of each term of {step} over its optimizer steps. {_ends(weights)}"
             charts.append(_lines(f"Weights of {step}", summary, weights, limit, y="weight", by="name"))
+        for setting, curves in settings.items():
+            summary = f"Scheduled {setting} of {step} over its optimizer steps. {_ends(curves)}"
+            charts.append(_lines(f"{setting.capitalize()} of {step}", summary, curves, limit, y=setting, by="name"))
     rates = [curve for curve in log.rates if curve.varies()]
     if rates:
         summary = f"Learning rate of each step. {_ends(rates, 'step')}"
         charts.append(_lines("Learning rate", summary, rates, limit, y="learning rate", by="step"))
     return charts
+
+
+def _weights_and_settings(curves: Sequence[Curve]) -> tuple[list[Curve], dict[str, list[Curve]]]:
+    """The weights of terms; and their other scheduled numbers, logged as TERM.SETTING, by setting, those that change."""
+    names = {curve.name for curve in curves}
+    weights: list[Curve] = []
+    settings: dict[str, list[Curve]] = {}
+    for curve in curves:
+        term = next((name for name in names if curve.name.startswith(f"{name}.")), None)
+        if term is None:
+            weights.append(curve)
+        elif curve.varies():
+            settings.setdefault(curve.name.rpartition(".")[2].replace("_", " "), []).append(curve)
+    return weights, settings
 
 
 def validation(log: Log, metric: str, limit: int = POINTS) -> Chart | None:
