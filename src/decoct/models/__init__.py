@@ -14,6 +14,7 @@ CATALOGUE = Catalogue(
         "small_mobilenet": "decoct.models.small_mobilenet:SmallMobileNet",
         "mlp": "decoct.models.mlp:MLP",
         "bilstm": "decoct.models.bilstm:BiLSTM",
+        "exits": "decoct.models.exits:WithExits",
         "file": "decoct.models.file:File",
         "given": "decoct.models.given:GivenModel",
     },

@@ -11,6 +11,8 @@ CATALOGUE = Catalogue(
         "distill": "decoct.steps.distill:Distill",
         "mutual": "decoct.steps.mutual:MutualLearning",
         "part": "decoct.steps.part:Part",
+        "self_distill": "decoct.steps.self_distill:SelfDistill",
+        "choose_exit": "decoct.steps.choose_exit:ChooseExit",
         "export": "decoct.steps.export:Export",
         "benchmark": "decoct.steps.benchmark:Benchmark",
     },
