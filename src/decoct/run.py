@@ -26,20 +26,6 @@ if TYPE_CHECKING:
     from decoct.recipe import Recipe
     from decoct.tasks.base import Task
 
-__all__ = [
-    "Event",
-    "Execution",
-    "Node",
-    "Options",
-    "Planned",
-    "Run",
-    "derive",
-    "execute",
-    "graph",
-    "lock",
-    "plan",
-    "prepare",
-]
 
 Event = Mapping[str, Any]
 """What a watcher sees: `event` is started, progress, skipped or done; `step`, `seed`; and what belongs to it."""

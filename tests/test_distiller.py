@@ -1,0 +1,143 @@
+"""Distiller: an objective inside one's own loop."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import decoct as dc
+from decoct.errors import RecipeError
+from test_api import equal, images, network
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[nn.Module, nn.Module]:
+    return network(8, 1), network(3, 2)
+
+
+def test_the_loss_is_the_one_written_by_hand(pair: tuple) -> None:
+    big, small = pair
+    x, target = images(16)
+    with dc.Distiller(big, small.eval(), 0.9 * dc.KD(temperature=4) + 0.1 * dc.CrossEntropy()) as distiller:
+        loss, parts = distiller(x, target)
+    with torch.no_grad():
+        said = copy.deepcopy(big).eval()(x)
+    logits = small(x)
+    kd = F.kl_div(F.log_softmax(logits / 4, 1), F.log_softmax(said / 4, 1), reduction="batchmean", log_target=True) * 16
+    by_hand = 0.9 * kd + 0.1 * F.cross_entropy(logits, target)
+    assert set(parts) == {"kd", "cross_entropy"}
+    assert torch.equal(parts["cross_entropy"], F.cross_entropy(logits, target).detach())
+    torch.testing.assert_close(parts["kd"], kd.detach(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(loss, by_hand, rtol=1e-6, atol=1e-7)
+    total = 0.9 * parts["kd"] + 0.1 * parts["cross_entropy"]
+    assert torch.equal(loss.detach(), total)
+    small.train()
+
+
+def test_gradients_in_ones_own_loop_equal_the_hand_written_loss_bitwise(pair: tuple) -> None:
+    from decoct.functional import kd_loss
+
+    x, target = images(16)
+    ours, theirs = copy.deepcopy(pair[1]).eval(), copy.deepcopy(pair[1]).eval()
+    with dc.Distiller(pair[0], ours, 0.7 * dc.KD(temperature=3) + 0.3 * dc.CrossEntropy()) as distiller:
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+        for _ in range(3):
+            loss, _ = distiller(x, target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    big = copy.deepcopy(pair[0]).eval()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for _ in range(3):
+        with torch.no_grad():
+            said = big(x)
+        logits = theirs(x)
+        by_hand = 0.7 * kd_loss(logits, said, temperature=3.0) + 0.3 * F.cross_entropy(logits, target)
+        optimizer.zero_grad()
+        by_hand.backward()
+        optimizer.step()
+        assert by_hand.requires_grad
+    assert torch.equal(loss, by_hand)
+    assert equal(ours, theirs)
+
+
+def test_learned_terms_want_an_example_and_are_optimised(pair: tuple) -> None:
+    x, target = images(8)
+    big, small = copy.deepcopy(pair)
+    objective = dc.KD() + dc.Hint(layers={"body": "body"})
+    with dc.Distiller(big, small, objective) as distiller, pytest.raises(RecipeError, match="example=inputs"):
+        distiller(x, target)
+    with dc.Distiller(big, small, objective, example=x[:2]) as distiller:
+        student = {id(each) for each in small.parameters()}
+        teacher = {id(each) for each in big.parameters()}
+        everything = {id(each) for each in distiller.parameters()}
+        assert student < everything
+        assert not everything & teacher
+        before = [each.clone() for each in distiller.parameters()]
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+        loss, parts = distiller(x, target)
+        assert set(parts) == {"kd", "hint"}
+        loss.backward()
+        optimizer.step()
+        after = list(distiller.parameters())
+        assert all(not torch.equal(a, b) for a, b in zip(before, after) if b.ndim > 1)
+    assert not any("teacher" in name for name in distiller.state_dict())
+
+
+def test_the_teacher_is_put_back_and_no_hook_stays(pair: tuple) -> None:
+    x, target = images(8)
+    big, small = copy.deepcopy(pair)
+    big.train()
+    kept = copy.deepcopy(big)
+    distiller = dc.Distiller(big, small, dc.KD() + dc.Hint(layers={"body": "body"}), example=x)
+    with distiller:
+        assert not big.training
+        assert not any(each.requires_grad for each in big.parameters())
+        distiller(x, target)
+    with pytest.raises(RecipeError), distiller:
+        distiller(x[0, 0, 0], target)
+    assert all(each.training for each in big.modules())
+    assert all(each.requires_grad for each in big.parameters())
+    assert equal(big, kept)
+    for module in (*big.modules(), *small.modules()):
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    with pytest.raises(RecipeError, match="the Distiller is closed"):
+        distiller(x, target)
+
+
+def test_an_example_leaves_student_and_random_numbers_as_they_were(pair: tuple) -> None:
+    x, _ = images(8)
+    small = copy.deepcopy(pair[1]).train()
+    kept = copy.deepcopy(small)
+    dc.Distiller(pair[0], small, dc.KD(), example=x)
+    assert equal(small, kept)
+    assert all(each.training for each in small.modules())
+
+
+def test_schedules_stand_where_progress_says(pair: tuple) -> None:
+    x, target = images(8)
+    small = copy.deepcopy(pair[1]).eval()
+    weight = dc.Linear(start=1.0, end=0.0)
+    with dc.Distiller(pair[0], small, dc.CrossEntropy() * weight) as distiller:
+        losses = [distiller(x, target, progress=each)[0].item() for each in (0.0, 0.25, 1.0)]
+    plain = F.cross_entropy(small(x), target).item()
+    assert losses == pytest.approx([plain, 0.75 * plain, 0.0], rel=1e-6)
+
+
+def test_several_teachers_by_name(pair: tuple) -> None:
+    x, target = images(8)
+    small = copy.deepcopy(pair[1]).eval()
+    teachers = {"one": network(8, 5), "two": network(4, 6)}
+    objective = dc.KD(teacher="one", name="a") + 2.0 * dc.KD(teacher="two", name="b")
+    with dc.Distiller(teachers, small, objective) as distiller:
+        _, parts = distiller(x, target)
+    for name, teacher in (("a", "one"), ("b", "two")):
+        with dc.Distiller(teachers[teacher], small, dc.KD()) as single:
+            assert torch.equal(single(x, target)[1]["kd"], parts[name])
+    with dc.Distiller(teachers, small, dc.KD(teacher="ones")) as wrong, pytest.raises(RecipeError, match="mean one"):
+        wrong(x, target)
