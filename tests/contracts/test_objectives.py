@@ -28,6 +28,7 @@ FEATURES = {
 }
 WIDER = {"heads": (2, 5, 4), "map": (8, 6, 6), "tokens": (5, 9), "vector": (11,)}
 EXTRA = {
+    "balanced_cross_entropy": {"counts": (5, 4, 3, 2, 1), "beta": 0.9},
     "fsp": {"student_layers": ("low", "map"), "teacher_layers": ("low", "map")},
     "sum": {"terms": (KD(weight=0.5), KD(name="again", temperature=2.0))},
     "patient": {"layers": {"tokens": "tokens"}},
