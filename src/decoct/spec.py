@@ -235,7 +235,7 @@ def as_recipe_error(error: ValidationError, title: str) -> RecipeError:
     problems = []
     for each in error.errors(include_url=False):
         loc = tuple(part for part in each["loc"] if not str(part).startswith("function-"))
-        problems.append(Problem(loc, each["msg"]))
+        problems.append(Problem(loc, each["msg"].removeprefix("Value error, ")))
     lines = [f"{title}.{dotted(p.path)}: {p.message}" if p.path else f"{title}: {p.message}" for p in problems]
     return RecipeError("\n".join(lines), problems)
 

@@ -46,8 +46,12 @@ NEEDED: Mapping[str, Any] = {
 BY_TYPE: Mapping[Any, Any] = {str: "name", int: 1, float: 0.5, tuple[str, ...]: ("a", "b")}
 """And for the others."""
 
-ALSO: Mapping[tuple[str, str], dict[str, Any]] = {("models", "transformers"): {"path": "some/path"}}
-"""Fields of entries that need one of several."""
+ALSO: Mapping[tuple[str, str], dict[str, Any]] = {
+    ("models", "transformers"): {"path": "some/path"},
+    ("objectives", "layer_fusion"): {"layers": {"layer2": ("layer2", "layer3")}},
+    ("steps", "choose_exit"): {"exit": "layer2"},
+}
+"""Fields of entries that need one of several, or that mean something else there."""
 
 
 def made(word: str, key: str, **fields: Any) -> Spec:
@@ -212,3 +216,8 @@ def test_every_module_can_be_imported() -> None:
     for name in modules():
         if name != "decoct.__main__":
             importlib.import_module(name)
+
+
+def test_a_rule_between_fields_speaks_plainly() -> None:
+    with pytest.raises(RecipeError, match="^SGD: nesterov is true and momentum 0"):
+        decoct.SGD(nesterov=True, momentum=0.0)
