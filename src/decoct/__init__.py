@@ -57,6 +57,7 @@ ROOMS = (
     "teachers",
     "teachers.combinations",
     "training",
+    "training.attacks",
     "training.optimizers",
 )
 """Packages that hold a CATALOGUE."""

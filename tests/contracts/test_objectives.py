@@ -40,6 +40,7 @@ EXTRA = {
 NAMES = list(CATALOGUE)
 RUNNING = [name for name in NAMES if name != "sum"]
 REGRESSION = {"regression_kd"}
+ROBUST = {"ard", "rslad"}
 CLASSIFICATION = ImageClassification(raw=True, classes=tuple("abcde"))
 NUMBERS = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
 
@@ -62,14 +63,20 @@ def outputs(seed, name, dtype=torch.float32, shapes=FEATURES, scale=1.0):
         key: torch.randn(SIZE, *shape, generator=generator, dtype=torch.float64).to(dtype)
         for key, shape in shapes.items()
     }
-    return Outputs(logits=logits, features=features)
+    heads = {}
+    if name in ROBUST:
+        attacked = scale * torch.randn(SIZE, classes, generator=generator, dtype=torch.float64)
+        heads = {"adversarial": Outputs(logits=attacked.to(dtype))}
+    return Outputs(logits=logits, features=features, heads=heads)
 
 
 def leaves(said):
     """The same outputs as leaves that take gradients, and the list of them."""
     logits = said.logits.clone().requires_grad_()
     features = {key: each.clone().requires_grad_() for key, each in said.features.items()}
-    return Outputs(logits=logits, features=features), [logits, *features.values()]
+    heads = {key: Outputs(logits=each.logits.clone().requires_grad_()) for key, each in said.heads.items()}
+    inputs = [logits, *features.values(), *(each.logits for each in heads.values())]
+    return Outputs(logits=logits, features=features, heads=heads), inputs
 
 
 def batch_for(name, labelled=None):
@@ -99,7 +106,12 @@ def gradients(loss, inputs):
 
 
 def part(said, index):
-    return replace(said, logits=said.logits[index], features={key: each[index] for key, each in said.features.items()})
+    return replace(
+        said,
+        logits=said.logits[index],
+        features={key: each[index] for key, each in said.features.items()},
+        heads={key: part(each, index) for key, each in said.heads.items()},
+    )
 
 
 def part_of_batch(batch, index):
@@ -245,8 +257,9 @@ def test_gradient_by_finite_differences(name):
     criterion = build(spec(name), name, student, teacher, batch)
     keys = list(student.features)
 
-    def loss(logits, *features):
-        said = Outputs(logits=logits, features=dict(zip(keys, features)))
+    def loss(logits, *others):
+        heads = {key: Outputs(logits=each) for key, each in zip(student.heads, others[len(keys) :])}
+        said = Outputs(logits=logits, features=dict(zip(keys, others)), heads=heads)
         return criterion(said, {"teacher": teacher}, batch, Clock())[0]
 
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
+from decoct.objectives._adversarial import adversarial_logits
+from decoct.objectives._logits import Fraction, Temperature, logits_of, only
 from decoct.objectives._numeric import full_precision
+from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.cross_entropy import cross_entropy
 from decoct.objectives.kd import kd_loss
+from decoct.outputs import Batch, Outputs
+from decoct.training.clock import Clock
+from decoct.training.schedules import at
 
 
 @full_precision
@@ -34,3 +43,42 @@ def ard_loss(
     """
     robust = kd_loss(student_adversarial, teacher, temperature=temperature, mask=mask)
     return alpha * robust + (1 - alpha) * cross_entropy(student_clean, target, mask=mask)
+
+
+class ARD(Objective):
+    """Robust distillation: the student on attacked inputs drawn to the teacher on clean ones, and the clean labels.
+
+    `alpha`: how much the teacher counts against the labels; `temperature` of the former. For adversarial_distill.
+    Goldblum et al. 2020, arXiv 1905.09747.
+    """
+
+    use: ClassVar[str] = "ard"
+    supervised: ClassVar[bool] = True
+    alpha: Fraction = 1.0
+    temperature: Temperature = 1.0
+
+    def build(self, probe: Probe) -> Term:
+        adversarial_logits(probe.student, self.label)
+        return ARDTerm(self)
+
+
+class ARDTerm(Term):
+    """Feeds both answers of the student to `ard_loss`. Items: labelled samples."""
+
+    def __init__(self, objective: ARD) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
+        label = self.objective.label
+        return ard_loss(
+            adversarial_logits(student, label),
+            logits_of("student", student, label),
+            logits_of("teacher", only(teachers), label),
+            batch.target,
+            alpha=at(self.objective.alpha, clock),
+            temperature=at(self.objective.temperature, clock),
+        )
+
+    def items(self, batch: Batch) -> int:
+        return len(batch)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
+from decoct.objectives._adversarial import adversarial_logits
+from decoct.objectives._logits import Fraction, logits_of, only
 from decoct.objectives._numeric import full_precision
+from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.kd import kd_loss
+from decoct.outputs import Batch, Outputs
+from decoct.training.clock import Clock
+from decoct.training.schedules import at
 
 
 @full_precision
@@ -31,3 +40,38 @@ def rslad_loss(
     """
     robust = kd_loss(student_adversarial, teacher, temperature=1.0, mask=mask)
     return weight * robust + (1 - weight) * kd_loss(student_clean, teacher, temperature=1.0, mask=mask)
+
+
+class RSLAD(Objective):
+    """Robust soft labels: the student on attacked and on clean inputs drawn to the teacher on clean ones.
+
+    `share`: how much the attacked inputs count against the clean ones. Reads no labels. For adversarial_distill, with
+    `attack_loss: teacher` as in the paper. Zi et al. 2021, arXiv 2108.07969.
+    """
+
+    use: ClassVar[str] = "rslad"
+    share: Fraction = 5 / 6
+
+    def build(self, probe: Probe) -> Term:
+        adversarial_logits(probe.student, self.label)
+        return RSLADTerm(self)
+
+
+class RSLADTerm(Term):
+    """Feeds both answers of the student to `rslad_loss`. Items: samples."""
+
+    def __init__(self, objective: RSLAD) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
+        label = self.objective.label
+        return rslad_loss(
+            adversarial_logits(student, label),
+            logits_of("student", student, label),
+            logits_of("teacher", only(teachers), label),
+            weight=at(self.objective.share, clock),
+        )
+
+    def items(self, batch: Batch) -> int:
+        return len(batch)

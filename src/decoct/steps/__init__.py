@@ -9,6 +9,8 @@ CATALOGUE = Catalogue(
         "train_classes": "decoct.steps.train_classes:TrainClasses",
         "train_estimator": "decoct.steps.train_estimator:TrainEstimator",
         "distill": "decoct.steps.distill:Distill",
+        "adversarial_distill": "decoct.steps.adversarial_distill:AdversarialDistill",
+        "robustness": "decoct.steps.robustness:Robustness",
         "mutual": "decoct.steps.mutual:MutualLearning",
         "part": "decoct.steps.part:Part",
         "self_distill": "decoct.steps.self_distill:SelfDistill",

@@ -184,11 +184,13 @@ class Lesson:
         update: Update,
         source: Source,
         validate: Callable[[], dict[str, float]] | None = None,
+        select: tuple[str, Literal["max", "min"]] | None = None,
         **parts: Stateful,
     ) -> History:
         """Runs the step's budget; `parts` is what the checkpoint holds beside the source.
 
-        `validate` is by default the student's score on the validation split, where there is one.
+        `validate` is by default the student's score on the validation split, where there is one; `select` the score by
+        which the best weights are kept, by default the task's main one.
         """
         step, context = self.step, self.context
         held_out = has_split(context, "validation")
@@ -205,7 +207,7 @@ class Lesson:
             validate=observed((validate or self.scoring(self.forward(Needs()))) if held_out else None, parts.values()),
             options=Options(
                 accumulate=step.accumulate,
-                select=context.task.metric if step.select == "best" and held_out else None,
+                select=(select or context.task.metric) if step.select == "best" and held_out else None,
                 log_every=step.log_every,
                 checkpoint_seconds=step.checkpoint_seconds,
                 progress=context.progress,
