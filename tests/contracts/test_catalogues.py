@@ -219,5 +219,5 @@ def test_every_module_can_be_imported() -> None:
 
 
 def test_a_rule_between_fields_speaks_plainly() -> None:
-    with pytest.raises(RecipeError, match="^SGD: nesterov is true and momentum 0"):
+    with pytest.raises(RecipeError, match=r"^SGD: nesterov is true and momentum 0"):
         decoct.SGD(nesterov=True, momentum=0.0)
