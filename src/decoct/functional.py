@@ -2,6 +2,7 @@
 
 from decoct.objectives.activation_boundary import activation_boundary_loss
 from decoct.objectives.adaptive_kl import adaptive_kl_loss
+from decoct.objectives.afd import afd_loss
 from decoct.objectives.ard import ard_loss
 from decoct.objectives.attention_mse import attention_mse_loss
 from decoct.objectives.attention_transfer import attention_transfer_loss
@@ -12,18 +13,23 @@ from decoct.objectives.channel_correlation import channel_correlation_loss
 from decoct.objectives.channel_wise import channel_wise_loss
 from decoct.objectives.class_correlation import class_correlation_loss
 from decoct.objectives.correlation_congruence import correlation_congruence_loss
+from decoct.objectives.crd import contrastive_loss
 from decoct.objectives.cross_entropy import cross_entropy
 from decoct.objectives.dist import dist_loss
 from decoct.objectives.dkd import dkd_loss
 from decoct.objectives.factor_transfer import factor_transfer_loss
+from decoct.objectives.feature_discriminator import discriminator_loss, reverse_gradient
+from decoct.objectives.focal_global import focal_global_loss
 from decoct.objectives.forward_kl import forward_kl_loss
 from decoct.objectives.fsp import fsp_loss
+from decoct.objectives.head_alignment import head_alignment_loss
 from decoct.objectives.hidden_cosine import hidden_cosine_loss
 from decoct.objectives.hidden_mse import hidden_mse_loss
 from decoct.objectives.hierarchical_context import hierarchical_context_loss
 from decoct.objectives.hint import hint_loss
 from decoct.objectives.jsd import jsd_loss
 from decoct.objectives.kd import kd_loss
+from decoct.objectives.layer_fusion import layer_fusion_loss
 from decoct.objectives.linear_kd import linear_kd_loss
 from decoct.objectives.localization import localization_loss
 from decoct.objectives.logit_mse import logit_mse_loss
@@ -51,6 +57,7 @@ from decoct.objectives.wsld import wsld_loss
 __all__ = [
     "activation_boundary_loss",
     "adaptive_kl_loss",
+    "afd_loss",
     "ard_loss",
     "attention_mse_loss",
     "attention_transfer_loss",
@@ -60,19 +67,24 @@ __all__ = [
     "channel_correlation_loss",
     "channel_wise_loss",
     "class_correlation_loss",
+    "contrastive_loss",
     "correlation_congruence_loss",
     "cross_entropy",
+    "discriminator_loss",
     "dist_loss",
     "dkd_loss",
     "factor_transfer_loss",
+    "focal_global_loss",
     "forward_kl_loss",
     "fsp_loss",
+    "head_alignment_loss",
     "hidden_cosine_loss",
     "hidden_mse_loss",
     "hierarchical_context_loss",
     "hint_loss",
     "jsd_loss",
     "kd_loss",
+    "layer_fusion_loss",
     "linear_kd_loss",
     "localization_loss",
     "logit_mse_loss",
@@ -85,6 +97,7 @@ __all__ = [
     "pkt_loss",
     "regression_kd_loss",
     "relation_loss",
+    "reverse_gradient",
     "reverse_kl_loss",
     "rkd_angle_loss",
     "rkd_distance_loss",

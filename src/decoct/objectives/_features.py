@@ -76,16 +76,17 @@ class LayeredObjective(Objective):
         choose = stage_pairs if self.auto == "stages" else embedding_pair
         return self.replace(layers=choose(self.label, student, teacher))
 
+
+class PairedObjective(LayeredObjective):
+    """An objective that compares each pair by itself."""
+
     @abstractmethod
     def network(self, student: Tensor, teacher: Tensor, probe: Probe, path: str) -> PairNetwork:
         """What compares one pair, made for features of these shapes; `path` is the teacher's."""
 
     def build(self, probe: Probe) -> Term:
         """The running term; RecipeError where a pair of shapes cannot work, naming both."""
-        if self.layers == "auto":
-            raise RecipeError(
-                f"{self.label}: layers is auto and nobody chose them; give {{STUDENT_PATH: TEACHER_PATH}}"
-            )
+        refuse_open(self)
         return FeatureTerm(self, probe)
 
 
@@ -97,7 +98,7 @@ class PairNetwork(nn.Module, ABC):
         """The loss; `mask` `[B, N]` the positions that count, None for all."""
 
 
-class FeatureObjective(LayeredObjective):
+class FeatureObjective(PairedObjective):
     """An objective whose pairs are compared by a function without parameters."""
 
     @abstractmethod
@@ -120,7 +121,7 @@ class _Function(PairNetwork):
 class FeatureTerm(Term):
     """Feeds pairs of features, led through their adapters, to the networks that compare them."""
 
-    def __init__(self, objective: LayeredObjective, probe: Probe) -> None:
+    def __init__(self, objective: PairedObjective, probe: Probe) -> None:
         super().__init__()
         self.objective = objective
         self.bridges, self.networks = nn.ModuleList(), nn.ModuleList()
@@ -178,6 +179,12 @@ class FeatureTerm(Term):
 
     def _mask(self, batch: Batch) -> Tensor | None:
         return kept_positions(batch) if self._masked else None
+
+
+def refuse_open(objective: Objective) -> None:
+    """RecipeError where layers are still to be chosen."""
+    if objective.undecided:
+        raise RecipeError(f"{objective.label}: layers is auto and none were chosen; name the layers")
 
 
 def kept_positions(batch: Batch) -> Tensor | None:

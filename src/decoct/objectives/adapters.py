@@ -22,7 +22,7 @@ split; pool: both sides averaged over their positions, then linear where widths 
 learned weights. All but none also turn tokens into maps and resize the student's map where that is needed.
 """
 
-Widths = Literal["any", "connector", "regressor", "heads"]
+Widths = Literal["any", "connector", "regressor", "linear", "heads"]
 """What a method does about unlike widths under auto: nothing, or which adapter it takes."""
 
 PREFIXES = (0, 1, 2, 4, 5)
@@ -82,6 +82,18 @@ class Resize(nn.Module):
 
     def __str__(self) -> str:
         return f"resized to {self.size[0]}×{self.size[1]}"
+
+
+def as_map(label: str, x: Tensor) -> Tensor:
+    """A map of a map, of tokens (see Grid) or of a vector, which becomes `[B, D, 1, 1]`."""
+    if x.ndim == 4:
+        return x
+    if x.ndim == 3:
+        result: Tensor = Grid(x.shape[1])(x)
+        return result
+    if x.ndim == 2:
+        return x[:, :, None, None]
+    raise RecipeError(f"{label}: features {shape(x)}; allowed: maps [B, C, H, W], tokens [B, N, D], vectors [B, D]")
 
 
 class Average(nn.Module):
@@ -203,7 +215,7 @@ def _kind(needed: Needed, student: Tensor, teacher: Tensor) -> Literal["conv", "
         return needed.adapter
     if needed.widths == "any" or (student.ndim == teacher.ndim and _width(student) == _width(teacher)):
         return None
-    if student.ndim < 4 or needed.adapter == "pool":
+    if student.ndim < 4 or needed.adapter == "pool" or needed.widths == "linear":
         return "linear"
     return "regressor" if needed.widths == "regressor" else "conv"
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
-from decoct.errors import RecipeError
+from decoct.errors import RecipeError, did_you_mean
+from decoct.objectives._logits import Temperature, only
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, logit_pair, shape
+from decoct.objectives.base import Objective, Probe, Term
+from decoct.outputs import Batch, Outputs
+from decoct.training.clock import Clock
+from decoct.training.schedules import at
 
 
 @full_precision
@@ -37,3 +45,56 @@ def localization_loss(
         weight = weight.detach().to(rows.dtype)
         rows = rows * (weight if mask is None else weight.masked_fill(~mask, 0.0))
     return temperature**2 * item_mean(rows, mask)
+
+
+class Localization(Objective):
+    """Matches box edges, predicted as distributions over bins (Zheng 2022).
+
+    `edges`: the name among both sides' output values of edge-bin logits `[B, ..., bins]`; `weights`: the name among the
+    teacher's values of a weight `[B, ...]` for each edge, None for none; `temperature` a number or schedule. The mean
+    goes over all edges, so each sample must have as many.
+    """
+
+    use: ClassVar[str] = "localization"
+    edges: str = "edges"
+    weights: str | None = None
+    temperature: Temperature = 10.0
+
+    def build(self, probe: Probe) -> Term:
+        """The running term; RecipeError where a side lacks the values or the shapes differ."""
+        term = LocalizationTerm(self)
+        term(probe.student, probe.teachers, probe.batch, Clock())
+        return term
+
+
+class LocalizationTerm(Term):
+    """Feeds both sides' edges to `localization_loss`."""
+
+    def __init__(self, objective: Localization) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
+        objective, teacher = self.objective, only(teachers)
+        own, theirs = (
+            _values(objective, who, said, objective.edges) for who, said in (("student", student), ("teacher", teacher))
+        )
+        if own.shape != theirs.shape or own.ndim < 2:
+            raise RecipeError(
+                f"{objective.label}: student {objective.edges} {shape(own)} and teacher {shape(theirs)}; the shapes "
+                f"must be equal, [B, ..., bins]"
+            )
+        weight = None
+        if objective.weights is not None:
+            weight = _values(objective, "teacher", teacher, objective.weights).flatten()
+        temperature = at(objective.temperature, clock)
+        return localization_loss(own.flatten(0, -2), theirs.flatten(0, -2), temperature=temperature, weight=weight)
+
+    def items(self, batch: Batch) -> Tensor | int:
+        return len(batch)
+
+
+def _values(objective: Localization, who: str, said: Outputs, name: str) -> Tensor:
+    if name not in said.values:
+        raise RecipeError(f"{objective.label}: the {who} gives no values {name!r}; {did_you_mean(name, said.values)}")
+    return said.values[name]

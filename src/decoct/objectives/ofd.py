@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from decoct.errors import RecipeError
+from decoct.objectives._features import PairedObjective, PairNetwork, feature
+from decoct.objectives._logits import only
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, promote, refuse_unlike, shape
+from decoct.objectives.adapters import Adapter
+from decoct.objectives.base import Probe
+from decoct.outputs import Batch, Needs
+from decoct.training.clock import Clock
 
 
 @full_precision
@@ -56,3 +65,53 @@ def ofd_margin(weight: Tensor, bias: Tensor) -> Tensor:
     below = torch.special.ndtr(-b / s)
     expected = -s * torch.exp(-(b / s).square() / 2) / math.sqrt(2 * math.pi) / below + b
     return torch.where(below > 0.001, expected, -3 * s)
+
+
+class OFD(PairedObjective):
+    """Draws features before the ReLU to the teacher's beyond its margin, through a connector (Heo 2019b).
+
+    `layers`: features before the ReLU, such as `{"layer2.1.relu#1@input": "layer2.3.relu#1@input"}` in a ResNet or the
+    batch norm itself in a plain net; `batch_norm`: for each teacher path the batch norm that made it, whose weight and
+    bias give the margin; by default the path itself. The connector is a 1×1 convolution with batch norm. The paper
+    halves the weight from each layer to the one before it: give each its own term to do so.
+    """
+
+    use: ClassVar[str] = "ofd"
+    auto: ClassVar[Literal["stages", "embedding", "none"]] = "none"
+    adapter: Adapter = "conv"
+    batch_norm: Mapping[str, str] = Field(default_factory=dict)
+
+    def needs(self) -> Mapping[str, Needs]:
+        pairs = self.chosen()
+        sources = {f"{self._source(path)}@{part}" for path in pairs.values() for part in ("weight", "bias")}
+        return {
+            "student": Needs(features=frozenset(pairs)),
+            "teacher": Needs(features=frozenset({*pairs.values(), *sources})),
+        }
+
+    def _source(self, path: str) -> str:
+        return self.batch_norm.get(path, path.partition("@")[0])
+
+    def network(self, student: Tensor, teacher: Tensor, probe: Probe, path: str) -> PairNetwork:
+        said, source = only(probe.teachers), self._source(path)
+        weight, bias = (feature(self, "teacher", said, f"{source}@{part}") for part in ("weight", "bias"))
+        channels = teacher.shape[1] if teacher.ndim == 4 else teacher.shape[-1]
+        if weight.shape != (channels,) or bias.shape != (channels,):
+            raise RecipeError(
+                f"ofd: {source} has weight {shape(weight)}; wanted is the batch norm of {channels} channels; name it: "
+                f"batch_norm: {{{path}: PATH_OF_THE_BATCH_NORM}}"
+            )
+        return Beyond(ofd_margin(weight, bias))
+
+
+class Beyond(PairNetwork):
+    """The partial distance beyond a margin, which is kept in the checkpoint and not trained."""
+
+    margin: Tensor
+
+    def __init__(self, margin: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("margin", margin)
+
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None, batch: Batch, clock: Clock) -> Tensor:
+        return ofd_loss(student, teacher, self.margin)

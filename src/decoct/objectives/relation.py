@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from decoct.errors import RecipeError
@@ -51,13 +52,33 @@ def _relations(x: Tensor, out: Tensor | None) -> Tensor:
     return F.log_softmax(scores if out is None else scores.masked_fill(out, -torch.inf), -1)
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Queries, keys or values `[B, L, D]` or `[B, H, L, d]` as `[B, heads, L, D/heads]` relation heads.
+
+    >>> split_heads(torch.zeros(2, 5, 12), 3).shape, split_heads(torch.zeros(2, 4, 5, 3), 6).shape
+    (torch.Size([2, 3, 5, 4]), torch.Size([2, 6, 5, 2]))
+    """
+    joined = x.transpose(1, 2).flatten(2) if x.ndim == 4 else x
+    if joined.ndim != 3 or joined.shape[2] % heads:
+        raise RecipeError(f"relation: features {shape(x)} cannot be split in {heads} heads of equal width")
+    return joined.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
 class Relation(FeatureObjective):
-    """Matches how queries, keys or values `[B, R, L, d]` relate to one another (MiniLM); head widths may differ."""
+    """Matches how queries, keys or values relate to one another (MiniLM); widths may differ.
+
+    `heads`: relation heads in which features `[B, L, D]` or `[B, H, L, d]` are split first, the same on both sides;
+    None where they come as `[B, R, L, d]` with equal R.
+    """
 
     use: ClassVar[str] = "relation"
     auto: ClassVar[Literal["stages", "embedding", "none"]] = "none"
     reshaped: ClassVar[bool] = False
     positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
 
+    heads: int | None = Field(default=None, ge=1)
+
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
+        if self.heads is not None:
+            student, teacher = split_heads(student, self.heads), split_heads(teacher, self.heads)
         return relation_loss(student, teacher, mask=mask)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from decoct.errors import RecipeError
+from decoct.objectives._logits import Temperature, logits_of, only
 from decoct.objectives._numeric import (
     full_precision,
     log_softmax,
@@ -15,6 +19,10 @@ from decoct.objectives._numeric import (
     refuse_unlike_mask,
     shape,
 )
+from decoct.objectives.base import Objective, Probe, Term
+from decoct.outputs import Batch, Outputs
+from decoct.training.clock import Clock
+from decoct.training.schedules import at
 
 
 @full_precision
@@ -65,3 +73,44 @@ def _kept_first(logits: Tensor, mask: Tensor) -> Tensor:
 
 def _sorted(logits: Tensor, temperature: float) -> Tensor:
     return log_softmax(logits, temperature).exp().sort(-1, descending=True).values
+
+
+class ULD(Objective):
+    """Compares sorted distributions, so that vocabularies, tokenizers or classes may differ (Boizard 2024).
+
+    `temperature` a number or schedule. Logits `[B, L, V]` of any L and V on both sides, positions by each side's own
+    mask; `[B, C]` counts as one position.
+    """
+
+    use: ClassVar[str] = "uld"
+    temperature: Temperature = 1.0
+
+    def build(self, probe: Probe) -> Term:
+        """The running term; RecipeError where a side gives no logits or other shapes."""
+        term = ULDTerm(self)
+        term(probe.student, probe.teachers, probe.batch, Clock())
+        return term
+
+
+class ULDTerm(Term):
+    """Feeds both sides' logits and masks to `uld_loss`; items are samples."""
+
+    def __init__(self, objective: ULD) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
+        own, kept = self._positions("student", student)
+        theirs, theirs_kept = self._positions("teacher", only(teachers))
+        temperature = at(self.objective.temperature, clock)
+        return uld_loss(own, theirs, student_mask=kept, teacher_mask=theirs_kept, temperature=temperature)
+
+    def _positions(self, who: str, said: Outputs) -> tuple[Tensor, Tensor]:
+        logits = logits_of(who, said, self.objective.label)
+        logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
+        if said.mask is not None:
+            return logits, said.mask.reshape(logits.shape[:2])
+        return logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+
+    def items(self, batch: Batch) -> Tensor | int:
+        return len(batch)

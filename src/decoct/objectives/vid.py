@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
-from decoct.objectives._features import LayeredObjective, PairNetwork
+from decoct.objectives._features import PairedObjective, PairNetwork
 from decoct.objectives._numeric import full_precision, item_mean, promote, refuse_unlike, shape
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch
@@ -41,7 +41,7 @@ def _broadcasts(small: Tensor, large: Tensor) -> bool:
     return small.ndim <= large.ndim and all(a in (1, b) for a, b in sizes)
 
 
-class VID(LayeredObjective):
+class VID(PairedObjective):
     """Predicts the teacher's features from the student's, with a learned variance per channel (Ahn 2019).
 
     The mean is made by three 1×1 convolutions (tokens: linear layers) with ReLUs between them.
