@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +43,25 @@ class Context:
     progress: Callable[[float, float, str], None] = lambda done, total, text: None
     device: str = "auto"
     precision: str = "no"
+
+    def run(self, step: Step, inputs: Inputs, *, seed: int | None = None) -> Artifact:
+        """Runs another step inside this one, in the work folder, and gives its artifact.
+
+        One that an interrupted run has finished is taken as it is; one that it began goes on. `seed` where it differs
+        from this step's. The artifact goes with the work folder: copy what is to stay.
+        """
+        folder = self.work / "steps" / step.name
+        if folder.is_dir():
+            return Artifact.load(folder)
+        inner = replace(
+            self,
+            name=step.name,
+            folder=folder,
+            work=self.work / "steps" / f".{step.name}.work",
+            seed=self.seed if seed is None else seed,
+            progress=lambda done, total, text: self.progress(done, total, f"{step.name}: {text}"),
+        )
+        return step.run(inputs, inner)
 
 
 class Step(Spec):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from decoct.artifact import Artifact, Draft, writing
+from decoct.artifact import MANIFEST, Artifact, Draft, writing
 from decoct.errors import RecipeError
 from decoct.models.base import Model
 from decoct.models.saving import save_model
@@ -105,6 +105,26 @@ def save_part(
     """Writes a further model into an artifact that is being written, under parts/NAME."""
     own = replace(context, folder=draft.folder / PARTS / name, name=f"{context.name}.{name}")
     save_student(student, history, own, scores=scores)
+
+
+def save_chain(made: Mapping[str, Artifact], context: Context) -> Artifact:
+    """The last of several artifacts as the step's own, with those before it as its parts."""
+    *before, last = made.values()
+    with writing(
+        context.folder,
+        kind=last.kind,
+        name=context.name,
+        key=context.key,
+        lineage=context.lineage,
+        meta=last.meta,
+    ) as draft:
+        shutil.copytree(last.folder, draft.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        for name, each in zip(made, before):
+            shutil.copytree(each.folder, draft.folder / PARTS / name)
+        draft.scores.update(last.scores)
+        for name, each in zip(made, before):
+            draft.scores.update({f"{name}.{metric}": score for metric, score in each.scores.items()})
+    return Artifact.load(context.folder)
 
 
 def scores_of(name: str, history: History) -> dict[str, float]:
