@@ -142,8 +142,10 @@ def test_every_shipped_recipe_compares_the_student_with_itself_alone() -> None:
         recipe = Recipe.load(path)
         steps = {step.name: step.plain() for step in recipe.steps}
         alone, student = steps["student_alone"], steps["student"]
+        if alone["use"] != "train":  # the first of several models that one step trained
+            continue
         for setting in ("budget", "batch_size", "optimizer", "labels", "select", "augment"):
-            if setting in alone and setting in student:  # some steps train several models and set this for each
+            if setting in student:  # some steps train several models and set this for each
                 assert alone[setting] == student[setting], f"{path.name}: {setting}"
         if "model" in student["inputs"]:
             assert alone["inputs"]["model"] == student["inputs"]["model"], path.name
