@@ -13,6 +13,7 @@ from decoct import recipe_file
 from decoct.artifact import Artifact
 from decoct.errors import PathError, Problem, RecipeError
 from decoct.models.base import Model
+from decoct.models.exits import WithExits
 from decoct.objectives.criterion import needs_of
 from decoct.objectives.layers import choose_layers
 from decoct.outputs import Batch, Needs, Outputs
@@ -26,11 +27,14 @@ from decoct.steps.learning import (
     PROBE_SAMPLES,
     Learning,
     Student,
+    alignment_of,
     build_criterion,
     build_student,
     seed_everything,
+    task_of,
     to_combined,
 )
+from decoct.steps.self_distill import SelfDistill
 from decoct.teachers.combining import COMBINED
 
 if TYPE_CHECKING:
@@ -101,6 +105,9 @@ def _step(
         first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
         return first, "its inputs fit"
     student = _student(recipe, step, inputs["model"], made, context)
+    size = sum(each.numel() for each in student.module.parameters())
+    if not step.rehearsed:
+        return _answering(student, task), f"a model of {size:,} parameters"
     roles = [role for role in inputs if role != "model"]
     if isinstance(step, Distill) and step.combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]
@@ -123,8 +130,9 @@ def _step(
     forward = student.forward(task, needs["student"])
     refuse_what_cannot_mix(step, objective, {}, context)
     counts = class_counts(context, step.labels)
-    criterion = build_criterion(objective, task, batch, forward, heard, {"student": student.module}, counts=counts)
-    size = sum(each.numel() for each in student.module.parameters())
+    known = _known(recipe, {role: inputs[role] for role in roles if role != COMBINED}, task)
+    modules = {"student": student.module}
+    criterion = build_criterion(objective, task, batch, forward, heard, modules, known, counts=counts)
     return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
 
 
@@ -134,7 +142,20 @@ def _student(recipe: Recipe, step: Learning, name: str, made: Mapping[str, Stand
         if found.student is None:
             raise RecipeError(f"inputs.model: {name!r} holds no model that can be trained")
         return found.student
-    return build_student(_opened(recipe.models[name]), context.task, step.side, context.given)
+    value = _opened(recipe.models[name])
+    if isinstance(step, SelfDistill):
+        value = WithExits(model=value, at=step.exits, pool=step.pool)
+    return build_student(value, context.task, step.side, context.given)
+
+
+def _known(recipe: Recipe, inputs: Mapping[str, str], task: Task) -> dict[str, tuple[int, ...]]:
+    """The ids of the classes that each teacher of an earlier run knows, where it does not know all."""
+    found = {}
+    for role, name in inputs.items():
+        alignment = alignment_of(_opened(recipe.models[name]), task, role) if name in recipe.models else None
+        if alignment is not None and alignment.known is not None:
+            found[role] = alignment.known
+    return found
 
 
 def _stand_in(recipe: Recipe, name: str, made: Mapping[str, StandIn], task: Task, context: Context) -> StandIn:
@@ -143,7 +164,11 @@ def _stand_in(recipe: Recipe, name: str, made: Mapping[str, StandIn], task: Task
     value = _opened(recipe.models[name])
     if (isinstance(value, Artifact) and value.kind != "model") or (isinstance(value, Model) and value.use == "onnx"):
         return StandIn(_zeros(task))
-    return _answering(build_student(value, task, "teacher", context.given), task)
+    own, alignment = task_of(value, task), alignment_of(value, task, name)
+    stand_in = _answering(build_student(value, own, "teacher", context.given), own)
+    if alignment is None:
+        return stand_in
+    return StandIn(lambda batch, needs: alignment(_bound(stand_in.predict, needs))(batch), stand_in.student)
 
 
 def _opened(value: Model) -> Any:

@@ -35,6 +35,7 @@ class AdversarialDistill(Learning):
     """
 
     use: ClassVar[str] = "adversarial_distill"
+    rehearsed: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec", "model"),
         "teacher": ("model", "estimator", "exported", "spec"),

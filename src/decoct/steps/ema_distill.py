@@ -37,6 +37,7 @@ class EMADistill(Learning):
     """
 
     use: ClassVar[str] = "ema_distill"
+    rehearsed: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec", "model"),
         "*": ("model", "estimator", "exported", "spec"),

@@ -61,6 +61,8 @@ class Learning(Step):
     """
 
     learns: ClassVar[bool] = True
+    rehearsed: ClassVar[bool] = True
+    """Whether `check` can run its objective between the model and the other inputs as they are."""
 
     budget: Budget = Budget(epochs=10)
     optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = DEFAULT_OPTIMIZER

@@ -33,6 +33,7 @@ class MutualLearning(Learning):
     """
 
     use: ClassVar[str] = "mutual"
+    rehearsed: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("spec", "model"), "*": ("spec", "model")}
 
     objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = TaskLoss() + KD(

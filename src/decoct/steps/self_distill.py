@@ -36,6 +36,7 @@ class SelfDistill(Learning):
     """
 
     use: ClassVar[str] = "self_distill"
+    rehearsed: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("spec",)}
 
     exits: tuple[str, ...] = Field(min_length=1)
