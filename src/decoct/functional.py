@@ -15,6 +15,7 @@ from decoct.objectives.class_correlation import class_correlation_loss
 from decoct.objectives.correlation_congruence import correlation_congruence_loss
 from decoct.objectives.crd import contrastive_loss
 from decoct.objectives.cross_entropy import cross_entropy
+from decoct.objectives.ctkd import ctkd_loss
 from decoct.objectives.dist import dist_loss
 from decoct.objectives.dkd import dkd_loss
 from decoct.objectives.factor_transfer import factor_transfer_loss
@@ -70,6 +71,7 @@ __all__ = [
     "contrastive_loss",
     "correlation_congruence_loss",
     "cross_entropy",
+    "ctkd_loss",
     "discriminator_loss",
     "dist_loss",
     "dkd_loss",

@@ -79,7 +79,7 @@ def _teacher_side(recipe: Recipe) -> set[str]:
         source
         for step in recipe.steps
         for role, source in recipe.inputs_of(step).items()
-        if step.use == "distill" and role != "model"
+        if step.learns and role != "model"
     }
     for step in reversed(recipe.steps):
         if step.name in wanted:

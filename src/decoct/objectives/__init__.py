@@ -20,6 +20,7 @@ CATALOGUE = Catalogue(
         "correlation_congruence": "decoct.objectives.correlation_congruence:CorrelationCongruence",
         "crd": "decoct.objectives.crd:CRD",
         "cross_entropy": "decoct.objectives.cross_entropy:CrossEntropy",
+        "ctkd": "decoct.objectives.ctkd:CTKD",
         "dist": "decoct.objectives.dist:DIST",
         "dkd": "decoct.objectives.dkd:DKD",
         "factor_transfer": "decoct.objectives.factor_transfer:FactorTransfer",

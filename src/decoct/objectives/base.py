@@ -61,6 +61,10 @@ class Term(nn.Module, ABC):
         """The pairs of layers that it compares: paths "student" and "teacher", their shapes, the "adapter" in words."""
         return []
 
+    def learned(self) -> dict[str, float]:
+        """Numbers that it learns, such as a temperature, by name; for the log."""
+        return {}
+
 
 class Objective(Spec):
     """Describes a term: its weight, its name in the log, and on which samples it works.

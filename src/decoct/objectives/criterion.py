@@ -95,14 +95,15 @@ class Criterion(nn.Module):
         return joined
 
     def weights(self, clock: Clock) -> dict[str, float]:
-        """The weight of each term now, by label, and its other scheduled numbers as `label.setting`.
+        """The weight of each term now, by label, and its other numbers that change as `label.setting`.
 
         With a balance the weights are those of the last training step.
         """
         factors = {} if self.balancer is None else self.balancer.last()
         found = {each.label: at(each.weight, clock) * factors.get(each.label, 1.0) for each in self.objectives}
-        for each in self.objectives:
+        for each, term in zip(self.objectives, self._running()):
             found |= scheduled(each, clock)
+            found |= {f"{each.label}.{name}": value for name, value in term.learned().items()}
         return found
 
     def items(self, batch: Batch) -> dict[str, Tensor | int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from decoct.outputs import Batch, Outputs
 from decoct.training.clock import Clock
 from decoct.training.engine import Engine
-from decoct.training.mutual import detached
+from decoct.training.mutual import detached, shares_of
 from decoct.training.schedules import Schedule
 from decoct.training.updates import Criterion, Items, Losses, Windowed
 
@@ -60,10 +60,8 @@ class Exits(Windowed):
         logged = dict(found)
         taught = {END: detached(said)}
         for exit, criterion in self.criteria.items():
-            mine = None
-            if shares is not None:
-                mine = {name: shares[f"{exit}.{name}"] for name in criterion.weights(clock)}
-            loss, terms = criterion(at_exit(said, self.heads[exit]), taught, batch, clock, mine)
+            said_there = at_exit(said, self.heads[exit])
+            loss, terms = criterion(said_there, taught, batch, clock, shares_of(exit, shares))
             total = total + loss
             logged |= {f"{exit}.{name}": term for name, term in terms.items()}
         return total, logged, {}

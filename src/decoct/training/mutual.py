@@ -55,9 +55,7 @@ class Mutual(Windowed):
         total: Tensor | None = None
         logged: dict[str, Tensor] = {}
         for peer, own in said.items():
-            mine = None
-            if shares is not None:
-                mine = {name: shares[f"{peer}.{name}"] for name in self._first(peer).weights(clock)}
+            mine = shares_of(peer, shares)
             others = self.criteria[peer]
             for other, criterion in others.items():
                 loss, terms = criterion(own, {other: heard[other]}, batch, clock, mine)
@@ -71,6 +69,13 @@ class Mutual(Windowed):
 
     def _first(self, peer: str) -> Criterion:
         return next(iter(self.criteria[peer].values()))
+
+
+def shares_of(name: str, shares: Mapping[str, Tensor | float] | None) -> dict[str, Tensor | float] | None:
+    """Of shares by NAME.TERM those of one name, by term."""
+    if shares is None:
+        return None
+    return {key.removeprefix(f"{name}."): each for key, each in shares.items() if key.startswith(f"{name}.")}
 
 
 def detached(outputs: Outputs) -> Outputs:
