@@ -14,6 +14,7 @@ CATALOGUE = Catalogue(
         "ema_distill": "decoct.steps.ema_distill:EMADistill",
         "assistants": "decoct.steps.assistants:Assistants",
         "born_again": "decoct.steps.born_again:BornAgain",
+        "meta_distill": "decoct.steps.meta_distill:MetaDistill",
         "mutual": "decoct.steps.mutual:MutualLearning",
         "part": "decoct.steps.part:Part",
         "self_distill": "decoct.steps.self_distill:SelfDistill",
