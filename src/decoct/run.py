@@ -353,6 +353,20 @@ def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
+def _merged(models: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All records of models; those of scores alone are added to the record of the same name."""
+    found = [*models]
+    for each in more:
+        place = next((k for k, known in enumerate(found) if known["name"] == each["name"]), None)
+        if place is None or "latency" in each:
+            found.append(each)
+            continue
+        known = found[place]
+        scores = {name: {**each.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
+        found[place] = {**known, **scores}
+    return found
+
+
 def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
     import importlib.metadata as metadata
 
@@ -368,7 +382,7 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         artifact = execution.artifacts[node.id]
         if artifact.kind == "records":
             records = artifact.json("records.json")
-            models += records["models"]
+            models = _merged(models, records["models"])
             comparisons += records.get("comparisons", [])
             machine = records.get("machine", machine)
     return {
