@@ -1,9 +1,9 @@
 """Objectives at equal budget: Fashion-MNIST with few labels, one teacher, one small student, several seeds.
 
-    python benchmarks/objectives_table.py --data DIR [--seeds 5] [--steps 500] [--labels 500] [--out runs/objectives_table]
+    python benchmarks/objectives_table.py --data DIR [--seeds 5] [--steps 500] [--labels 500] [--out DIR]
 
-Every student starts, seed by seed, from the same weights and sees the same batches; labels reach the cross-entropy of the
-labelled samples alone, the teacher speaks on all. Each row: test accuracy, mean and standard deviation, and the paired
+Every student starts, seed by seed, from the same weights and sees the same batches; labels reach the cross-entropy of
+the labelled samples alone, the teacher speaks on all. Each row: test accuracy, mean and standard deviation, and the paired
 differences to the student alone and to plain KD with 95 % intervals. What is done already is skipped. Writes
 benchmarks/results/objectives_table.md.
 """
@@ -107,7 +107,9 @@ def summary(results: dict[str, Any], command: str) -> str:
     small, large = models["kd"]["parameters"], models["teacher"]["parameters"]
     lines += [
         "",
-        f"Teacher {large:,} parameters, student {small:,}; {seeds} seeds; `python benchmarks/objectives_table.py {command}`.",
+        f"Teacher {large:,} parameters, student {small:,}; {seeds} seeds.",
+        "",
+        f"Command: `python benchmarks/objectives_table.py {command}`.",
         "",
         f"Machine: {results['machine'].get('cpu')}, shared. Date: {datetime.date.today()}. Commit: {commit.strip()}. "
         f"torch {results['versions']['torch']}.",

@@ -20,6 +20,7 @@ from decoct.models.base import Model, OutsideModel
 from decoct.models.saved import Saved
 from decoct.nodes import Node, derive, folder_name, graph
 from decoct.steps.base import Context, Step
+from decoct.training.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -244,6 +245,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ResourceError("started in several processes (WORLD_SIZE); this version trains in one: start it by itself")
     begin = time.perf_counter()
+    keep_freed_memory()
     with lock(folder):
         data, task = prepare(recipe, options)
         write_whole(folder / "recipe.yaml", recipe.yaml())
