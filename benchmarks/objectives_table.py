@@ -3,7 +3,7 @@
     python benchmarks/objectives_table.py --data DIR [--seeds 5] [--steps 500] [--labels 500] [--out DIR]
 
 Every student starts, seed by seed, from the same weights and sees the same batches; labels reach the cross-entropy of
-the labelled samples alone, the teacher speaks on all. Each row: test accuracy, mean and standard deviation, and the paired
+the labelled samples alone, the teacher speaks on all. Each row: test accuracy, mean and deviation, and the paired
 differences to the student alone and to plain KD with 95 % intervals. What is done already is skipped. Writes
 benchmarks/results/objectives_table.md.
 """
