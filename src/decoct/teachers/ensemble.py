@@ -15,7 +15,8 @@ from decoct.teachers.classes import in_full
 from decoct.teachers.combining import Combination, Member, Setting
 
 LEAST = 1e-12
-ROUNDS = 100
+ROUNDS = 25
+LONGEST = 3.0
 HELD_OUT = 2048
 """At most so many labelled samples decide on weights."""
 Weights = Literal["equal", "validation", "confidence", "entropy", "learned"]
@@ -27,31 +28,62 @@ def mean_logits(logits: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("k...c,...k->...c", logits, shares.expand(*logits.shape[1:-1], len(logits)).to(logits.dtype))
 
 
-def mean_probabilities(logits: Tensor, weights: Tensor, *, temperature: float = 1.0, rounds: int = ROUNDS) -> Tensor:
+def mean_probabilities(logits: Tensor, weights: Tensor, *, temperature: float = 1.0) -> Tensor:
     """T · log q of `[K, *B, C]`, where q is the mean of p_k = softmax(logits_k / T) with weights `[*B, K]` or `[K]`.
 
     softmax of the result at T is q. Where all know all classes, q = Σ_k w_k p_k / Σ_k w_k. A class that teacher k does
-    not know is -inf in its logits and gets no say from it: q maximises Σ_k w_k Σ_c p_k(c) log(q(c) / q(known to k)),
-    so each teacher speaks of the odds among its classes alone. The maximum is found by `rounds` fixed-point rounds
-    q(c) ∝ Σ_k w_k p_k(c) / Σ_{k knows c} w_k / q(known to k) from a uniform q; groups of classes that no teacher links
-    keep their part of the uniform q. -inf for a class that none knows.
+    not know is -inf in all its logits and gets no say from it: q maximises Σ_k w_k Σ_c p_k(c) log(q(c) / q(known to
+    k)), so each teacher speaks of the odds among its classes alone. How groups of classes that no teacher links stand
+    to each other is open; those of one teacher each get equal parts. -inf for a class that none knows.
 
-    Vongkulbhisal et al. 2019, arXiv 1904.06062, equation 9 (their cross-entropy method, by the rounds of Hunter 2004).
+    Vongkulbhisal et al. 2019, arXiv 1904.06062, section 3.2 (their cross-entropy method; found here by `reach`).
 
     >>> a, b = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
     >>> mean_probabilities(torch.stack([a, b]), torch.tensor([3.0, 1.0])).exp()
     tensor([[0.8000, 0.2000]])
     """
-    known = ~torch.isneginf(logits)
-    log_p = torch.log_softmax(logits / temperature, -1)
-    log_w = weights.clamp(min=LEAST).log().expand(*logits.shape[1:-1], len(logits)).movedim(-1, 0).unsqueeze(-1)
-    said = torch.logsumexp(log_w + log_p, 0)
-    q = torch.where(known.any(0), 0.0, -torch.inf).to(said.dtype)
-    for _ in range(1 if bool(known.all()) else rounds):
-        reach = torch.where(known, q, -torch.inf).logsumexp(-1, keepdim=True)
-        q = said - torch.where(known, log_w - reach, -torch.inf).logsumexp(0)
-        q = torch.log_softmax(q.nan_to_num(nan=-torch.inf, neginf=-torch.inf), -1)
-    return temperature * q
+    known = ~torch.isneginf(logits).flatten(1, -2).all(1)
+    rows = logits.shape[1:-1]
+    log_w = weights.clamp(min=LEAST).log().expand(*rows, len(logits)).to(logits.dtype)
+    log_w = log_w - log_w.logsumexp(-1, keepdim=True)
+    if bool(known.all()):
+        log_p = torch.log_softmax(logits / temperature, -1)
+        return temperature * (log_w.movedim(-1, 0).unsqueeze(-1) + log_p).logsumexp(0)
+    columns = known.any(0).nonzero().squeeze(1)
+    known = known[:, columns]
+    log_p = torch.log_softmax(logits[..., columns] / temperature, -1)
+    said = (log_w.movedim(-1, 0).unsqueeze(-1) + log_p).logsumexp(0)
+    factors = log_w + reach(said, log_w, known).to(log_w.dtype)
+    total = torch.where(known.T, factors.unsqueeze(-2), -torch.inf).logsumexp(-1)
+    q = torch.full_like(logits[0], -torch.inf)
+    q[..., columns] = temperature * torch.log_softmax(said - total, -1)
+    return q
+
+
+def reach(said: Tensor, log_w: Tensor, known: Tensor) -> Tensor:
+    """`[*B, K]`, u_k = -log q(known to k) up to a constant, by Newton's method in float64, in ROUNDS rounds at most.
+
+    With S = Σ_k w_k p_k (`said`, its log, `[*B, C]`), the q wanted is S(c) / Σ_{k knows c} w_k e^{u_k} at the minimum
+    of the convex function Σ_c S(c) log Σ_{k knows c} w_k e^{u_k} - Σ_k w_k u_k. Differentiable in both logs.
+    """
+    weight, log_weight = said.double().exp(), log_w.double()
+
+    def step(u: Tensor) -> Tensor:
+        shares = torch.where(known.T, (log_weight + u).unsqueeze(-2), -torch.inf).softmax(-1)
+        mass = weight.unsqueeze(-1) * shares
+        gradient = mass.sum(-2) - log_weight.exp()
+        curvature = torch.diag_embed(mass.sum(-2)) - mass.mT @ shares
+        ridge = 1e-12 * torch.eye(len(known), dtype=torch.float64, device=u.device)
+        return torch.linalg.solve(curvature.detach() + ridge, -gradient.unsqueeze(-1)).squeeze(-1)
+
+    u = torch.zeros_like(log_weight)
+    with torch.no_grad():
+        for _ in range(ROUNDS):
+            move = step(u).clamp(-LONGEST, LONGEST)
+            u = u + move
+            if move.device.type == "cpu" and float(move.abs().max()) < 1e-9:  # elsewhere asking would wait
+                break
+    return u + step(u).clamp(-LONGEST, LONGEST)
 
 
 class Ensemble(Combination):

@@ -1,0 +1,225 @@
+"""Several teachers as one: weighted means, classes by name, weights from held-out samples, agreement."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoct.errors import DataError, RecipeError
+from decoct.outputs import Batch, Outputs
+from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.regression import Regression
+from decoct.teachers.classes import align, in_full
+from decoct.teachers.combining import Member, Once, Setting, agreement, joined_classes
+from decoct.teachers.ensemble import Ensemble, mean_logits, mean_probabilities
+
+CLASSES = 5
+TASK = ImageClassification(raw=True, classes=tuple("abcde"))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def drawn(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape) * 2
+
+
+def member(logits, known=None):
+    return Member(lambda batch: Outputs(logits=torch.from_numpy(logits[: len(batch)])), known)
+
+
+def joined(spec, members, batch, held_out=()):
+    return spec.join(members, Setting(TASK, CLASSES, lambda: list(held_out)))(batch)
+
+
+def batch_of(n=6, target=None):
+    return Batch({"student": torch.zeros(n, 1)}, target=target)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), teachers=st.integers(1, 4), temperature=st.sampled_from([1.0, 3.0]))
+def test_mean_of_probabilities_is_the_weighted_mean(seed, teachers, temperature):
+    logits, weights = drawn(seed, teachers, 6, CLASSES), np.random.default_rng(seed).random((6, teachers)) + 0.1
+    p = softmax(logits / temperature)
+    expected = np.einsum("kbc,bk->bc", p, weights) / weights.sum(1, keepdims=True)
+    found = mean_probabilities(torch.from_numpy(logits), torch.from_numpy(weights), temperature=temperature)
+    np.testing.assert_allclose(softmax(found.numpy() / temperature), expected, rtol=1e-9)
+
+
+def test_mean_of_logits():
+    logits, weights = drawn(0, 3, 6, CLASSES), np.array([1.0, 2.0, 5.0])
+    found = mean_logits(torch.from_numpy(logits), torch.from_numpy(weights))
+    np.testing.assert_allclose(found.numpy(), np.einsum("kbc,k->bc", logits, weights) / 8, rtol=1e-12)
+
+
+def partly(logits, knowns):
+    full = np.full_like(logits, -np.inf)
+    for k, known in enumerate(knowns):
+        full[k][:, known] = logits[k][:, known]
+    return full
+
+
+def test_teachers_of_different_classes_give_the_maximum_of_their_joint_likelihood():
+    knowns, weights = [[0, 1, 2], [2, 3, 4], [0, 4]], np.array([1.0, 2.0, 0.5])
+    logits = partly(drawn(1, 3, 4, CLASSES), knowns)
+    found = softmax(mean_probabilities(torch.from_numpy(logits), torch.from_numpy(weights)).numpy())
+    for row in range(4):
+
+        def lost(z, row=row):
+            q, total = softmax(z), 0.0
+            for k, known in enumerate(knowns):
+                p = softmax(logits[k, row, known])
+                total -= weights[k] * (p * np.log(q[known] / q[known].sum())).sum()
+            return total
+
+        best = scipy.optimize.minimize(lost, np.zeros(CLASSES), tol=1e-12)
+        np.testing.assert_allclose(found[row], softmax(best.x), atol=1e-5)
+
+
+def test_teachers_that_are_parts_of_one_distribution_give_it_back():
+    whole, knowns = drawn(2, 1, 6, CLASSES), [[0, 1, 2], [2, 3, 4]]
+    logits = partly(np.repeat(whole, 2, 0), knowns)
+    found = mean_probabilities(torch.from_numpy(logits), torch.ones(2, dtype=torch.float64))
+    np.testing.assert_allclose(softmax(found.numpy()), softmax(whole[0]), atol=1e-9)
+    twice = partly(np.repeat(whole, 2, 0), [[0, 1, 2, 3], [1, 2, 3, 4]])
+    found = mean_probabilities(torch.from_numpy(twice), torch.ones(2, dtype=torch.float64))
+    np.testing.assert_allclose(softmax(found.numpy()), softmax(whole[0]), atol=1e-9)
+
+
+def test_a_class_that_nobody_knows_stays_out_and_a_single_teacher_is_itself():
+    logits = partly(drawn(3, 1, 6, CLASSES), [[1, 3]])
+    found = mean_probabilities(torch.from_numpy(logits), torch.ones(1))
+    assert torch.isneginf(found[:, [0, 2, 4]]).all()
+    np.testing.assert_allclose(found[:, [1, 3]].exp().numpy(), softmax(logits[0][:, [1, 3]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
+def test_unlike_teachers_are_joined_at_any_confidence(scale):
+    logits = partly(drawn(9, 3, 50, CLASSES) * scale, [[0, 1, 2], [2, 3, 4], [0, 4]]).astype(np.float32)
+    found = mean_probabilities(torch.from_numpy(logits), torch.ones(3))
+    assert torch.isfinite(found).all()
+    np.testing.assert_allclose(found.double().exp().sum(-1).numpy(), 1, atol=1e-5)
+
+
+def test_weights_by_sample():
+    logits = drawn(4, 2, 6, CLASSES).astype(np.float32)
+    members = {"a": member(logits[0]), "b": member(logits[1])}
+    p = softmax(logits.astype(np.float64))
+    weights = {"confidence": p.max(-1).T, "entropy": 1 / -(p * np.log(p)).sum(-1).T}
+    for name, expected in weights.items():
+        said = joined(Ensemble(weights=name), members, batch_of())
+        shares = expected / expected.sum(1, keepdims=True)
+        np.testing.assert_allclose(said.values["weights"].numpy(), shares, rtol=1e-4)
+        np.testing.assert_allclose(said.logits.exp().numpy(), np.einsum("kbc,bk->bc", p, shares), rtol=1e-4)
+
+
+def test_weights_by_role_keep_to_their_teachers():
+    logits = drawn(5, 2, 6, CLASSES).astype(np.float32)
+    spec = Ensemble(weights={"b": 3.0, "a": 1.0})
+    said = joined(spec, {"a": member(logits[0]), "b": member(logits[1])}, batch_of())
+    p = softmax(logits.astype(np.float64))
+    np.testing.assert_allclose(said.logits.exp().numpy(), 0.25 * p[0] + 0.75 * p[1], rtol=1e-4)
+
+
+def test_validation_weights_are_accuracies_on_the_classes_that_are_known():
+    target = torch.tensor([0, 1, 2, 3, 4, -100])
+    right = np.eye(CLASSES)[[0, 1, 0, 0, 0, 0]].astype(np.float32)
+    narrow = np.eye(2)[[0, 0, 0, 0, 0, 0]].astype(np.float32)
+    members = {"a": member(right), "b": member(narrow, (3, 4))}
+    said = joined(Ensemble(weights="validation"), members, batch_of(), [batch_of(6, target)])
+    assert said.values["weights"][0].tolist() == pytest.approx([0.4 / 0.9, 0.5 / 0.9])
+    with pytest.raises(DataError, match="no held-out sample has a label that b knows"):
+        joined(Ensemble(weights="validation"), members, batch_of(), [batch_of(6, torch.zeros(6, dtype=torch.long))])
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_learned_weights_make_the_held_out_labels_most_likely(average):
+    n, rng = 400, np.random.default_rng(6)
+    target = rng.integers(0, CLASSES, n)
+    logits = rng.normal(size=(3, n, CLASSES)).astype(np.float32)
+    logits[np.arange(3)[:, None], np.arange(n), target] += np.array([[2.0], [1.0], [0.0]])
+    members = {name: member(each) for name, each in zip("abc", logits)}
+    held_out = [batch_of(n, torch.from_numpy(target))]
+    said = joined(Ensemble(weights="learned", average=average), members, batch_of(), held_out)
+    wide = logits.astype(np.float64)
+
+    def lost(w):
+        if average == "logits":
+            return -np.log(softmax(np.einsum("k,kbc->bc", w, wide))[np.arange(n), target]).mean()
+        return -np.log(np.einsum("k,kbc->bc", w, softmax(wide))[np.arange(n), target]).mean()
+
+    sums = {"type": "eq", "fun": lambda w: w.sum() - 1}
+    best = scipy.optimize.minimize(lost, np.full(3, 1 / 3), bounds=[(1e-9, 1)] * 3, constraints=sums, tol=1e-12)
+    found = said.values["weights"][0].numpy()
+    assert lost(found.astype(np.float64)) <= best.fun + 1e-4
+    np.testing.assert_allclose(found, best.x, atol=2e-2)
+
+
+def test_learned_weights_with_classes_that_are_missing_stay_finite():
+    target = torch.tensor([0, 1, 2, 2, 1, 0])
+    logits = drawn(7, 2, 6, 3).astype(np.float32)
+    members = {"a": member(logits[0], (0, 1, 2)), "b": member(logits[1][:, :2], (1, 2))}
+    said = joined(Ensemble(weights="learned"), members, batch_of(), [batch_of(6, target)])
+    assert torch.isfinite(said.values["weights"]).all()
+    assert torch.isneginf(said.logits[:, 3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"weights": {"a": 1.0}}, "give one number for each teacher"),
+        ({"weights": {"a": 1.0, "c": 1.0}}, "did you mean|allowed"),
+        ({"average": "logits"}, "b does not know all classes; use 'probabilities'"),
+    ],
+)
+def test_what_cannot_be_combined(fields, words):
+    logits = drawn(8, 2, 6, CLASSES)
+    members = {"a": member(logits[0]), "b": member(logits[1][:, :2], (0, 1))}
+    with pytest.raises(RecipeError, match=words):
+        joined(Ensemble(**fields), members, batch_of())
+
+
+def test_weights_must_be_positive_and_numbers_are_averaged_as_they_are():
+    with pytest.raises(RecipeError, match="Leave out a teacher"):
+        Ensemble(weights={"a": 0.0})
+    task = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
+    members = {"a": member(np.ones((6, 1), np.float32)), "b": member(np.zeros((6, 1), np.float32))}
+    setting = Setting(task, 1, list)
+    with pytest.raises(RecipeError, match="predicts numbers"):
+        Ensemble().join(members, setting)
+    said = Ensemble(average="logits", weights={"a": 3.0, "b": 1.0}).join(members, setting)(batch_of())
+    assert said.logits.tolist() == [[0.75]] * 6
+
+
+def test_classes_meet_by_name():
+    assert align(["x", "y"], ["x", "y"]) is None
+    assert align(["z", "y", "x"], ["x", "y"]).columns == (2, 1)
+    some = align(["x", "y"], ["y", "q", "x"])
+    assert some.known == (0, 2)
+    said = some(lambda batch: Outputs(logits=torch.tensor([[1.0, 2.0]])))(batch_of(1))
+    assert in_full(said.logits, some.known, 3).tolist() == [[2.0, -np.inf, 1.0]]
+    with pytest.raises(RecipeError, match="they share x, and two are needed"):
+        align(["x", "p"], ["x", "q"])
+    assert joined_classes({"a": Member(None, (0, 1)), "b": Member(None, (1, 2))}, 4) == (0, 1, 2)
+    assert joined_classes({"a": Member(None, (0, 1)), "b": Member(None)}, 4) is None
+
+
+def test_agreement_is_among_the_classes_that_a_teacher_knows():
+    student = torch.tensor([[5.0, 1.0, 0.0], [0.0, 1.0, 5.0]])
+    found = agreement(student, {"a": torch.tensor([[0.0, 1.0], [0.0, 1.0]]), "b": student}, {"a": (1, 2)})
+    assert found["agreement.a"].item() == 0.5
+    assert found["agreement.b"].item() == 1.0
+    assert found["agreement.teachers"].item() == 0.5
+
+
+def test_a_teacher_heard_twice_answers_once():
+    calls = []
+    once = Once(lambda batch: calls.append(batch) or Outputs())
+    first, second = batch_of(1), batch_of(1)
+    for batch in (first, first, second, second, first):
+        once(batch)
+    assert calls == [first, second, first]
