@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import decoct.objectives
 from decoct.objectives.base import Objective, Probe, Sum
@@ -21,14 +22,32 @@ SIZE, CLASSES = 6, 5
 FEATURES = {
     "heads": (2, 5, 3),
     "scores": (2, 5, 5),
+    "probabilities": (2, 5, 5),
+    "deeper": (5, 4),
     "map": (4, 6, 6),
     "low": (3, 6, 6),
     "tokens": (5, 4),
     "vector": (7,),
 }
-WIDER = {"heads": (2, 5, 4), "map": (8, 6, 6), "tokens": (5, 9), "vector": (11,)}
+WIDER = {
+    "heads": (2, 5, 4),
+    "scores": (3, 5, 5),
+    "probabilities": (3, 5, 5),
+    "map": (8, 6, 6),
+    "low": (5, 3, 3),
+    "tokens": (5, 9),
+    "deeper": (5, 9),
+    "vector": (11,),
+}
 EXTRA = {
     "balanced_cross_entropy": {"counts": (5, 4, 3, 2, 1), "beta": 0.9},
+    "afd": {"student_layers": ("map", "low"), "teacher_layers": ("low", "map")},
+    "crd": {"layers": {"vector": "vector"}, "bank": 4096, "dim": 6},
+    "head_alignment": {"layers": {"probabilities": "probabilities"}},
+    "layer_fusion": {"layers": {"tokens": ("tokens", "deeper")}},
+    "localization": {"weights": "weights"},
+    "ofd": {"layers": {"map": "map"}, "batch_norm": {"map": "norm"}},
+    "review_kd": {"layers": {"map": "map", "low": "low"}, "width": 4},
     "fsp": {"student_layers": ("low", "map"), "teacher_layers": ("low", "map")},
     "sum": {"terms": (KD(weight=0.5), KD(name="again", temperature=2.0))},
     "patient": {"layers": {"tokens": "tokens"}},
@@ -40,6 +59,20 @@ EXTRA = {
 NAMES = list(CATALOGUE)
 RUNNING = [name for name in NAMES if name != "sum"]
 REGRESSION = {"regression_kd"}
+SCALED = {"afd", "mgd", "ofd", "review_kd", "factor_translator", "focal_global", "feature_discriminator", "crd"}
+"""Features are scaled with the logits where they pass through learned layers."""
+MAPS = {
+    "hierarchical_context",
+    "channel_wise",
+    "channel_correlation",
+    "pearson_feature",
+    "nst",
+    "focal_global",
+    "mgd",
+    "factor_translator",
+}
+REVERSED = {"feature_discriminator"}
+"""Its gradient is not that of its value: tests/objectives/test_learned.py holds it."""
 ROBUST = {"ard", "rslad"}
 CLASSIFICATION = ImageClassification(raw=True, classes=tuple("abcde"))
 NUMBERS = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
@@ -48,7 +81,7 @@ NUMBERS = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
 def spec(name, **fields):
     found = CATALOGUE.resolve(name)
     needed = {"layers": {"map": "map", "vector": "vector"}} if "layers" in found.model_fields else {}
-    if name in ("hierarchical_context", "channel_wise", "channel_correlation", "pearson_feature", "nst"):
+    if name in MAPS:
         needed = {"layers": {"map": "map"}}
     if name == "attention_transfer":
         needed = {"layers": {"map": "map", "tokens": "tokens"}}
@@ -57,26 +90,39 @@ def spec(name, **fields):
 
 def outputs(seed, name, dtype=torch.float32, shapes=FEATURES, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
-    classes = 1 if name in REGRESSION else CLASSES
-    logits = (scale * torch.randn(SIZE, classes, generator=generator, dtype=torch.float64)).to(dtype)
-    features = {
-        key: torch.randn(SIZE, *shape, generator=generator, dtype=torch.float64).to(dtype)
-        for key, shape in shapes.items()
-    }
-    heads = {}
-    if name in ROBUST:
-        attacked = scale * torch.randn(SIZE, classes, generator=generator, dtype=torch.float64)
-        heads = {"adversarial": Outputs(logits=attacked.to(dtype))}
-    return Outputs(logits=logits, features=features, heads=heads)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    logits = (scale * draw(SIZE, 1 if name in REGRESSION else CLASSES)).to(dtype)
+    features = {key: draw(SIZE, *shape) for key, shape in shapes.items()}
+    features["probabilities"] = features["probabilities"].softmax(-1)
+    features = {key: (scale * each if name in SCALED else each).to(dtype) for key, each in features.items()}
+    channels = shapes["map"][0]
+    features |= {"norm@weight": draw(channels).to(dtype), "norm@bias": draw(channels).to(dtype)}
+    edges = (scale * draw(SIZE, 3, 4, 5)).to(dtype)
+    weights = draw(SIZE, 3, 4).abs().to(dtype)
+    heads = {"adversarial": Outputs(logits=(scale * draw(SIZE, CLASSES)).to(dtype))} if name in ROBUST else {}
+    return Outputs(logits=logits, features=features, values={"edges": edges, "weights": weights}, heads=heads)
 
 
 def leaves(said):
     """The same outputs as leaves that take gradients, and the list of them."""
     logits = said.logits.clone().requires_grad_()
     features = {key: each.clone().requires_grad_() for key, each in said.features.items()}
+    values = {key: each.clone().requires_grad_() for key, each in said.values.items()}
     heads = {key: Outputs(logits=each.logits.clone().requires_grad_()) for key, each in said.heads.items()}
-    inputs = [logits, *features.values(), *(each.logits for each in heads.values())]
-    return Outputs(logits=logits, features=features, heads=heads), inputs
+    found = [logits, *features.values(), *values.values(), *(each.logits for each in heads.values())]
+    return Outputs(logits=logits, features=features, values=values, heads=heads), found
+
+
+def joined(said, tensors):
+    """Outputs with the tensors of `leaves` put back in their places."""
+    given = iter(tensors)
+    logits = next(given)
+    features, values = ({key: next(given) for key in each} for each in (said.features, said.values))
+    heads = {key: Outputs(logits=next(given)) for key in said.heads}
+    return Outputs(logits=logits, features=features, values=values, heads=heads)
 
 
 def batch_for(name, labelled=None):
@@ -87,7 +133,11 @@ def batch_for(name, labelled=None):
     else:
         target = torch.randint(CLASSES, (SIZE,), generator=generator)
         target = target if labelled is None else torch.where(labelled, target, -100)
-    return Batch({"student": torch.zeros(SIZE, 3)}, target=target, labelled=labelled)
+    if name == "focal_global":
+        corners = torch.rand(SIZE, 3, 2, 2, generator=generator).sort(2).values * 24
+        target = {"boxes": corners.flatten(2)}
+    keys = torch.randint(1 << 62, (SIZE,), generator=generator).numpy().view("uint64")
+    return Batch({"student": torch.zeros(SIZE, 3, 24, 24)}, target=target, labelled=labelled, keys=keys)
 
 
 def build(objective, name, student, teacher, batch):
@@ -106,17 +156,19 @@ def gradients(loss, inputs):
 
 
 def part(said, index):
-    return replace(
-        said,
-        logits=said.logits[index],
-        features={key: each[index] for key, each in said.features.items()},
-        heads={key: part(each, index) for key, each in said.heads.items()},
-    )
+    def cut(tensors):
+        return {key: each[index] if len(each) == SIZE else each for key, each in tensors.items()}
+
+    heads = {key: part(each, index) for key, each in said.heads.items()}
+    return Outputs(said.logits[index], features=cut(said.features), values=cut(said.values), heads=heads)
 
 
 def part_of_batch(batch, index):
     labelled = None if batch.labelled is None else batch.labelled[index]
-    return Batch({"student": batch.inputs["student"][index]}, target=batch.target[index], labelled=labelled)
+    target = batch.target
+    target = {key: each[index] for key, each in target.items()} if isinstance(target, dict) else target[index]
+    inputs = {"student": batch.inputs["student"][index]}
+    return Batch(inputs, target=target, labelled=labelled, keys=batch.keys[index.numpy()])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,12 +227,14 @@ def test_equal_gradients_under_any_split_or_not_splittable(name, on, widths, cut
     labelled = torch.tensor([True, False, True, True, False, True])
     batch = batch_for(name, labelled)
     student, inputs = leaves(outputs(7, name, torch.float64))
-    teacher = outputs(8, name, torch.float64, FEATURES if name == "fsp" else {**FEATURES, **widths})
+    narrow = name in ("fsp", "attention_mse")
+    teacher = outputs(8, name, torch.float64, FEATURES if narrow else {**FEATURES, **widths})
     objective = spec(name, on=on)
     criterion = build(objective, name, student, teacher, batch)
     if not criterion.splittable:
         return
     label = objective.label
+    inputs += list(criterion.parameters())
     whole = gradients(criterion(student, {"teacher": teacher}, batch, Clock())[0], inputs)
     total = criterion.items(batch)[label]
     sums = [torch.zeros_like(x) for x in inputs]
@@ -211,7 +265,7 @@ def test_a_term_sees_only_its_samples(name, on):
     expected = run(spec(name), name, part(student, chosen), part(teacher, chosen), alone)
     assert whole.item() == pytest.approx(expected.item(), rel=1e-12)
     for each in gradients(whole, inputs):
-        assert (each[~keep] == 0).all()
+        assert len(each) != SIZE or (each[~keep] == 0).all()
     criterion = build(objective, name, student, teacher, batch)
     assert int(criterion.items(batch)[objective.label]) == int(keep.sum())
 
@@ -248,19 +302,19 @@ def test_masked_positions_do_not_count(name):
 
 
 # wsld and adaptive_kl weigh by numbers that take no gradient: tests/parity holds them against frozen weights.
-@pytest.mark.parametrize("name", [name for name in RUNNING if name not in ("wsld", "adaptive_kl")])
+@pytest.mark.parametrize("name", [name for name in RUNNING if name not in {"wsld", "adaptive_kl", *REVERSED}])
 def test_gradient_by_finite_differences(name):
     student, inputs = leaves(outputs(15, name, torch.float64))
     teacher, batch = outputs(16, name, torch.float64), batch_for(name)
     if name in REGRESSION:
         batch = replace(batch, target=batch.target.double())
     criterion = build(spec(name), name, student, teacher, batch)
-    keys = list(student.features)
+    criterion(student, {"teacher": teacher}, batch, Clock())
+    if name == "crd":
+        criterion.eval()  # its memory then stays as that one step left it
 
-    def loss(logits, *others):
-        heads = {key: Outputs(logits=each) for key, each in zip(student.heads, others[len(keys) :])}
-        said = Outputs(logits=logits, features=dict(zip(keys, others)), heads=heads)
-        return criterion(said, {"teacher": teacher}, batch, Clock())[0]
+    def loss(*tensors):
+        return criterion(joined(student, tensors), {"teacher": teacher}, batch, Clock())[0]
 
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
@@ -268,11 +322,17 @@ def test_gradient_by_finite_differences(name):
 @pytest.mark.parametrize("name", RUNNING)
 def test_needs_name_the_layers_of_both_sides(name):
     wanted = needs_of(spec(name), ["teacher"])
-    features = getattr(spec(name), "layers", None)
-    if features:
-        assert wanted["student"].features == frozenset(features)
-        assert wanted["teacher"].features == frozenset(features.values())
-    elif name != "fsp":
+    objective = spec(name)
+    layers = getattr(objective, "layers", None)
+    if layers:
+        theirs = {path for each in layers.values() for path in ([each] if isinstance(each, str) else each)}
+        assert wanted["student"].features == frozenset(layers)
+        extra = {"norm@weight", "norm@bias"} if name == "ofd" else set()
+        assert wanted["teacher"].features == theirs | extra
+    elif "student_layers" in type(objective).model_fields:
+        assert wanted["student"].features == frozenset(objective.student_layers)
+        assert wanted["teacher"].features == frozenset(objective.teacher_layers)
+    else:
         assert not wanted["student"].features
 
 
@@ -281,16 +341,19 @@ def test_a_sum_flattens_to_its_terms():
     assert isinstance(spec("sum"), Sum)
 
 
-@pytest.mark.parametrize("name", ["hidden_mse", "hidden_cosine", "relation", "attention_mse"])
+KEPT = ["hidden_mse", "hidden_cosine", "relation", "attention_mse", "head_alignment", "layer_fusion"]
+
+
+@pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("on", ["all", "labelled"])
 def test_padding_does_not_count_and_splits_add_up_by_kept_positions(name, on):
-    layer = {"relation": "heads", "attention_mse": "scores"}.get(name, "tokens")
+    layer = {"relation": "heads", "attention_mse": "scores", "head_alignment": "probabilities"}.get(name, "tokens")
     lengths = torch.tensor([5, 2, 3, 1, 4, 5])
     kept = torch.arange(5) < lengths[:, None]
     labelled = torch.tensor([True, False, True, True, False, True])
     batch = Batch({"student": {"input_ids": kept.long(), "attention_mask": kept.long()}}, torch.zeros(6), labelled)
     student, teacher = outputs(17, name, torch.float64), outputs(18, name, torch.float64)
-    objective = spec(name, layers={layer: layer}, on=on)
+    objective = spec(name, on=on) if name == "layer_fusion" else spec(name, layers={layer: layer}, on=on)
     criterion = build(objective, name, student, teacher, batch)
 
     def total(said, heard, piece, shares=None):
@@ -300,7 +363,7 @@ def test_padding_does_not_count_and_splits_add_up_by_kept_positions(name, on):
     dirty = student.features[layer].clone()
     if name == "relation":
         dirty[~kept[:, None].expand(6, 2, 5)] = torch.nan
-    elif name == "attention_mse":
+    elif name in ("attention_mse", "head_alignment"):
         dirty[~(kept[:, None, :, None] & kept[:, None, None, :]).expand_as(dirty)] = torch.nan
     else:
         dirty[~kept] = torch.nan
@@ -312,3 +375,62 @@ def test_padding_does_not_count_and_splits_add_up_by_kept_positions(name, on):
         share = {name: int(criterion.items(piece)[name]) / int(count)}
         added += total(part(student, index), part(teacher, index), piece, share)
     assert added == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_what_a_term_learned_is_all_in_its_state(name):
+    student, teacher, batch = outputs(19, name), outputs(20, name, shapes={**FEATURES, **WIDER}), batch_for(name)
+    teacher = outputs(20, name) if name == "fsp" else teacher
+    criterion = build(spec(name), name, student, teacher, batch)
+    parameters = list(criterion.parameters())
+    loss, _ = criterion(student, {"teacher": teacher}, batch, Clock())
+    if parameters:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        assert all(each is not None and torch.isfinite(each).all() for each in found)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, found):
+                parameter -= 0.01 * gradient
+    torch.manual_seed(77)
+    other = Criterion.build(spec(name), criterion_probe(name, student, teacher, batch))
+    other.load_state_dict({key: each.clone() for key, each in criterion.state_dict().items()})
+    values = [each.eval()(student, {"teacher": teacher}, batch, Clock())[0].item() for each in (criterion, other)]
+    assert values[0] == values[1]
+
+
+def criterion_probe(name, student, teacher, batch):
+    task = NUMBERS if name in REGRESSION else CLASSIFICATION
+    return Probe(task, batch, student, {"teacher": teacher}, {})
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_forward_pass_waits_for_no_accelerator(name):
+    """Fake tensors of an accelerator have no values: what asks for one (a sync on a real device) raises."""
+    student, teacher, batch = outputs(21, name), outputs(22, name), batch_for(name)
+    criterion = build(spec(name), name, student, teacher, batch)
+    mode = FakeTensorMode(allow_non_fake_inputs=False)
+
+    def away(value):
+        if isinstance(value, torch.Tensor):
+            with mode:
+                return torch.empty(value.shape, dtype=value.dtype, device="cuda")
+        if isinstance(value, dict):
+            return {key: away(each) for key, each in value.items()}
+        return value
+
+    def moved(said):
+        heads = {key: moved(each) for key, each in said.heads.items()}
+        return Outputs(away(said.logits), features=away(said.features), values=away(said.values), heads=heads)
+
+    for module in criterion.modules():
+        for key, each in list(module.named_parameters(recurse=False)):
+            setattr(module, key, torch.nn.Parameter(away(each)))
+        for key, each in list(module.named_buffers(recurse=False)):
+            setattr(module, key, away(each))
+    elsewhere = Batch(
+        away(dict(batch.inputs)), away(batch.target), keys=away(torch.from_numpy(batch.keys.view("int64")))
+    )
+    with mode, pytest.raises(DataDependentOutputException):
+        away(student.logits).sum().item()
+    with mode:
+        loss, _ = criterion(moved(student), {"teacher": moved(teacher)}, elsewhere, Clock())
+    assert loss.device.type == "cuda"

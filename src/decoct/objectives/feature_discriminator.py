@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError
 from decoct.objectives._features import PairedObjective, PairNetwork
 from decoct.objectives._numeric import full_precision, item_mean, promote, shape
-from decoct.objectives.adapters import Adapter
+from decoct.objectives.adapters import Adapter, Widths
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch
 from decoct.training.clock import Clock
@@ -74,6 +74,7 @@ class FeatureDiscriminator(PairedObjective):
     """
 
     use: ClassVar[str] = "feature_discriminator"
+    widths: ClassVar[Widths] = "linear"
     adapter: Adapter = "pool"
     hidden: int = Field(default=128, ge=1)
     reversal: Scalar = 1.0
