@@ -1,7 +1,8 @@
 """Spec: frozen data with equal meaning from Python and from plain data."""
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import decoct as dc
 from decoct.errors import RecipeError

@@ -58,7 +58,7 @@ def training(log: Log, limit: int = POINTS) -> list[Chart]:
 
 
 def _weights_and_settings(curves: Sequence[Curve]) -> tuple[list[Curve], dict[str, list[Curve]]]:
-    """The weights of terms; and their other scheduled numbers, logged as TERM.SETTING, by setting, those that change."""
+    """The weights of terms; and by setting their other scheduled numbers (TERM.SETTING in the log) that change."""
     names = {curve.name for curve in curves}
     weights: list[Curve] = []
     settings: dict[str, list[Curve]] = {}

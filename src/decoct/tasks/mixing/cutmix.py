@@ -15,7 +15,7 @@ from decoct.tasks.mixing.base import Mixing
 def boxes(shares: np.ndarray, hashes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
     """`(top, bottom, left, right)` int64 `[B]` each: a box of area 1 − share of the image, cut off at its edges.
 
-    Its centre is uniform over the pixels; its sides are 2 · (floor(H · √(1 − share)) // 2), W alike, as in the authors' code.
+    Its centre is uniform over the pixels; its sides are 2 · (floor(H · √(1 − share)) // 2), W alike, as the authors do.
     """
     side = np.sqrt(1 - shares)
     found = []
