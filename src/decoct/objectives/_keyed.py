@@ -8,9 +8,15 @@ from torch import Tensor
 
 from decoct.outputs import Batch
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
-_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+def _signed(number: int) -> int:
+    """The lowest 64 bits, read as a signed number."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
 
 
 def batch_keys(batch: Batch, device: torch.device) -> Tensor | None:
@@ -35,7 +41,7 @@ def keyed_uniform(batch: Batch, step: int, count: int, device: torch.device) -> 
     if keys is None:
         keys = torch.zeros(len(batch), dtype=torch.int64, device=device)
     places = torch.arange(1, count + 1, dtype=torch.int64, device=device)
-    rows = _mix(keys + step * _GOLDEN)
+    rows = _mix(keys + _signed(step * _GOLDEN))
     bits = _mix(rows.unsqueeze(1) + places * _GOLDEN)
     return ((bits >> 40) & 0xFFFFFF).to(torch.float32) / (1 << 24)
 
