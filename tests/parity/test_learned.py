@@ -76,8 +76,6 @@ def test_contrastive_takes_gradients_to_the_student_alone_and_stays_finite():
         assert torch.isfinite(x.grad).all()
     alone = F.contrastive_loss(s, t, n, keep=torch.zeros(3, 5, dtype=torch.bool))
     assert alone.item() == 0
-    with pytest.raises(RecipeError, match=r"student \[3, 4\], teacher \[3, 5\]"):
-        F.contrastive_loss(s, draw(2, (3, 5))[0], n)
 
 
 def pool(x, size):
@@ -119,7 +117,7 @@ def test_afd(seed, size):
     assert got.item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_afd_gradients_and_errors():
+def test_afd_gradients():
     a, b, t, scores = draw(3, (2, 2, 3, 3), (2, 3, 4, 4), (2, 2, 3, 3), (2, 1, 2))
     alpha = torch.softmax(scores, -1).requires_grad_()
     t.requires_grad_()
@@ -128,8 +126,6 @@ def test_afd_gradients_and_errors():
     F.afd_loss([a, b], [t], alpha).backward()
     assert t.grad is None
     assert F.afd_loss([a.detach(), a.detach()], [a.detach()], alpha).item() == 0
-    with pytest.raises(RecipeError, match=r"attention \[2, 1, 2\]"):
-        F.afd_loss([a], [t], alpha)
 
 
 def head_alignment(student, teacher, weight, kept):
@@ -176,8 +172,6 @@ def test_head_alignment_is_zero_at_equality_and_takes_gradients():
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(zeros.grad).all()
-    with pytest.raises(RecipeError, match=r"weight \[3, 2\], student \[2, 3, 3, 3\]"):
-        F.head_alignment_loss(t, t, w)
 
 
 def layer_fusion(student, teacher, temperature, kept):
@@ -210,7 +204,7 @@ def test_layer_fusion(seed, layers, temperature, kept):
     assert vectors.item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_layer_fusion_gradients_and_errors():
+def test_layer_fusion_gradients():
     s, *t = draw(5, *[(2, 3, 4)] * 3)
     for each in t:
         each.requires_grad_()
@@ -218,8 +212,6 @@ def test_layer_fusion_gradients_and_errors():
     F.layer_fusion_loss(s, t).backward()
     assert all(each.grad is None for each in t)
     assert F.layer_fusion_loss(s, [s]).item() == 0
-    with pytest.raises(RecipeError, match=r"student \[2, 3, 4\] and teacher \[2, 4\]"):
-        F.layer_fusion_loss(s, [t[0], t[1][:, 0]])
 
 
 def boxed(boxes, height, width):
@@ -271,7 +263,7 @@ def test_focal_global(seed, size, height, width, count):
         np.testing.assert_allclose(outside, expected[1])
 
 
-def test_focal_global_gradients_and_errors():
+def test_focal_global_gradients():
     s, t = draw(6, (2, 3, 4, 4), (2, 3, 4, 4))
     boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5]], [[0.2, 0.4, 0.2, 0.9]]], dtype=torch.float64)
     t.requires_grad_()
@@ -284,8 +276,6 @@ def test_focal_global_gradients_and_errors():
     loss.backward()
     assert loss.item() == 0
     assert (x.grad == 0).all()
-    with pytest.raises(RecipeError, match=r"boxes \[2, 4\]"):
-        F.focal_global_loss(s, t, boxes[:, 0])
 
 
 @settings(max_examples=10, deadline=None)
@@ -310,3 +300,19 @@ def test_a_reversed_gradient():
     assert torch.equal(x, y)
     (y * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert x.grad.tolist() == [-0.25, -0.5, -0.75]
+
+
+def test_unlike_shapes_name_both():
+    a, b, maps, heads = draw(7, (3, 4), (3, 5), (2, 3, 4, 4), (2, 3, 4, 4))
+    with pytest.raises(RecipeError, match=r"student \[3, 4\], teacher \[3, 5\]"):
+        F.contrastive_loss(a, b, a)
+    with pytest.raises(RecipeError, match=r"attention \[3, 4\]"):
+        F.afd_loss([maps], [maps], a)
+    with pytest.raises(RecipeError, match=r"weight \[3, 4\], student \[2, 3, 4, 4\]"):
+        F.head_alignment_loss(heads, heads, a)
+    with pytest.raises(RecipeError, match=r"student \[3, 4\] and teacher \[3, 5\]"):
+        F.layer_fusion_loss(a, [a, b])
+    with pytest.raises(RecipeError, match=r"boxes \[3, 4\]"):
+        F.focal_global_loss(maps, maps, a)
+    with pytest.raises(RecipeError, match=r"\[3, 4\] and \[3, 5\]"):
+        F.discriminator_loss(a, b)

@@ -11,12 +11,13 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean
+from decoct.objectives._shapes import Loss, Same
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def activation_boundary_loss(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
+def activation_boundary_loss(student: Same, teacher: Same, *, margin: float = 1.0) -> Loss:
     """Mean over all elements of (s + m)² where s > −m and t ≤ 0, plus (s − m)² where s ≤ m and t > 0, else 0.
 
     Pre-activation features of one shape. Not 0 at student == teacher inside the margin. Convention: mean over all

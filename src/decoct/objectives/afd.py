@@ -14,6 +14,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import feature, refuse_open
 from decoct.objectives._logits import only
 from decoct.objectives._numeric import full_precision, item_mean, promote, shape, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.objectives.adapters import as_map
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.layers import stages
@@ -22,7 +23,7 @@ from decoct.training.clock import Clock
 
 
 @full_precision
-def afd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], attention: Tensor) -> Tensor:
+def afd_loss(student: Sequence[Features], teacher: Sequence[Features], attention: Features) -> Loss:
     """Σ over teacher layers of the mean over B of Σ_s α · mean over positions of (a_s − a_t)².
 
     Maps `[B, C, H, W]` of any width and size; `attention` α `[B, T, S]`, with gradient. a = mean over channels of x²,

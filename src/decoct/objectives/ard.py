@@ -10,6 +10,7 @@ from torch import Tensor
 from decoct.objectives._adversarial import adversarial_logits
 from decoct.objectives._logits import Fraction, Temperature, logits_of, only
 from decoct.objectives._numeric import full_precision
+from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.cross_entropy import cross_entropy
 from decoct.objectives.kd import kd_loss
@@ -20,15 +21,15 @@ from decoct.training.schedules import at
 
 @full_precision
 def ard_loss(
-    student_adversarial: Tensor,
-    student_clean: Tensor,
-    teacher: Tensor,
-    target: Tensor,
+    student_adversarial: Logits,
+    student_clean: Logits,
+    teacher: Logits,
+    target: Target,
     *,
     alpha: float = 1.0,
     temperature: float = 1.0,
-    mask: Tensor | None = None,
-) -> Tensor:
+    mask: Mask | None = None,
+) -> Loss:
     """α·`kd_loss`(student on adversarial inputs, teacher on clean ones) + (1 − α)·cross-entropy(clean student).
 
     Logits `[*B, C]`, class ids `[*B]`, `mask` `[*B]` bool. The KD part has T², the cross-entropy T = 1. Not 0 at

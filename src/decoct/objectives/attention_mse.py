@@ -11,12 +11,13 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import element_mean, full_precision, refuse_unlike_mask, shape
+from decoct.objectives._shapes import Attention, Loss, Places
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def attention_mse_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def attention_mse_loss(student: Attention, teacher: Attention, *, mask: Places | None = None) -> Loss:
     """Mean over heads and all pairs of kept positions (i, j) of (s − t)²: Σ / (H·Σ_b n_b²).
 
     Attention scores of one shape `[B, H, L, L]`, before the softmax; `mask` `[B, L]` bool. A score of −inf on both

@@ -10,11 +10,12 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import map_pair
 from decoct.objectives._numeric import full_precision, item_mean, refuse_unless, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.training.clock import Clock
 
 
 @full_precision
-def attention_transfer_loss(student: Tensor, teacher: Tensor, *, p: int = 2) -> Tensor:
+def attention_transfer_loss(student: Features, teacher: Features, *, p: int = 2) -> Loss:
     """Mean over B·H·W of (a_s − a_t)², a = flattened mean over channels of x^p (no abs), L2-normalised per sample.
 
     Maps `[B, C, H, W]` or tokens `[B, N, D]`; widths may differ; where H differs, the larger map is adaptively

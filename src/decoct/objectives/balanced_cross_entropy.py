@@ -21,6 +21,7 @@ from decoct.objectives._numeric import (
     refuse_unlike_mask,
     weigh,
 )
+from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.objectives.base import Probe, Term
 from decoct.training.clock import Clock
 
@@ -40,14 +41,14 @@ def effective_number_weights(counts: Sequence[int], *, beta: float = 0.999) -> T
 
 @full_precision
 def balanced_cross_entropy(
-    student: Tensor,
-    target: Tensor,
+    student: Logits,
+    target: Target | Logits,
     *,
     counts: Sequence[int],
     beta: float = 0.0,
     tau: float = 0.0,
-    mask: Tensor | None = None,
-) -> Tensor:
+    mask: Mask | None = None,
+) -> Loss:
     """Mean over items of −w_y log q_y, q = softmax(student + τ log π), π the shares of the classes in `counts`.
 
     Logits `[*B, C]`, class ids `[*B]` (or distributions `[*B, C]`: Σ_c t_c w_c (−log q_c)), `mask` `[*B]` bool. w from

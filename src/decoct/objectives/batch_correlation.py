@@ -9,14 +9,15 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, kept_rows, log_softmax, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
 def batch_correlation_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float = 4.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Logits, teacher: Logits, *, temperature: float = 4.0, mask: Mask | None = None
+) -> Loss:
     """(1/B) Σ over B×B of (PPᵀ − QQᵀ)², P and Q the softmaxes at T as `[B, C]`, without T².
 
     Logits `[*B, C]`, `mask` `[*B]` bool: B is then the number of items kept. 0 at student == teacher. Relates the

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair, weigh
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
-def binary_kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
+def binary_kd_loss(student: Logits, teacher: Logits, *, temperature: float = 1.0, mask: Mask | None = None) -> Loss:
     """T² times the mean over items of Σ_c KL of Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
 
     Logits `[*B, C]`, one per label; `mask` `[*B]` bool; in nats. Sum over labels, mean over items. 0 at

@@ -10,12 +10,13 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import as_map, feature_pair
 from decoct.objectives._numeric import full_precision, shape, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def channel_correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def channel_correlation_loss(student: Features, teacher: Features) -> Loss:
     """Σ (G_s − G_t)² / (C·B²), G = FFᵀ with rows L2-normalised, F `[C, H·W]` for each sample.
 
     Maps `[B, C, H, W]` or tokens `[B, N, D]` with equal B and C; sizes may differ. 0 at student == teacher.

@@ -10,13 +10,14 @@ from decoct.objectives._features import FeatureObjective
 from decoct.objectives._logits import Temperature
 from decoct.objectives._maps import as_map, equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, refuse_temperature
+from decoct.objectives._shapes import Loss, Same
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
-def channel_wise_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+def channel_wise_loss(student: Same, teacher: Same, *, temperature: float = 4.0) -> Loss:
     """T² · Σ p (log p − log q) / (B·C), p and q softmaxes over H·W for each channel at T.
 
     Maps `[B, C, H, W]` or tokens `[B, N, D]` of one shape; also dense logits. 0 at student == teacher. Convention: the

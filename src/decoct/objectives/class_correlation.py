@@ -9,14 +9,15 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, kept_rows, log_softmax, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
 def class_correlation_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float = 4.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Logits, teacher: Logits, *, temperature: float = 4.0, mask: Mask | None = None
+) -> Loss:
     """(1/C) Σ over C×C of (PᵀP − QᵀQ)², P and Q the softmaxes at T as `[B, C]`, without T².
 
     Logits `[*B, C]`, `mask` `[*B]` bool: the rows of P and Q are the items kept. 0 at student == teacher. Grows with

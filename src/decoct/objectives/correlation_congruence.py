@@ -12,11 +12,12 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import vector_pair
 from decoct.objectives._numeric import full_precision, item_mean, refuse_unless, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.training.clock import Clock
 
 
 @full_precision
-def correlation_congruence_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
+def correlation_congruence_loss(student: Features, teacher: Features, *, gamma: float = 0.4, order: int = 2) -> Loss:
     """Mean over B² of (K_s − K_t)², K = Σ_{k ≤ order} e^{−2γ}(2γ)^k/k! · (XXᵀ)^k elementwise, rows L2-normalised.
 
     Features `[B, ...]`, flattened to X; widths may differ. 0 at student == teacher. Relates the samples of a batch.

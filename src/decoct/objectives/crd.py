@@ -14,6 +14,7 @@ from decoct.objectives._features import PairedObjective, PairNetwork
 from decoct.objectives._keyed import batch_keys
 from decoct.objectives._logits import Temperature
 from decoct.objectives._numeric import full_precision, item_mean, promote, refuse_temperature, shape, unit
+from decoct.objectives._shapes import Embedding, Kept, Loss
 from decoct.objectives.adapters import Average
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch
@@ -23,14 +24,14 @@ from decoct.training.schedules import at
 
 @full_precision
 def contrastive_loss(
-    student: Tensor,
-    teacher: Tensor,
+    student: Embedding,
+    teacher: Embedding,
     negatives: Tensor,
     *,
     temperature: float = 0.07,
-    log_normalizer: Tensor | None = None,
-    keep: Tensor | None = None,
-) -> Tensor:
+    log_normalizer: Loss | None = None,
+    keep: Kept | None = None,
+) -> Loss:
     """Mean over B of −log(r₊/(r₊ + K)) − Σ_k log(K/(r_k + K)), r = exp(⟨a, b⟩/T)/Z.
 
     `student` `[B, D]`, `teacher` `[B, D]` the positives, `negatives` `[K, D]` of the teacher, or `[B, K, D]`; all are

@@ -20,13 +20,14 @@ from decoct.objectives._numeric import (
     shape,
     weigh,
 )
+from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.training.clock import Clock
 
 
 @full_precision
 def cross_entropy(
-    student: Tensor, target: Tensor, *, label_smoothing: float = 0.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Logits, target: Target | Logits, *, label_smoothing: float = 0.0, mask: Mask | None = None
+) -> Loss:
     """Mean over items of −log q(target), q = softmax(student).
 
     Logits `[*B, C]`, class ids `[*B]` or distributions `[*B, C]` (−Σ_c t_c log q_c),

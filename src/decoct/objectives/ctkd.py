@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError
 from decoct.objectives._logits import logits_of, only
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.outputs import Batch, Outputs
 from decoct.training.clock import Clock
@@ -21,7 +22,7 @@ from decoct.training.schedules import Linear, Scalar, at
 
 
 @full_precision
-def ctkd_loss(student: Tensor, teacher: Tensor, temperature: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def ctkd_loss(student: Logits, teacher: Logits, temperature: Tensor, *, mask: Mask | None = None) -> Loss:
     """Mean over items of T²·KL(p‖q), p = softmax(teacher/T), q = softmax(student/T), with a gradient into T.
 
     Logits `[*B, C]`; `temperature` one number or `[*B]`, above 0; `mask` `[*B]` bool. 0 at student == teacher. At one

@@ -9,20 +9,21 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, kept_rows, log_softmax, logit_pair, norm
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, at
 
 
 @full_precision
 def dist_loss(
-    student: Tensor,
-    teacher: Tensor,
+    student: Logits,
+    teacher: Logits,
     *,
     beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 1.0,
-    mask: Tensor | None = None,
-) -> Tensor:
+    mask: Mask | None = None,
+) -> Loss:
     """T²·[β(1 − mean over rows of ρ(p, q)) + γ(1 − mean over columns of ρ(p, q))].
 
     Logits `[*B, C]`, `mask` `[*B]` bool; rows are the items kept, columns the classes over those items.

@@ -18,21 +18,22 @@ from decoct.objectives._numeric import (
     logit_pair,
     without_target,
 )
+from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, at
 
 
 @full_precision
 def dkd_loss(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor,
+    student: Logits,
+    teacher: Logits,
+    target: Target,
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 4.0,
-    mask: Tensor | None = None,
-) -> Tensor:
+    mask: Mask | None = None,
+) -> Loss:
     """α·TCKD + β·NCKD, both T² times a mean over items of a KL, from softmaxes at T.
 
     Logits `[*B, C]`, class ids `[*B]`, `mask` `[*B]` bool. TCKD: KL of the pairs (p_y, Σ_{c≠y} p_c) and

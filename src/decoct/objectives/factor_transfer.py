@@ -9,12 +9,13 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, unit
+from decoct.objectives._shapes import Loss, Same
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def factor_transfer_loss(student: Same, teacher: Same) -> Loss:
     """Mean over all elements of |f_s − f_t|, f flattened and L2-normalised per sample.
 
     Factors of one shape `[B, ...]`. 0 at student == teacher. Convention: the authors' code with p = 1; the paper

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError
 from decoct.objectives._features import PairedObjective, PairNetwork
 from decoct.objectives._numeric import full_precision, item_mean, promote, shape
+from decoct.objectives._shapes import Loss, Same
 from decoct.objectives.adapters import Adapter, Widths
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch
@@ -20,7 +21,7 @@ from decoct.training.schedules import Scalar, at
 
 
 @full_precision
-def discriminator_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def discriminator_loss(student: Same, teacher: Same) -> Loss:
     """Mean over B of ½(−log(1 − σ(s)) − log σ(t)): binary cross-entropy of "is it the teacher's".
 
     Scores `[B]` or `[B, 1]` of a discriminator, with gradient on both sides: the teacher's scores depend on the

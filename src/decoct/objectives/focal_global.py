@@ -14,6 +14,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import PairedObjective, PairNetwork
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, promote, refuse_temperature, shape
+from decoct.objectives._shapes import Boxes, Loss, Maps
 from decoct.objectives.adapters import Widths
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch
@@ -22,15 +23,15 @@ from decoct.training.clock import Clock
 
 @full_precision
 def focal_global_loss(
-    student: Tensor,
-    teacher: Tensor,
-    boxes: Tensor,
+    student: Maps,
+    teacher: Maps,
+    boxes: Boxes,
     *,
     temperature: float = 0.5,
     alpha: float = 0.001,
     beta: float = 0.0005,
     gamma: float = 0.001,
-) -> Tensor:
+) -> Loss:
     """The focal part: α·foreground + β·background + γ·attention, each a sum over a sample, mean over B.
 
     Maps `[B, C, H, W]` of one shape, `boxes` `[B, M, 4]` x₀, y₀, x₁, y₁ as shares of the picture, those without area

@@ -12,13 +12,14 @@ from decoct.objectives._features import feature
 from decoct.objectives._logits import only
 from decoct.objectives._maps import as_map, pooled
 from decoct.objectives._numeric import full_precision, item_mean, promote, refuse_unlike, shape
+from decoct.objectives._shapes import Features, Loss
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.training.clock import Clock
 
 
 @full_precision
-def fsp_loss(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Tensor]) -> Tensor:
+def fsp_loss(student_pair: tuple[Features, Features], teacher_pair: tuple[Features, Features]) -> Loss:
     """Mean over all elements of (M_s − M_t)², M `[B, C, D]` = mean over positions of bottom_c · top_d.
 
     Each pair is (bottom, top) of maps `[B, C, H, W]` or tokens `[B, N, D]`; where H differs within the pair, the

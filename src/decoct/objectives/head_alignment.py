@@ -11,6 +11,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import PairedObjective, PairNetwork
 from decoct.objectives._maps import feature_pair
 from decoct.objectives._numeric import full_precision, item_mean, refuse_unlike_mask, shape, weigh
+from decoct.objectives._shapes import Attention, HeadWeights, Loss, OtherAttention, Places
 from decoct.objectives.adapters import Adapter, Heads
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch
@@ -21,7 +22,9 @@ SMALLEST = 1e-12
 
 
 @full_precision
-def head_alignment_loss(student: Tensor, teacher: Tensor, weight: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def head_alignment_loss(
+    student: Attention, teacher: OtherAttention, weight: HeadWeights, *, mask: Places | None = None
+) -> Loss:
     """Mean over the teacher's heads and kept rows of KL(teacher head ‖ Σ_h weight · student head h).
 
     Attention probabilities `[B, H_s, L, L]` and `[B, H_t, L, L]`, `weight` `[H_t, H_s]` with rows that sum to 1, with

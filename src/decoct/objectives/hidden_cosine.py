@@ -10,12 +10,13 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, norm, refuse_unlike_mask, unit
+from decoct.objectives._shapes import Loss, Mask, Tokenwise
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def hidden_cosine_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def hidden_cosine_loss(student: Tokenwise, teacher: Tokenwise, *, mask: Mask | None = None) -> Loss:
     """Mean over the positions kept of 1 − ⟨s, t⟩, both L2-normalised.
 
     Hidden states of one shape `[B, N, D]`, `mask` `[B, N]` bool. 0 at student == teacher, 1 where either is a zero

@@ -9,12 +9,13 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import element_mean, full_precision, refuse_unlike_mask
+from decoct.objectives._shapes import Loss, Mask, Tokenwise
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def hidden_mse_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def hidden_mse_loss(student: Tokenwise, teacher: Tokenwise, *, mask: Mask | None = None) -> Loss:
     """Mean over the positions kept and D of (s − t)².
 
     Hidden states of one shape `[B, N, D]`, `mask` `[B, N]` bool. 0 at student == teacher. Convention: `F.mse_loss`

@@ -11,12 +11,13 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, shape
+from decoct.objectives._shapes import Loss, Maps
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def hierarchical_context_loss(student: Maps, teacher: Maps) -> Loss:
     """Weighted mean of the squared distance at full size and after adaptive average pooling to 4×4, 2×2, 1×1.
 
     Maps `[B, C, H, W]` of one shape. Weight 1 at full size; then ½, ¼, ⅛ in order for those l of 4, 2, 1 that are

@@ -9,12 +9,13 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean
+from decoct.objectives._shapes import Loss, Same
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def hint_loss(student: Same, teacher: Same) -> Loss:
     """Mean over all elements of (s − t)². Shapes equal, any. 0 at student == teacher.
 
     Convention: `F.mse_loss`. Peers: the paper's ½ sum over elements, mean over the batch, is this times half the

@@ -10,21 +10,22 @@ from torch import Tensor
 from decoct.objectives import _divergence
 from decoct.objectives._logits import Fraction, LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import Schedule, at, bounds
 
 
 @full_precision
 def jsd_loss(
-    student: Tensor,
-    teacher: Tensor,
+    student: Logits,
+    teacher: Logits,
     *,
     beta: float = 0.5,
     temperature: float = 1.0,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     top_k: int | None = None,
     tail: bool = True,
-) -> Tensor:
+) -> Loss:
     """Mean over tokens of β·KL(p‖M) + (1−β)·KL(q‖M), M = βp + (1−β)q; β = 0: KL(p‖q); β = 1: KL(q‖p).
 
     Logits `[*B, V]`, `mask` `[*B]` bool; in nats, without T². 0 at student == teacher. It tends to 0 as β tends to 0

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.standardize import standardize_logits
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
-def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, mask: Tensor | None = None) -> Tensor:
+def kd_loss(student: Logits, teacher: Logits, *, temperature: float = 4.0, mask: Mask | None = None) -> Loss:
     """T² times the mean over items of KL(p‖q), p = softmax(teacher/T), q = softmax(student/T).
 
     Logits `[*B, C]`, class axis last; `mask` `[*B]` bool, True where an item counts; in nats. Sum over classes, mean

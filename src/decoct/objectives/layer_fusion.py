@@ -20,6 +20,7 @@ from decoct.objectives._numeric import (
     refuse_unlike_mask,
     shape,
 )
+from decoct.objectives._shapes import Loss, Mask, Tokenwise
 from decoct.objectives.adapters import Bridge, Needed, bridge
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.layers import stages
@@ -30,8 +31,8 @@ from decoct.training.schedules import at
 
 @full_precision
 def layer_fusion_loss(
-    student: Tensor, teacher: Sequence[Tensor], *, temperature: float = 1.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Tokenwise, teacher: Sequence[Tokenwise], *, temperature: float = 1.0, mask: Mask | None = None
+) -> Loss:
     """Mean over kept positions and D of (s − Σ_k α_k t_k)², α = softmax over the teacher's layers of ⟨s, t_k⟩/T.
 
     Tokens `[B, N, D]` or vectors `[B, D]`, the teacher's all of the student's shape; `mask` `[B, N]` bool. α is taken

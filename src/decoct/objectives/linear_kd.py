@@ -12,6 +12,7 @@ from torch import Tensor
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives import _divergence
 from decoct.objectives._numeric import full_precision, promote, refuse_temperature, refuse_unlike_mask, shape
+from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, TeacherHeadOfLogits, TeacherTokenwise, Tokenwise
 
 Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From student and teacher logits `[N, V]` the summed divergence and its gradient by the student's logits."""
@@ -29,17 +30,17 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
 
 @full_precision
 def linear_kd_loss(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
+    student_hidden: Tokenwise,
+    student_weight: HeadOfLogits,
+    teacher_hidden: TeacherTokenwise,
+    teacher_weight: TeacherHeadOfLogits,
     *,
     divergence: str = "forward_kl",
     temperature: float = 1.0,
-    mask: Tensor | None = None,
+    mask: Mask | None = None,
     chunk: int = 256,
     **options: Any,
-) -> Tensor:
+) -> Loss:
     """Mean over tokens of a divergence between logits = hidden · weightᵀ, `chunk` tokens at a time.
 
     Hidden `[*B, D]`, weight `[V, D]`; D may differ between student and teacher, V may not. `mask` `[*B]` bool.

@@ -10,6 +10,7 @@ from torch import Tensor
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives._logits import Temperature, only
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, logit_pair, shape
+from decoct.objectives._shapes import ItemWeights, Logits, Loss, Mask
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.outputs import Batch, Outputs
 from decoct.training.clock import Clock
@@ -18,13 +19,13 @@ from decoct.training.schedules import at
 
 @full_precision
 def localization_loss(
-    student: Tensor,
-    teacher: Tensor,
+    student: Logits,
+    teacher: Logits,
     *,
     temperature: float = 10.0,
-    weight: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
+    weight: ItemWeights | None = None,
+    mask: Mask | None = None,
+) -> Loss:
     """T² · Σ_bins p (log p − log q) for each edge, times its weight, summed and divided by N.
 
     Edge-bin logits `[N, n+1]`, `weight` `[N]`, `mask` `[N]` bool (N is then the number kept). 0 at student ==

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import element_mean, full_precision, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
-def logit_mse_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
+def logit_mse_loss(student: Logits, teacher: Logits, *, temperature: float = 1.0, mask: Mask | None = None) -> Loss:
     """Mean over all elements of ((s − t)/T)², without T².
 
     Logits `[*B, C]`; `mask` `[*B]` bool: the mean is then over the classes of the items kept. A class at −inf on both

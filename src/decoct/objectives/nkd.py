@@ -18,20 +18,21 @@ from decoct.objectives._numeric import (
     weigh,
     without_target,
 )
+from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, at
 
 
 @full_precision
 def nkd_loss(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor,
+    student: Logits,
+    teacher: Logits,
+    target: Target,
     *,
     gamma: float = 1.5,
     temperature: float = 1.0,
-    mask: Tensor | None = None,
-) -> Tensor:
+    mask: Mask | None = None,
+) -> Loss:
     """Mean of −p₁(y) log q₁(y), plus γT² times the mean of −Σ_{c≠y} p̂ log q̂.
 
     Logits `[*B, C]`, class ids `[*B]`, `mask` `[*B]` bool. p₁, q₁ are softmaxes at T = 1, p̂, q̂ softmaxes at T over

@@ -10,11 +10,12 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import in_pieces, map_pair
 from decoct.objectives._numeric import full_precision, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.training.clock import Clock
 
 
 @full_precision
-def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def nst_loss(student: Features, teacher: Features) -> Loss:
     """mean k(t, t) + mean k(s, s) − 2 mean k(s, t), k(x, y) = ⟨x, y⟩², over L2-normalised channel maps.
 
     Maps `[B, C, H, W]` or tokens `[B, N, D]`; numbers of channels may differ; where H differs, the larger map is

@@ -15,6 +15,7 @@ from decoct.objectives._features import PairedObjective, PairNetwork, feature
 from decoct.objectives._logits import only
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, promote, refuse_unlike, shape
+from decoct.objectives._shapes import Loss, Same
 from decoct.objectives.adapters import Adapter
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch, Needs
@@ -22,7 +23,7 @@ from decoct.training.clock import Clock
 
 
 @full_precision
-def ofd_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+def ofd_loss(student: Same, teacher: Same, margin: Tensor) -> Loss:
     """Sum over C, H, W, mean over B of a partial squared distance.
 
     Pre-ReLU features of one shape `[B, C, H, W]` (tokens `[B, N, C]`), margin `[C]`, at most 0. (s−m)² where s > m
@@ -48,7 +49,7 @@ def ofd_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
 
 
 @full_precision
-def ofd_margin(weight: Tensor, bias: Tensor) -> Tensor:
+def ofd_margin(weight: Same, bias: Same) -> Same:
     """Margin `[C]`: the expected value of a channel given that it is negative, from its batch norm.
 
     `weight` g and `bias` b `[C]` of the teacher's batch norm before the ReLU; s = |g|. Where Φ(−b/s) > 0.001:

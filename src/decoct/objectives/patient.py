@@ -10,12 +10,13 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import equal_pair
 from decoct.objectives._numeric import full_precision, item_mean, shape, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def patient_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def patient_loss(student: Features, teacher: Features) -> Loss:
     """Sum over D, mean over B of (s − t)², of the first position's vector, L2-normalised.
 
     `[B, N, D]`, or `[B, D]` itself; N may differ, D may not. 0 at student == teacher; equals 2 − 2 cos. Convention:

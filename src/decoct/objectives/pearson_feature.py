@@ -11,12 +11,13 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import as_map, feature_pair
 from decoct.objectives._numeric import full_precision, item_mean, refuse_unlike
+from decoct.objectives._shapes import Features, Loss
 from decoct.objectives.adapters import Widths
 from decoct.training.clock import Clock
 
 
 @full_precision
-def pearson_feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def pearson_feature_loss(student: Features, teacher: Features) -> Loss:
     """½ mean over all elements of (z_s − z_t)², z = (x − mean)/(std + 1e-6) per channel over (B, H, W).
 
     Maps `[B, C, H, W]` (where sizes differ the student is first resized bilinearly, align_corners False) or tokens

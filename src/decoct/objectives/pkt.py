@@ -9,11 +9,12 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import vector_pair
 from decoct.objectives._numeric import full_precision, item_mean, norm
+from decoct.objectives._shapes import Features, Loss
 from decoct.training.clock import Clock
 
 
 @full_precision
-def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def pkt_loss(student: Features, teacher: Features) -> Loss:
     """Mean over all B² of K_t·log((K_t + 1e-7)/(K_s + 1e-7)), K = (XXᵀ + 1)/2, rows divided by their sum.
 
     Features `[B, ...]`, flattened, rows x/(‖x‖ + 1e-7); widths may differ. 0 at student == teacher. Relates the

@@ -11,13 +11,14 @@ from torch import Tensor
 from decoct.errors import RecipeError
 from decoct.objectives._logits import LogitsObjective
 from decoct.objectives._numeric import element_mean, full_precision, promote, refuse_unless, refuse_unlike, shape
+from decoct.objectives._shapes import AnyMask, Loss, Same
 from decoct.training.clock import Clock
 
 
 @full_precision
 def regression_kd_loss(
-    student: Tensor, teacher: Tensor, target: Tensor, *, margin: float = 0.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Same, teacher: Same, target: Same, *, margin: float = 0.0, mask: AnyMask | None = None
+) -> Loss:
     """Teacher-bounded regression plus the squared distance to the teacher.
 
     Predictions and target of one shape `[*B, D]`; `mask` bool over leading axes. With s, t, y elementwise: mean over

@@ -14,11 +14,12 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import feature_pair
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, refuse_unlike_mask, shape
+from decoct.objectives._shapes import Heads, Loss, Places
 from decoct.training.clock import Clock
 
 
 @full_precision
-def relation_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def relation_loss(student: Heads, teacher: Heads, *, mask: Places | None = None) -> Loss:
     """Mean over heads and kept rows of KL(teacher‖student) of softmax(XXᵀ/√d).
 
     X `[B, R, L, d]`: queries, keys or values already split in R relation heads; R and L equal, d may differ (each side

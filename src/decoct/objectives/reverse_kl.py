@@ -9,14 +9,13 @@ from torch import Tensor
 from decoct.objectives import _divergence
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
-def reverse_kl_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None
-) -> Tensor:
+def reverse_kl_loss(student: Logits, teacher: Logits, *, temperature: float = 1.0, mask: Mask | None = None) -> Loss:
     """Mean over tokens of KL(q‖p): the student keeps to what the teacher finds likely.
 
     Logits `[*B, V]`, class axis last; `mask` `[*B]` bool, the tokens that count; in nats, without T². p =

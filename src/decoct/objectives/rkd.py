@@ -11,11 +11,12 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import in_pieces, vector_pair
 from decoct.objectives._numeric import full_precision, item_mean, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.training.clock import Clock
 
 
 @full_precision
-def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_distance_loss(student: Features, teacher: Features) -> Loss:
     """Mean over all B² pairs (diagonal included) of smooth-L1 (β = 1) between normalised distances.
 
     Features `[B, ...]`, flattened; widths may differ. Distances √max(‖xᵢ − xⱼ‖², 1e-12), diagonal 0, divided by the
@@ -42,7 +43,7 @@ def _distances(x: Tensor) -> Tensor:
 
 
 @full_precision
-def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_angle_loss(student: Features, teacher: Features) -> Loss:
     """Mean over all B³ triples of smooth-L1 (β = 1) between angles ⟨e_ij, e_ik⟩.
 
     Features `[B, ...]`, flattened; widths may differ. e_ij = x_j − x_i, L2-normalised (0 for i = j). 0 at student ==

@@ -10,6 +10,7 @@ from torch import Tensor
 from decoct.objectives._adversarial import adversarial_logits
 from decoct.objectives._logits import Fraction, logits_of, only
 from decoct.objectives._numeric import full_precision
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.kd import kd_loss
 from decoct.outputs import Batch, Outputs
@@ -19,13 +20,13 @@ from decoct.training.schedules import at
 
 @full_precision
 def rslad_loss(
-    student_adversarial: Tensor,
-    student_clean: Tensor,
-    teacher: Tensor,
+    student_adversarial: Logits,
+    student_clean: Logits,
+    teacher: Logits,
     *,
     weight: float = 5 / 6,
-    mask: Tensor | None = None,
-) -> Tensor:
+    mask: Mask | None = None,
+) -> Loss:
     """Mean of weight·KL(teacher‖adversarial student) + (1 − weight)·KL(teacher‖clean student), T = 1.
 
     Logits `[*B, C]`, `mask` `[*B]` bool; the teacher saw the clean inputs. 0 at student == teacher. Convention: sum

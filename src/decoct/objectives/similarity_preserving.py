@@ -9,11 +9,12 @@ from torch import Tensor
 from decoct.objectives._features import FeatureObjective
 from decoct.objectives._maps import vector_pair
 from decoct.objectives._numeric import full_precision, item_mean, unit
+from decoct.objectives._shapes import Features, Loss
 from decoct.training.clock import Clock
 
 
 @full_precision
-def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def similarity_preserving_loss(student: Features, teacher: Features) -> Loss:
     """Σ (G_s − G_t)² / B², G = FFᵀ `[B, B]` with rows L2-normalised.
 
     Features `[B, ...]`, flattened to F; widths may differ. 0 at student == teacher. Relates the samples of a batch.

@@ -9,14 +9,15 @@ from torch import Tensor
 from decoct.objectives import _divergence
 from decoct.objectives._logits import Fraction, LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
 def skew_reverse_kl_loss(
-    student: Tensor, teacher: Tensor, *, alpha: float = 0.1, temperature: float = 1.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Logits, teacher: Logits, *, alpha: float = 0.1, temperature: float = 1.0, mask: Mask | None = None
+) -> Loss:
     """Mean over tokens of KL(q ‖ (1−α)p + αq).
 
     Logits `[*B, V]`, class axis last; `mask` `[*B]` bool, the tokens that count; in nats, without T². p =

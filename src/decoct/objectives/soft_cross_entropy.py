@@ -8,14 +8,13 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, log_softmax, logit_pair, weigh
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
-def soft_cross_entropy(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None
-) -> Tensor:
+def soft_cross_entropy(student: Logits, teacher: Logits, *, temperature: float = 1.0, mask: Mask | None = None) -> Loss:
     """Mean over items of −Σ_c p log q, p = softmax(teacher/T), q = softmax(student/T), without T².
 
     Logits `[*B, C]`, class axis last; `mask` `[*B]` bool; in nats. At student == teacher it is the teacher's entropy,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from decoct.objectives._numeric import full_precision, promote
+from decoct.objectives._shapes import Logits
 
 
 @full_precision
-def standardize_logits(logits: Tensor) -> Tensor:
+def standardize_logits(logits: Logits) -> Logits:
     """(x − mean) / (1e-7 + std) over the last axis, the std with Bessel's correction.
 
     Not a loss: goes before one, on both sides. Logits `[*B, C]` in, the same shape out, in float32 at least.

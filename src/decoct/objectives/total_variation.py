@@ -9,14 +9,15 @@ from torch import Tensor
 from decoct.objectives import _divergence
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
+from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
 def total_variation_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Logits, teacher: Logits, *, temperature: float = 1.0, mask: Mask | None = None
+) -> Loss:
     """Mean over tokens of ½ Σ|p − q|.
 
     Logits `[*B, V]`, class axis last; `mask` `[*B]` bool, the tokens that count; in nats, without T². p =

@@ -19,6 +19,7 @@ from decoct.objectives._numeric import (
     refuse_unlike_mask,
     shape,
 )
+from decoct.objectives._shapes import Loss, OtherPlaces, OtherSequences, Places, Sequences
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.outputs import Batch, Outputs
 from decoct.training.clock import Clock
@@ -27,8 +28,13 @@ from decoct.training.schedules import at
 
 @full_precision
 def uld_loss(
-    student: Tensor, teacher: Tensor, *, student_mask: Tensor, teacher_mask: Tensor, temperature: float = 1.0
-) -> Tensor:
+    student: Sequences,
+    teacher: OtherSequences,
+    *,
+    student_mask: Places,
+    teacher_mask: OtherPlaces,
+    temperature: float = 1.0,
+) -> Loss:
     """Mean over samples of the mean over positions of the L1 distance between sorted distributions.
 
     Student logits `[B, L_s, V_s]`, teacher `[B, L_t, V_t]`, masks `[B, L_s]` and `[B, L_t]` bool. For each sample the

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError
 from decoct.objectives._features import PairedObjective, PairNetwork
 from decoct.objectives._numeric import full_precision, item_mean, promote, refuse_unlike, shape
+from decoct.objectives._shapes import Loss, Same
 from decoct.objectives.base import Probe
 from decoct.outputs import Batch
 from decoct.training.clock import Clock
 
 
 @full_precision
-def vid_loss(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
+def vid_loss(mean: Same, variance: Tensor, teacher: Same) -> Loss:
     """Mean over all elements of ½((t − mean)²/variance + log variance).
 
     `mean` and `teacher` of one shape; `variance` above 0, broadcast to it. Gradients flow to mean and variance. Not 0

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import class_target, full_precision, item_mean, log_softmax, logit_pair, weigh
+from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
 
 @full_precision
 def wsld_loss(
-    student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float = 2.0, mask: Tensor | None = None
-) -> Tensor:
+    student: Logits, teacher: Logits, target: Target, *, temperature: float = 2.0, mask: Mask | None = None
+) -> Loss:
     """T² · mean over items of w·(−Σ_c p log q), w = 1 − exp(−max(CE_s/(CE_t + 1e-7), 0)).
 
     Logits `[*B, C]`, class ids `[*B]`, `mask` `[*B]` bool. CE_s, CE_t: cross-entropies with the target at T = 1; w
