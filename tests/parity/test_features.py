@@ -292,7 +292,7 @@ def test_half_precision_is_cast_up_also_under_autocast(name, dtype):
         assert loss.item() == pytest.approx(exact.item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["nst", "rkd_angle"])
+@pytest.mark.parametrize("name", ["nst", "rkd_angle", "channel_correlation"])
 def test_pieces_give_the_same_value_and_gradient(name, monkeypatch):
     s, t = draw(11, (5, 4, 3, 3), (5, 4, 3, 3))
     results = []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decoct.errors import RecipeError
 from decoct.objectives._features import FeatureObjective
-from decoct.objectives._maps import as_map, feature_pair
+from decoct.objectives._maps import as_map, feature_pair, in_pieces
 from decoct.objectives._numeric import full_precision, shape, unit
 from decoct.objectives._shapes import Features, Loss
 from decoct.objectives.adapters import Widths
@@ -19,7 +19,8 @@ from decoct.training.clock import Clock
 def channel_correlation_loss(student: Features, teacher: Features) -> Loss:
     """Σ (G_s − G_t)² / (C·B²), G = FFᵀ with rows L2-normalised, F `[C, H·W]` for each sample.
 
-    Maps `[B, C, H, W]` or tokens `[B, N, D]` with equal B and C; sizes may differ. 0 at student == teacher.
+    Maps `[B, C, H, W]` or tokens `[B, N, D]` with equal B and C; sizes may differ. 0 at student == teacher. Works in
+    pieces where B·C² is large, so that memory stays bounded.
     Convention: the authors' code, which divides by the batch twice; so it is not the mean over a split of the batch.
 
     Liu et al. 2021 (ICKD), "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation".
@@ -35,8 +36,14 @@ def channel_correlation_loss(student: Features, teacher: Features) -> Loss:
         raise RecipeError(
             f"channel_correlation_loss: student {shape(student)} and teacher {shape(teacher)}; B and C must be equal"
         )
-    gap = unit(s @ s.mT) - unit(t @ t.mT)
-    return gap.square().sum() / max(s.shape[1] * len(s) ** 2, 1)
+    total = in_pieces(_gaps, len(s), 2 * s.shape[1] ** 2, s, t)
+    return total / max(s.shape[1] * len(s) ** 2, 1)
+
+
+def _gaps(start: int, stop: int, s: Tensor, t: Tensor) -> Tensor:
+    """Σ over the samples start..stop of (G_s − G_t)²."""
+    s, t = s[start:stop], t[start:stop]
+    return (unit(s @ s.mT) - unit(t @ t.mT)).square().sum()
 
 
 class ChannelCorrelation(FeatureObjective):

@@ -57,13 +57,24 @@ def contrastive_loss(
             f"contrastive_loss: student {shape(student)}, teacher {shape(teacher)} and negatives {shape(negatives)}; "
             f"allowed: [B, D], [B, D] and [K, D] or [B, K, D]"
         )
-    a, b, c = unit(a), unit(b.detach()), unit(c.detach())
-    near = (a * b).sum(-1) / temperature
-    apart = (a @ c.T if c.ndim == 2 else torch.einsum("bd,bkd->bk", a, c)) / temperature
+    near, apart = _scores(unit(a), unit(b.detach()), unit(c.detach()), temperature)
     if keep is None:
         keep = torch.ones_like(apart, dtype=torch.bool)
     if keep.shape != apart.shape:
         raise RecipeError(f"contrastive_loss: keep {shape(keep)} and scores {shape(apart)}; the shapes must be equal")
+    return _contrast(near, apart, keep, log_normalizer)
+
+
+@full_precision
+def _scores(a: Tensor, b: Tensor, c: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """⟨a, b⟩/T `[B]` and ⟨a, c⟩/T `[B, K]` of vectors of length 1."""
+    a, b, c = promote(a, b, c)
+    apart = a @ c.T if c.ndim == 2 else torch.einsum("bd,bkd->bk", a, c)
+    return (a * b).sum(-1) / temperature, apart / temperature
+
+
+def _contrast(near: Tensor, apart: Tensor, keep: Tensor, log_normalizer: Tensor | None) -> Tensor:
+    """The loss of scores ⟨a, b⟩/T with the positives `[B]` and the negatives `[B, K]`."""
     if log_normalizer is None:
         log_normalizer = log_mean(near, apart, keep)
     count = keep.sum(-1).to(apart.dtype).log()
@@ -152,11 +163,10 @@ class Contrast(PairNetwork):
         temperature = at(self.objective.temperature, clock)
         ways = ((s, near_theirs, self.theirs), (t, near_own, self.own))
         total = s.new_zeros(())
-        for i, (anchor, near, bank) in enumerate(ways):
-            known_scale = self._normalizer(i, anchor.detach(), near, bank, keep, temperature)
-            total = total + contrastive_loss(
-                anchor, near, bank, temperature=temperature, log_normalizer=known_scale, keep=keep
-            )
+        for i, (anchor, other, bank) in enumerate(ways):
+            # All of these are of length 1 already.
+            near, apart = _scores(anchor, other, bank, temperature)
+            total = total + _contrast(near, apart, keep, self._normalizer(i, near, apart, keep))
         return total
 
     def _vector(self, x: Tensor) -> Tensor:
@@ -199,15 +209,12 @@ class Contrast(PairNetwork):
             self.labels = self.labels.index_copy(0, places, labels[winner])
         self.turn = (self.turn + len(places)).remainder(self.objective.bank)
 
-    def _normalizer(
-        self, way: int, anchor: Tensor, near: Tensor, bank: Tensor, keep: Tensor, temperature: float
-    ) -> Tensor:
+    def _normalizer(self, way: int, near: Tensor, apart: Tensor, keep: Tensor) -> Tensor:
         """That of the first batch of training, as in the authors' code; before it, this batch's own."""
         stored = self.log_normalizers[way]
         if self._settled[way]:
             return stored
-        scores = (anchor * near).sum(-1) / temperature, anchor @ bank.to(anchor.dtype).T / temperature
-        found = torch.where(stored.isnan(), log_mean(*scores, keep).to(stored.dtype), stored)
+        found = torch.where(stored.isnan(), log_mean(near, apart, keep).to(stored.dtype), stored)
         if self.training:
             place = torch.arange(2, device=found.device) == way
             self.log_normalizers = torch.where(place, found, self.log_normalizers)
