@@ -19,7 +19,7 @@ REQUIRED = {
     "onnx": (1, 21),
     "onnxruntime": (1, 22),
     "onnxscript": (0, 7, 1),
-    "pydantic": (2, 11),
+    "pydantic": (2, 12),
     "safetensors": (0, 5),
     "accelerate": (1, 6),
     "scikit-learn": (1, 5),
