@@ -36,6 +36,7 @@ NEEDED: Mapping[str, Any] = {
     "model": {"use": "mlp", "hidden": [4]},
     "estimator": {"use": "gradient_boosting"},
     "classes": ("0", "1"),
+    "assistants": ({"use": "mlp", "hidden": [4]},),
     "target": "column",
     "type": "some.Class",
     "value": 0.5,

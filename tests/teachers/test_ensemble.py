@@ -97,6 +97,21 @@ def test_a_class_that_nobody_knows_stays_out_and_a_single_teacher_is_itself():
     np.testing.assert_allclose(found[:, [1, 3]].exp().numpy(), softmax(logits[0][:, [1, 3]]), rtol=1e-6)
 
 
+def test_float32_logits_are_joined_as_float64_ones():
+    """Confident specialists share little probability: their joint distribution hangs on small numbers."""
+    logits = partly(drawn(10, 2, 200, 10) * 2, [[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9]])
+    exact = mean_probabilities(torch.from_numpy(logits), torch.ones(2, dtype=torch.float64)).numpy()
+    found = mean_probabilities(torch.from_numpy(logits.astype(np.float32)), torch.ones(2)).numpy()
+    np.testing.assert_allclose(softmax(found), softmax(exact), atol=1e-4)
+    p = softmax(logits)
+    q, w = softmax(exact), 0.5
+    reach = np.stack([q[:, :6].sum(1), q[:, 4:].sum(1)])
+    expected = (w * p[0] + w * p[1]) / sum(
+        w / reach[k][:, None] * np.isin(np.arange(10), known) for k, known in enumerate([range(6), range(4, 10)])
+    )
+    np.testing.assert_allclose(q, expected, atol=1e-8)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
 def test_unlike_teachers_are_joined_at_any_confidence(scale):
     logits = partly(drawn(9, 3, 50, CLASSES) * scale, [[0, 1, 2], [2, 3, 4], [0, 4]]).astype(np.float32)

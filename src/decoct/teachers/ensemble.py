@@ -51,32 +51,33 @@ def mean_probabilities(logits: Tensor, weights: Tensor, *, temperature: float = 
         return temperature * (log_w.movedim(-1, 0).unsqueeze(-1) + log_p).logsumexp(0)
     columns = known.any(0).nonzero().squeeze(1)
     known = known[:, columns]
-    log_p = torch.log_softmax(logits[..., columns] / temperature, -1)
+    log_p, log_w = torch.log_softmax(logits[..., columns].double() / temperature, -1), log_w.double().log_softmax(-1)
     said = (log_w.movedim(-1, 0).unsqueeze(-1) + log_p).logsumexp(0)
-    factors = log_w + reach(said, log_w, known).to(log_w.dtype)
+    factors = log_w + reach(said, log_w, known)
     total = torch.where(known.T, factors.unsqueeze(-2), -torch.inf).logsumexp(-1)
     q = torch.full_like(logits[0], -torch.inf)
-    q[..., columns] = temperature * torch.log_softmax(said - total, -1)
+    q[..., columns] = (temperature * torch.log_softmax(said - total, -1)).to(q.dtype)
     return q
 
 
 def reach(said: Tensor, log_w: Tensor, known: Tensor) -> Tensor:
-    """`[*B, K]`, u_k = -log q(known to k) up to a constant, by Newton's method in float64, in ROUNDS rounds at most.
+    """`[*B, K]`, u_k = -log q(known to k) up to a constant, by Newton's method in ROUNDS rounds at most.
 
     With S = Σ_k w_k p_k (`said`, its log, `[*B, C]`), the q wanted is S(c) / Σ_{k knows c} w_k e^{u_k} at the minimum
-    of the convex function Σ_c S(c) log Σ_{k knows c} w_k e^{u_k} - Σ_k w_k u_k. Differentiable in both logs.
+    of the convex function Σ_c S(c) log Σ_{k knows c} w_k e^{u_k} - Σ_k w_k u_k. Both logs in float64, since the
+    function is flat along a constant; differentiable in both.
     """
-    weight, log_weight = said.double().exp(), log_w.double()
+    weight = said.exp()
 
     def step(u: Tensor) -> Tensor:
-        shares = torch.where(known.T, (log_weight + u).unsqueeze(-2), -torch.inf).softmax(-1)
+        shares = torch.where(known.T, (log_w + u).unsqueeze(-2), -torch.inf).softmax(-1)
         mass = weight.unsqueeze(-1) * shares
-        gradient = mass.sum(-2) - log_weight.exp()
+        gradient = mass.sum(-2) - log_w.exp()
         curvature = torch.diag_embed(mass.sum(-2)) - mass.mT @ shares
         ridge = 1e-12 * torch.eye(len(known), dtype=torch.float64, device=u.device)
         return torch.linalg.solve(curvature.detach() + ridge, -gradient.unsqueeze(-1)).squeeze(-1)
 
-    u = torch.zeros_like(log_weight)
+    u = torch.zeros_like(log_w)
     with torch.no_grad():
         for _ in range(ROUNDS):
             move = step(u).clamp(-LONGEST, LONGEST)
