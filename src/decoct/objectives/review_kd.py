@@ -31,6 +31,7 @@ class ReviewKD(LayeredObjective):
     """
 
     use: ClassVar[str] = "review_kd"
+    splittable: ClassVar[bool] = False
     width: int | None = Field(default=None, ge=1)
 
     def build(self, probe: Probe) -> Term:
