@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,17 @@ def apply(
     origin = Recipe.load(_recipe_of(folder) if recipe is None else recipe)
     options = run.Options(offline=offline)
     data, task = run.prepare(origin, options)
-    with run.lock(out.with_name(f".{out.name}.applying")):
+    listed = {each: [value] for each, value in inputs.items()}
+    key = run.key_of(step, listed, data, task, origin.seed)
+    beside = out.with_name(f".{out.name}.applying")
+    with run.lock(beside):
         context = Context(
             task=task,
             data=data,
             name=step.name,
             folder=out,
-            work=out.with_name(f".{out.name}.applying"),
+            work=run.work_folder(beside / "work", key),
+            key=key,
             seed=run.derive(origin.seed, step.seed_name()),
             run_seed=origin.seed,
             lineage={each: [{"step": value.name, "hash": value.hash}] for each, value in inputs.items()},
@@ -59,9 +64,9 @@ def apply(
                 {"event": "progress", "step": step.name, "seed": 0, "done": done, "total": total, "text": text}
             ),
         )
-        if step.gives == "records":
-            inputs = {each: [value] for each, value in inputs.items()}
-        return step.run(inputs, context)
+        made = step.run(listed if step.gives == "records" else inputs, context)
+    shutil.rmtree(beside, ignore_errors=True)
+    return made
 
 
 def _step(name: str, settings: Sequence[str]) -> tuple[Step, dict[str, str]]:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
+from decoct.keys import plugin_sources
 from decoct.models.base import Model, OutsideModel
 from decoct.models.saved import Saved
 from decoct.nodes import Node, derive, folder_name, graph
+from decoct.spec import Spec
 from decoct.steps.base import Context, Step
 from decoct.training.heap import keep_freed_memory
 
@@ -89,19 +91,7 @@ class Execution:
     def key(self, node: Node) -> str:
         """The hash of everything that the node's result depends on."""
         values = {role: [self.value(each) for each in ids] for role, ids in node.inputs.items()}
-        settings = _settings(node.step)
-        if "precision" in settings and settings["precision"] is None and self.options.precision != "no":
-            settings["precision"] = self.options.precision
-        parts = {
-            "step": settings,
-            "version": node.step.version,
-            "inputs": {role: [_identity(each) for each in found] for role, found in values.items()},
-            "data": self.data.fingerprint,
-            "task": self.task.digest(),
-            "seed": derive(node.seed, node.step.seed_name()) if node.step.learns else 0,
-            "machine": _machine() if node.step.machine_bound else "",
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return key_of(node.step, values, self.data, self.task, node.seed, self.options.precision)
 
     def done(self, node: Node, key: str) -> tuple[Artifact | None, str]:
         """The artifact if it is there, whole and made from the same things; else why it must be made."""
@@ -138,11 +128,7 @@ class Execution:
 
     def context(self, node: Node, key: str) -> Context:
         """What the node's step runs in; checkpoints left by a run with another key are dropped."""
-        work = self._work(node)
-        if not self.continues(node, key):
-            if work.exists():
-                shutil.rmtree(work)
-            write_whole(work / "key", key)
+        work = work_folder(self._work(node), key)
         return Context(
             task=self.task,
             data=self.data,
@@ -161,8 +147,7 @@ class Execution:
 
     def continues(self, node: Node, key: str) -> bool:
         """Whether checkpoints of this very node are there."""
-        stamp = self._work(node) / "key"
-        return stamp.is_file() and stamp.read_text(encoding="utf-8") == key
+        return _stamp(self._work(node)) == key
 
     def tidy(self, node: Node) -> None:
         """Removes what a finished or killed process left beside a node's folder."""
@@ -285,6 +270,43 @@ def lock(folder: Path) -> Iterator[None]:
         held.release()
 
 
+def work_folder(work: Path, key: str) -> Path:
+    """The folder of a step's checkpoints; those of a step with another key are dropped."""
+    if _stamp(work) != key:
+        if work.exists():
+            shutil.rmtree(work)
+        write_whole(work / "key", key)
+    return work
+
+
+def _stamp(work: Path) -> str:
+    stamp = work / "key"
+    return stamp.read_text(encoding="utf-8") if stamp.is_file() else ""
+
+
+def key_of(
+    step: Step, values: Mapping[str, Sequence[Any]], data: Dataset, task: Task, seed: int, precision: str = "no"
+) -> str:
+    """The hash of everything that a step's result depends on; `values` are its inputs by role."""
+    settings = _settings(step)
+    if "precision" in settings and settings["precision"] is None and precision != "no":
+        settings["precision"] = precision
+    models = [each for found in values.values() for each in found if isinstance(each, Spec)]
+    parts = {
+        "step": settings,
+        "version": step.version,
+        "inputs": {role: [_identity(each) for each in found] for role, found in values.items()},
+        "data": data.fingerprint,
+        "task": task.digest(),
+        "seed": derive(seed, step.seed_name()) if step.learns else 0,
+        "machine": _machine() if step.machine_bound else "",
+    }
+    plugins = plugin_sources([step, task, *models])
+    if plugins:
+        parts["plugins"] = plugins
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _settings(step: Step) -> dict[str, Any]:
     data = step.plain()
     return {name: value for name, value in data.items() if name not in ("name", "inputs", "checkpoint_seconds")}
@@ -355,18 +377,12 @@ def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _merged(models: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All records of models; those of scores alone are added to the record of the same name."""
-    found = [*models]
-    for each in more:
-        place = next((k for k, known in enumerate(found) if known["name"] == each["name"]), None)
-        if place is None or "latency" in each:
-            found.append(each)
-            continue
-        known = found[place]
-        scores = {name: {**each.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
-        found[place] = {**known, **scores}
-    return found
+def _add(models: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Adds the record of a model; one of scores alone goes to the record of the same name."""
+    known = next((each for each in models if each["name"] == record["name"] and "latency" not in record), None)
+    if known is None:
+        return models.append(record)
+    known |= {name: {**record.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
 
 
 def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
@@ -384,7 +400,8 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         artifact = execution.artifacts[node.id]
         if artifact.kind == "records":
             records = artifact.json("records.json")
-            models = _merged(models, records["models"])
+            for record in records["models"]:
+                _add(models, record)
             comparisons += records.get("comparisons", [])
             machine = records.get("machine", machine)
     return {

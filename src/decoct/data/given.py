@@ -37,9 +37,13 @@ class GivenData(Data):
 
 
 def describe_loaders(name: str, loaders: Mapping[str, Iterable[Any]]) -> GivenData:
-    """The GivenData of loaders by split; its fingerprint covers their classes, lengths and any tensors they hold."""
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
+    """The GivenData of loaders by split.
+
+    Its fingerprint covers classes, lengths, all tensors of a TensorDataset (also through Subset and ConcatDataset), and
+    of any other data set with indices 64 samples spread evenly over it: a change elsewhere in those is not seen, so
+    give such data another folder.
+    """
+    from torch.utils.data import DataLoader
 
     state = hashlib.sha256()
     for split, loader in sorted(loaders.items()):
@@ -47,13 +51,59 @@ def describe_loaders(name: str, loaders: Mapping[str, Iterable[Any]]) -> GivenDa
         if isinstance(loader, DataLoader):
             facts += [_class_name(loader.dataset), loader.batch_size]
         state.update(json.dumps(facts).encode())
-        if isinstance(loader, DataLoader) and isinstance(loader.dataset, TensorDataset):
-            for tensor in loader.dataset.tensors:
-                content = tensor.detach().cpu().contiguous()
-                state.update(f"{content.dtype} {tuple(content.shape)}".encode())
-                state.update(content.flatten().view(dtype=torch.uint8).numpy().data)
+        if isinstance(loader, DataLoader):
+            _add_dataset(state, loader.dataset)
     types = ", ".join(sorted({_class_name(loader) for loader in loaders.values()}))
     return GivenData(name=name, type=types, fingerprint=state.hexdigest())
+
+
+SAMPLED = 64
+
+
+def _add_dataset(state: Any, dataset: Any) -> None:
+    """Adds what a data set holds to a hash."""
+    import torch
+    from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+
+    state.update(_class_name(dataset).encode())
+    if isinstance(dataset, Subset):
+        state.update(json.dumps([int(each) for each in dataset.indices]).encode())
+        _add_dataset(state, dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for each in dataset.datasets:
+            _add_dataset(state, each)
+    elif isinstance(dataset, TensorDataset):
+        for tensor in dataset.tensors:
+            _add_value(state, tensor)
+    elif isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
+        count = len(dataset)
+        with torch.random.fork_rng(devices=[]):
+            for index in sorted({position * count // SAMPLED for position in range(SAMPLED)} if count else ()):
+                torch.manual_seed(index)
+                _add_value(state, dataset[index])  # type: ignore[index]
+
+
+def _add_value(state: Any, value: Any) -> None:
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous()
+        state.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.flatten().view(torch.uint8).numpy().data if value.numel() else b"")
+    elif isinstance(value, np.ndarray):
+        state.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            state.update(str(name).encode())
+            _add_value(state, each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            _add_value(state, each)
+    elif isinstance(value, str | int | float | bool | bytes) or value is None:
+        state.update(repr(value).encode())
+    else:
+        state.update(_class_name(value).encode())
 
 
 @runtime_checkable

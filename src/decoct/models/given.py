@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -69,13 +70,26 @@ def fresh(spec: Model, interface: Interface, given: Mapping[str, Any], *, pretra
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the class, and the name, shape, type and bytes of each parameter and buffer."""
+    """SHA-256 over what a module is made of: the class, settings and source of each of its modules by name, and the
+    name, shape, type and bytes of each parameter and buffer."""
     total = hashlib.sha256(type_name(module).encode())
+    for name, part in module.named_modules():
+        total.update(f"{name} {type_name(part)} {part.extra_repr()} {_source(type(part))}".encode())
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return total.hexdigest()
+
+
+def _source(kind: type) -> str:
+    """The source of a class that is no library's; empty where it cannot be read (typed into a shell)."""
+    if kind.__module__.partition(".")[0] in ("torch", "torchvision", "timm", "transformers"):
+        return ""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
 
 
 def type_name(module: nn.Module | Callable[..., Any]) -> str:

@@ -88,13 +88,24 @@ class Step(Spec):
         """What the step's seed is derived from, beside the run's: by default its name."""
         return self.name
 
+    @field_validator("inputs")
+    @classmethod
+    def _plain_roles(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for role in value:  # a role may name a folder inside the artifact
+            _check_name(role)
+        return value
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
-        if not value or not value.replace("_", "").replace("-", "").isalnum():
-            raise ValueError(f"{value!r} is no name; use letters, digits, _ and -")
+        _check_name(value)
         return value
 
     @abstractmethod
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         """Does the work and writes the artifact to `context.folder`."""
+
+
+def _check_name(value: str) -> None:
+    if not value or not value.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"{value!r} is no name; use letters, digits, _ and -")

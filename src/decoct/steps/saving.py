@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,6 +104,7 @@ def save_part(
     draft: Draft, name: str, student: Student, history: History | None, context: Context, scores: Mapping[str, float]
 ) -> None:
     """Writes a further model into an artifact that is being written, under parts/NAME."""
+    assert Path(name).name == name, name
     own = replace(context, folder=draft.folder / PARTS / name, name=f"{context.name}.{name}")
     save_student(student, history, own, scores=scores)
 
