@@ -170,3 +170,15 @@ def test_batch_counts_samples_and_keeps_shared_inputs_shared() -> None:
     assert moved.side("also").x.device.type == "meta"
     with pytest.raises(KeyError, match="did you mean student"):
         moved.side("studnt")
+
+
+def test_what_an_eval_pass_left_alone_may_change_in_training() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Dropout(0.5, inplace=True), nn.Linear(4, 2)).eval()
+    x = torch.randn(3, 8)
+    for training in (False, True, True, False):
+        model.train(training)
+        with capture(model, ["0", "1@input"]) as found:
+            model(x)
+        torch.testing.assert_close(found["0"], nn.functional.adaptive_avg_pool1d(x, 4))
+        torch.testing.assert_close(found["1@input"], nn.functional.adaptive_avg_pool1d(x, 4))

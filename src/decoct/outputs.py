@@ -141,7 +141,8 @@ class Captured(Mapping[str, Tensor]):
     """What `capture` saw: a mapping from the paths asked for to the outputs of their modules.
 
     A feature is what the module returned (or took), also where a later operation changes that tensor in place
-    (`x += shortcut`, an in-place ReLU): the first time, it is copied; where it then proves untouched, never again.
+    (`x += shortcut`, an in-place ReLU): the first time in a mode (training or eval) it is copied; where it then proves
+    untouched in that mode, never again.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
@@ -154,7 +155,7 @@ class Captured(Mapping[str, Tensor]):
             text: _parameter(model, text, path) for text, path in self._paths.items() if path.part in ("weight", "bias")
         }
         self._calls = {path.module: 0 for path in self._paths.values()}
-        self._watched: list[tuple[str, nn.Module, Tensor, int]] = []
+        self._watched: list[tuple[str, nn.Module, Tensor, int, _Modes]] = []
 
     def __getitem__(self, path: str) -> Tensor:
         name = self._paths[path].module
@@ -218,24 +219,24 @@ class Captured(Mapping[str, Tensor]):
 
         return take
 
-    def _kept(
-        self, path: str, module: nn.Module, value: Tensor | PathError, changed: Mapping[nn.Module, bool]
-    ) -> Tensor | PathError:
+    def _kept(self, path: str, module: nn.Module, value: Tensor | PathError, changed: _Changes) -> Tensor | PathError:
         if not isinstance(value, Tensor):
             return value
         if value.is_inference() or torch.compiler.is_compiling():
             return value.clone()
-        self._watched.append((path, module, value, value._version))
-        return value.clone() if changed.get(module, True) else value
+        modes = (self._model.training, module.training)
+        self._watched.append((path, module, value, value._version, modes))
+        return value.clone() if changed.get(module, {}).get(modes, True) else value
 
     def settle(self) -> None:
         """Learns from a finished forward pass which tensors are changed in place after they were seen."""
-        for path, module, value, version in self._watched:
+        for path, module, value, version, modes in self._watched:
             known = _CHANGED_INPUTS if self._paths[path].part == "input" else _CHANGED
             changed = value._version != version
             if changed and self._found[path] is value:
                 self._found[path] = PathError(f"feature path {path!r}: changed in place in this pass and not before it")
-            known[module] = changed or (module in known and known[module])
+            seen = known.setdefault(module, {})
+            seen[modes] = changed or seen.get(modes, False)
         self._watched.clear()
 
 
@@ -250,9 +251,13 @@ def _every(model: nn.Module) -> list[str]:
     return [path for name in names for path in (name, f"{name}[0]")]
 
 
-_CHANGED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether what follows a module changes its output in place, for modules that were captured before."""
-_CHANGED_INPUTS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_Modes = tuple[bool, bool]
+"""Whether the model, and whether the module itself, is in training mode."""
+_Changes = WeakKeyDictionary[nn.Module, dict[_Modes, bool]]
+_CHANGED: _Changes = WeakKeyDictionary()
+"""Whether what follows a module changes its output in place, for modules that were captured before, by mode: a dropout
+that works in place does so in training alone."""
+_CHANGED_INPUTS: _Changes = WeakKeyDictionary()
 """The same of what modules take, which they themselves may change."""
 
 
