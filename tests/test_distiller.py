@@ -141,3 +141,22 @@ def test_several_teachers_by_name(pair: tuple) -> None:
             assert torch.equal(single(x, target)[1]["kd"], parts[name])
     with dc.Distiller(teachers, small, dc.KD(teacher="ones")) as wrong, pytest.raises(RecipeError, match="mean one"):
         wrong(x, target)
+
+
+def test_a_module_shared_by_teacher_and_student_is_refused() -> None:
+    stem = nn.Linear(4, 4)
+    big, small = nn.Sequential(stem, nn.Linear(4, 3)), nn.Sequential(nn.ReLU(), stem, nn.Linear(4, 3))
+    with pytest.raises(RecipeError, match=r"share '1' \(1.weight\).*copy.deepcopy"):
+        dc.Distiller(big, small, 1.0 * dc.KD())
+    assert stem.weight.requires_grad
+    dc.Distiller(copy.deepcopy(big), small, 1.0 * dc.KD())
+
+
+def test_a_part_of_the_teacher_put_into_training_mode_answers_in_eval_mode() -> None:
+    big, small = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9)), nn.Linear(4, 3)
+    with dc.Distiller(big, small, 1.0 * dc.KD(temperature=1)) as distiller:
+        x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+        first = distiller(x, y)[0].item()
+        big[1].train()
+        assert distiller(x, y)[0].item() == first
+        assert not big[1].training

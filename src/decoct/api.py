@@ -204,6 +204,19 @@ def _model(name: str, value: Any, given: dict[str, Any]) -> Model:
     return found
 
 
+def _refuse_shared(teachers: Mapping[str, nn.Module], student: nn.Module) -> None:
+    """RecipeError where a teacher and the student hold the same tensor: the teacher's are frozen, its modes eval."""
+    for role, teacher in teachers.items():
+        held = {id(each) for each in (*teacher.parameters(), *teacher.buffers())}
+        for name, each in (*student.named_parameters(), *student.named_buffers()):
+            if id(each) in held:
+                where = name.rpartition(".")[0] or type(student).__name__
+                raise RecipeError(
+                    f"student and {role} share {where!r} ({name}), which would be frozen with the teacher; "
+                    "give one of them a copy: copy.deepcopy(module)"
+                )
+
+
 class Distiller(nn.Module):
     """An objective between a teacher and a student, inside one's own loop.
 
@@ -234,6 +247,7 @@ class Distiller(nn.Module):
         self.objective = objective
         self.task = _task(task, raw=True)
         self._subjects = dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
+        _refuse_shared(self._subjects, student)
         if undecided_roles(objective, tuple(self._subjects)):
             if example is None:
                 raise RecipeError("this objective has layers: auto; give `example=inputs`, so that they can be chosen")

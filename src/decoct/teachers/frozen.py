@@ -57,9 +57,10 @@ def _predictor(
     autocast: Callable[[], AbstractContextManager[Any]] | None,
 ) -> Iterator[Predictor]:
     with frozen(subject, device) as module:
+        parts = list(module.modules())
 
         def predict(batch: Batch) -> Outputs:
-            if module.training:
+            if any(each.training for each in parts):
                 module.eval()
             with torch.no_grad():
                 if autocast is None:
