@@ -23,16 +23,14 @@ from decoct.steps.base import Context, Step
 from decoct.steps.distill import Distill
 from decoct.steps.drawing import class_counts, few
 from decoct.steps.dynamics import refuse_what_cannot_mix
+from decoct.steps.hearing import alignment_of, task_of, to_combined
 from decoct.steps.learning import (
     PROBE_SAMPLES,
     Learning,
     Student,
-    alignment_of,
     build_criterion,
     build_student,
     seed_everything,
-    task_of,
-    to_combined,
 )
 from decoct.steps.self_distill import SelfDistill
 from decoct.teachers.combining import COMBINED

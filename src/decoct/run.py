@@ -381,8 +381,9 @@ def _add(models: list[dict[str, Any]], record: dict[str, Any]) -> None:
     """Adds the record of a model; one of scores alone goes to the record of the same name."""
     known = next((each for each in models if each["name"] == record["name"] and "latency" not in record), None)
     if known is None:
-        return models.append(record)
-    known |= {name: {**record.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
+        models.append(record)
+    else:
+        known |= {name: {**record.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
 
 
 def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:

@@ -113,3 +113,24 @@ def test_scheduled_settings_are_drawn_apart_from_the_weights(tmp_path):
     assert titles["Weights of student"].data["group"]["levels"] == ["kd", "v.2"]
     assert titles["Temperature of student"].data["group"]["levels"] == ["kd.temperature"]
     assert "At least of student" not in titles
+
+
+def test_agreement_of_teachers_is_drawn_apart_from_the_losses(tmp_path):
+    terms = {"kd": 1.0, "agreement.a": 0.5, "agreement.teachers": 0.9, "say.a": 0.5, "say.b": 0.5}
+    rows = [
+        {
+            "step": "student",
+            "seed": 0,
+            "step_number": n,
+            "kind": "train",
+            "loss": 1.0,
+            "terms": terms | {"say.a": n / 9},
+        }
+        for n in range(8)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = read_log(tmp_path)
+    assert [curve.name for curve in log.losses] == ["total", "kd"]
+    titles = {chart.title: chart for chart in training(log)}
+    assert titles["Agreement in student"].data["group"]["levels"] == ["a", "teachers"]
+    assert titles["Teachers of student"].data["group"]["levels"] == ["a", "b"]

@@ -18,7 +18,7 @@ from decoct.recipe import Recipe
 from decoct.run import Options, prepare
 from decoct.steps.base import Context
 from decoct.steps.drawing import few
-from decoct.steps.learning import alignment_of, to_combined
+from decoct.steps.hearing import alignment_of, to_combined
 
 LEARN = {"budget": {"steps": 6}, "batch_size": 16, "log_every": 2}
 BASE = {

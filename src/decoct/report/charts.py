@@ -50,10 +50,25 @@ def training(log: Log, limit: int = POINTS) -> list[Chart]:
         for setting, curves in settings.items():
             summary = f"Scheduled {setting} of {step} over its optimizer steps. {_ends(curves)}"
             charts.append(_lines(f"{setting.capitalize()} of {step}", summary, curves, limit, y=setting, by="name"))
+        charts += _teachers(step, log, limit)
     rates = [curve for curve in log.rates if curve.varies()]
     if rates:
         summary = f"Learning rate of each step. {_ends(rates, 'step')}"
         charts.append(_lines("Learning rate", summary, rates, limit, y="learning rate", by="step"))
+    return charts
+
+
+def _teachers(step: str, log: Log, limit: int) -> list[Chart]:
+    """Of several teachers: who agrees with whom, and how much each counts where that changes."""
+    charts = []
+    agreement = [curve for curve in log.agreement if curve.step == step]
+    if agreement:
+        summary = f"Share of samples on which the student and each teacher agree, in {step}. {_ends(agreement)}"
+        charts.append(_lines(f"Agreement in {step}", summary, agreement, limit, y="agreement", by="name", share=True))
+    say = [curve for curve in log.say if curve.step == step]
+    if any(curve.varies() for curve in say):
+        summary = f"How much each teacher counts in {step}. {_ends(say)}"
+        charts.append(_lines(f"Teachers of {step}", summary, say, limit, y="weight", by="name", share=True))
     return charts
 
 

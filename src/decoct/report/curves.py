@@ -35,6 +35,8 @@ class Log:
 
     losses: list[Curve] = field(default_factory=list)
     weights: list[Curve] = field(default_factory=list)
+    agreement: list[Curve] = field(default_factory=list)
+    say: list[Curve] = field(default_factory=list)
     rates: list[Curve] = field(default_factory=list)
     validation: list[Curve] = field(default_factory=list)
     lost: int = 0
@@ -75,7 +77,11 @@ class _Reader:
         self.add("rates", record, at, "lr", record.get("lr"))
         for kinds, values in (("losses", record.get("terms")), ("weights", record.get("weights"))):
             for name, value in _mapping(values).items():
-                self.add(kinds, record, at, name, value)
+                kind, _, role = name.partition(".")
+                if kinds == "losses" and kind in ("agreement", "say"):
+                    self.add(kind, record, at, role, value)
+                else:
+                    self.add(kinds, record, at, name, value)
 
     def _position(self, record: Mapping[str, Any], kind: str) -> float:
         place = (str(record.get("step", "")), _integer(record.get("seed")), kind)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from decoct.artifact import Artifact
 from decoct.data.base import Source
 from decoct.errors import RecipeError
 from decoct.models.given import fresh
-from decoct.models.onnx_model import OnnxFile
 from decoct.models.saving import load_model
-from decoct.objectives.base import Objective, Probe, Sum
+from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, layers_text, undecided_roles
 from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor
@@ -28,13 +27,11 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.drawing import class_counts, evaluation_batches, few, has_split, scores, training_source
 from decoct.steps.dynamics import observed, refuse_what_cannot_mix
+from decoct.steps.hearing import alignment_of, open_teacher, to_combined
 from decoct.steps.saving import PROBE_SAMPLES, Student, save_student
-from decoct.tasks.classification import Classification
-from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.base import Mixing
-from decoct.teachers import CATALOGUE as TEACHERS
-from decoct.teachers.base import Teacher, for_kind
-from decoct.teachers.classes import Alignment, align
+from decoct.teachers.base import Teacher
+from decoct.teachers.classes import Alignment
 from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, agreement, joined_classes
 from decoct.teachers.views import over_views
 from decoct.training.budget import Budget
@@ -328,65 +325,12 @@ def learn(
     return save_student(student, history, context)
 
 
-def to_combined(objective: Objective) -> Objective:
-    """The objective with every term that names no teacher listening to the combination."""
-    if isinstance(objective, Sum):
-        return objective.replace(terms=tuple(map(to_combined, objective.terms)))
-    return objective.replace(teacher=COMBINED) if objective.taught and objective.teacher is None else objective
-
-
-def task_of(value: Any, task: Task) -> Task:
-    """The task in which a teacher answers: `task` with the classes that its artifact names.
-
-    Images are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
-    """
-    if not isinstance(value, Artifact) or not (value.folder / "task.json").is_file():
-        return task
-    theirs = Choice("decoct.tasks").validate(value.json("task.json"))
-    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
-        return task
-    pixels = isinstance(task, ImageClassification) and isinstance(theirs, ImageClassification)
-    if pixels and not task.raw and not theirs.raw:
-        return theirs
-    return task if task.classes == theirs.classes else task.replace(classes=theirs.classes)
-
-
-def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
-    """How the classes of a teacher, as its artifact names them, meet the task's; None where they are the same."""
-    theirs = task_of(value, task)
-    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
-        return None
-    return align(theirs.classes, task.classes, role) if theirs.classes and task.classes else None
-
-
 def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) -> Student:
     """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further."""
     if not isinstance(value, Artifact):
         return Student(fresh(value, task.interface(side), given), value, side)
     spec = Choice("decoct.models").validate(value.json("model.json")["base"])
     return Student(load_model(value, given=given), spec, value.meta["side"])
-
-
-def open_teacher(
-    value: Any, context: Context, engine: Engine, needs: Needs, kind: Teacher | None = None
-) -> contextlib.AbstractContextManager[Predictor]:
-    """A predictor under the teacher contract for an input: an artifact of any kind, or a model that needs no training.
-
-    `kind` says how it answers; by default what suits the artifact. An artifact brings the task that it was made for.
-    """
-    subject, side = value, "teacher"
-    if isinstance(value, OnnxFile):
-        subject, suited = value.path, "onnx"
-    elif isinstance(value, Artifact):
-        suited = for_kind(value)
-        if value.kind == "model":
-            subject, side = load_model(value, given=context.given), value.meta["side"]
-    else:
-        subject, suited = fresh(value, context.task.interface(side), context.given), "frozen"
-    if kind is None:
-        kind = cast(Teacher, TEACHERS.resolve(suited)())
-    task = task_of(value, context.task)
-    return kind.open(subject, task, needs, side=side, device=engine.device, autocast=engine.autocast)
 
 
 def build_criterion(
