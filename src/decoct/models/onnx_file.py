@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from decoct.artifact import sha256
 from decoct.errors import IntegrityError, RecipeError
 
 
@@ -73,6 +75,78 @@ def opset(path: Path) -> int:
 
     found = onnx.load(str(path), load_external_data=False).opset_import
     return next((each.version for each in found if each.domain in ("", "ai.onnx")), 0)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself and, sorted by name, the files beside it that hold its tensors (external data).
+
+    IntegrityError for a file that cannot be read, that is absent, or that lies outside the folder of `path`.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is no readable ONNX file: {_first_line(error)}") from None
+    names = {_location(path, tensor) for tensor in _tensors(proto) if tensor.data_location == tensor.EXTERNAL}
+    home, found = path.resolve().parent, [path]
+    for name in sorted(names):
+        file = path.parent / name
+        if not name or not file.resolve().is_relative_to(home):
+            raise IntegrityError(f"{path}: its external data {name!r} lies outside its folder; put both side by side")
+        if not file.is_file():
+            raise IntegrityError(f"{path}: its external data {name!r} is missing; put the file back beside it")
+        found.append(file)
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 over an ONNX file, and over its external data where it has any."""
+    first, *rest = files_of(path)
+    if not rest:
+        return sha256(first)
+    state = hashlib.sha256(sha256(first).encode())
+    for each in rest:
+        state.update(f"\n{each.relative_to(path.parent).as_posix()} {sha256(each)}".encode())
+    return state.hexdigest()
+
+
+def _location(path: Path, tensor: Any) -> str:
+    return next((str(each.value) for each in tensor.external_data if each.key == "location"), "")
+
+
+def _tensors(proto: Any) -> Iterator[Any]:
+    """Every tensor of a model: of its graphs, the graphs inside them, and its functions."""
+    yield from _graph_tensors(proto.graph)
+    for function in proto.functions:
+        yield from _node_tensors(function.node)
+        for attribute in function.attribute_proto:
+            yield from _attribute_tensors(attribute)
+
+
+def _graph_tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _attribute_tensors(attribute)
+
+
+def _attribute_tensors(attribute: Any) -> Iterator[Any]:
+    yield from [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
+    for sparse in [
+        *attribute.sparse_tensors,
+        *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+    ]:
+        yield from (sparse.values, sparse.indices)
+    for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+        yield from _graph_tensors(graph)
 
 
 def _port(value: Any) -> Port:

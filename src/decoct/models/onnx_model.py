@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from decoct.artifact import sha256
 from decoct.errors import DataError, RecipeError
 from decoct.models.base import Interface, Model, OutsideModel
+from decoct.models.onnx_file import file_hash
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,4 +33,4 @@ class OnnxFile(OutsideModel):
     def fingerprint(self) -> str:
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such ONNX file; check `path`")
-        return sha256(self.path)
+        return file_hash(self.path)
