@@ -378,6 +378,17 @@ def test_padding_does_not_count_and_splits_add_up_by_kept_positions(name, on):
 
 
 @pytest.mark.parametrize("name", RUNNING)
+def test_a_batch_of_one_is_taken_in_training(name):
+    whole, teacher, batch = outputs(23, name), outputs(24, name), batch_for(name)
+    criterion = build(spec(name), name, whole, teacher, batch)
+    one = torch.arange(1)
+    student, inputs = leaves(part(whole, one))
+    loss, _ = criterion(student, {"teacher": part(teacher, one)}, part_of_batch(batch, one), Clock())
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(each).all() for each in gradients(loss, [*inputs, *criterion.parameters()]))
+
+
+@pytest.mark.parametrize("name", RUNNING)
 def test_what_a_term_learned_is_all_in_its_state(name):
     student, teacher, batch = outputs(19, name), outputs(20, name, shapes={**FEATURES, **WIDER}), batch_for(name)
     teacher = outputs(20, name) if name == "fsp" else teacher

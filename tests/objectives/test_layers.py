@@ -285,3 +285,17 @@ def test_check_sees_layers_that_cannot_be_chosen(tmp_path):
         check(dc.Recipe.load(path))
     path.write_text(RECIPE)
     assert "hint" in check(dc.Recipe.load(path))[1].note
+
+
+def test_a_batch_norm_takes_a_lone_sample_by_its_running_statistics():
+    from decoct.objectives.adapters import Norm
+
+    torch.manual_seed(0)
+    made, plain = Norm(3), nn.BatchNorm1d(3)
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        torch.testing.assert_close(made(x), plain(x))
+    before = made.norm.running_mean.clone()
+    alone = torch.randn(1, 3)
+    torch.testing.assert_close(made(alone), plain.eval()(alone))
+    assert torch.equal(made.norm.running_mean, before)

@@ -106,6 +106,26 @@ class Average(nn.Module):
         return "averaged over positions"
 
 
+class Norm(nn.Module):
+    """Batch norm over the second axis, which takes a lone number for each channel by its running statistics.
+
+    torch's own refuses that in training; here the last batch of an epoch may be a single sample.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shaped = x if x.ndim == 4 else x[:, :, None, None]
+        norm = self.norm
+        if norm.training and shaped.numel() == shaped.shape[1]:
+            made = F.batch_norm(shaped, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            made = norm(shaped)
+        return made.reshape(x.shape)
+
+
 class Width(nn.Module):
     """A learned map to another width: 1×1 convolution of maps (perhaps with batch norm and ReLU), else linear."""
 
@@ -116,7 +136,7 @@ class Width(nn.Module):
         if not maps or kind == "linear":
             layers = [nn.Conv2d(width, wanted, 1) if maps else nn.Linear(width, wanted)]
         else:
-            layers = [nn.Conv2d(width, wanted, 1, bias=False), nn.BatchNorm2d(wanted)]
+            layers = [nn.Conv2d(width, wanted, 1, bias=False), Norm(wanted)]
             layers += [nn.ReLU()] if kind == "regressor" else []
         self.layers = nn.Sequential(*layers)
 

@@ -15,7 +15,7 @@ from decoct.objectives._features import feature, refuse_open
 from decoct.objectives._logits import only
 from decoct.objectives._numeric import full_precision, item_mean, promote, shape, unit
 from decoct.objectives._shapes import Features, Loss
-from decoct.objectives.adapters import as_map
+from decoct.objectives.adapters import Norm, as_map
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.layers import stages
 from decoct.outputs import Batch, Needs, Outputs
@@ -110,7 +110,7 @@ class AFDTerm(Term):
         dim = objective.dim
         self.queries = nn.ModuleList(_project(each.shape[1], dim) for each in teacher)
         self.keys = nn.ModuleList(_project(each.shape[1], dim) for each in student)
-        self.bilinear = nn.Sequential(nn.Linear(dim, dim * len(teacher)), nn.BatchNorm1d(dim * len(teacher)))
+        self.bilinear = nn.Sequential(nn.Linear(dim, dim * len(teacher)), Norm(dim * len(teacher)))
         self.student_place = nn.Parameter(nn.init.xavier_normal_(torch.empty(len(student), dim)))
         self.teacher_place = nn.Parameter(nn.init.xavier_normal_(torch.empty(len(teacher), dim)))
         self.to(student[0].device, student[0].dtype)
@@ -148,4 +148,4 @@ class AFDTerm(Term):
 
 
 def _project(width: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, dim), nn.BatchNorm1d(dim), nn.ReLU())
+    return nn.Sequential(nn.Linear(width, dim), Norm(dim), nn.ReLU())

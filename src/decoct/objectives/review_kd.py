@@ -14,7 +14,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._features import LayeredObjective, feature, refuse_open
 from decoct.objectives._logits import only
 from decoct.objectives._numeric import promote, shape
-from decoct.objectives.adapters import as_map
+from decoct.objectives.adapters import Norm, as_map
 from decoct.objectives.base import Probe, Term
 from decoct.objectives.hierarchical_context import hierarchical_context_loss
 from decoct.outputs import Batch, Outputs
@@ -47,8 +47,8 @@ class Fusion(nn.Module):
 
     def __init__(self, width: int, middle: int, wanted: int, *, deepest: bool) -> None:
         super().__init__()
-        self.enter = nn.Sequential(nn.Conv2d(width, middle, 1, bias=False), nn.BatchNorm2d(middle))
-        self.leave = nn.Sequential(nn.Conv2d(middle, wanted, 3, padding=1, bias=False), nn.BatchNorm2d(wanted))
+        self.enter = nn.Sequential(nn.Conv2d(width, middle, 1, bias=False), Norm(middle))
+        self.leave = nn.Sequential(nn.Conv2d(middle, wanted, 3, padding=1, bias=False), Norm(wanted))
         self.attend = None if deepest else nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid())
         for stage in (self.enter, self.leave):
             convolution = stage[0]
