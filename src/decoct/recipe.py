@@ -115,7 +115,9 @@ def _input_problem(step: Step, role: str, source: str, gives: Mapping[str, str])
     if source not in gives:
         return f"{source!r} is no step before this one and no model; {did_you_mean(source, gives)}"
     if gives[source] not in taken:
-        return f"{source!r} is of kind {gives[source]}; {role} takes {' or '.join(taken)}"
+        kind = "a model that no step has made" if gives[source] == "spec" else f"of kind {gives[source]}"
+        hint = "; export it first" if "exported" in taken and gives[source] == "spec" else ""
+        return f"{source!r} is {kind}; {role} takes {' or '.join(taken)}{hint}"
     return None
 
 

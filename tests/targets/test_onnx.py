@@ -173,3 +173,12 @@ def test_recurrent_layers_equal_torch(
     x = torch.randn(3, 9, 3)
     with torch.no_grad():
         np.testing.assert_allclose(Onnx().load(path)({"x": x.numpy()})["logits"], model(x).numpy(), atol=1e-5)
+
+
+def test_an_example_of_one_sample_leaves_the_batch_free(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
+    path = Onnx().write(module, {"input": torch.randn(1, 2, 2)}, tmp_path, axes={"input": {0: "batch"}})
+    rows = torch.randn(5, 2, 2)
+    found = Onnx().load(path)({"input": rows.numpy()})["logits"]
+    np.testing.assert_allclose(found, module(rows).detach().numpy(), atol=1e-5)

@@ -18,7 +18,10 @@ from decoct.errors import IntegrityError, RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
+from decoct.models.base import Model
+from decoct.models.given import fresh
 from decoct.models.onnx_file import opset
+from decoct.models.onnx_model import OnnxFile
 from decoct.models.saving import load_model
 from decoct.outputs import Batch
 from decoct.spec import Choice
@@ -54,12 +57,13 @@ class Export(Step):
     """Writes a model in a format to ship, with its preprocessing inside, and proves that the file says the same.
 
     `target` the format; `tolerance` the largest difference from torch on `samples` real samples (inputs alone), for
-    numbers in standard deviations of the output; an estimator is shipped as it is. Where the file differs by more,
-    IntegrityError, and nothing is left.
+    numbers in standard deviations of the output; an estimator is shipped as it is. A model of the recipe that was trained
+    elsewhere is exported with the teacher's preprocessing. Where the file differs by more, IntegrityError, and nothing is
+    left.
     """
 
     use: ClassVar[str] = "export"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "estimator")}
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "estimator", "spec")}
     gives: ClassVar[str] = "exported"
 
     target: Annotated[Target, Choice("decoct.targets")] = Onnx()
@@ -68,22 +72,34 @@ class Export(Step):
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         source = inputs["model"]
-        side = str(source.meta["side"])
-        meta = {"side": side, "seed": source.meta.get("seed", context.run_seed), "source": source.name}
+        made = isinstance(source, Artifact)
+        side = str(source.meta["side"]) if made else "teacher"
+        origin = source.name if made else str(context.lineage["model"][0]["model"])
+        seed = source.meta.get("seed", context.run_seed) if made else context.run_seed
+        meta = {"side": side, "seed": seed, "source": origin}
         with writing(
             context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
         ) as draft:
-            if source.kind == "estimator":
-                facts = _shipped(source, draft.folder)
-            else:
-                facts = self._exported(load_model(source, given=context.given), context, side, draft.folder)
+            facts = self._facts(source, context, side, draft.folder)
             for name, text in context.task.assets(side).items():
                 (draft.folder / name).write_text(text, encoding="utf-8")
             draft.meta.update({name: facts[name] for name in ("parameters", "macs", "verified")})
-            draft.scores.update(source.scores)
-            draft.write_json(RECORD, {**facts, "side": side, "source": source.name, "target": self.target.plain()})
+            draft.scores.update(source.scores if made else {})
+            draft.write_json(RECORD, {**facts, "side": side, "source": origin, "target": self.target.plain()})
             draft.write_json("task.json", context.task.plain())
         return Artifact.load(context.folder)
+
+    def _facts(self, source: Artifact | Model, context: Context, side: str, folder: Path) -> dict[str, Any]:
+        if isinstance(source, OnnxFile):
+            raise RecipeError(
+                f"{source.path} is an ONNX file already; decoct.benchmark measures it, and it may teach in distill"
+            )
+        if isinstance(source, Model):
+            module = fresh(source, context.task.interface(side), context.given)
+            return self._exported(module, context, side, folder)
+        if source.kind == "estimator":
+            return _shipped(source, folder)
+        return self._exported(load_model(source, given=context.given), context, side, folder)
 
     def _exported(self, model: nn.Module, context: Context, side: str, folder: Path) -> dict[str, Any]:
         task = context.task

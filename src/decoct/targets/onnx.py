@@ -71,6 +71,7 @@ def graph(
     import torch
 
     program = with_onnx_recurrence(copy.deepcopy(program).eval())
+    example = {name: _of_two(value, axes.get(name, {})) for name, value in example.items()}
     with _quiet(), torch.no_grad():
         exported = _trace(program, example, axes)
         proto = _convert(exported, example, output, opset)
@@ -94,6 +95,14 @@ def save(proto: onnx.ModelProto, path: Path) -> Path:
     onnx.checker.check_model(proto, full_check=True)
     write_whole(path, proto.SerializeToString(deterministic=True))
     return path
+
+
+def _of_two(value: Tensor, axes: Mapping[int, str]) -> Tensor:
+    """The same tensor with two of what it has one of along a dynamic axis: tracing fixes an axis of size 1."""
+    for axis in axes:
+        if value.shape[axis] == 1:
+            value = value.repeat_interleave(2, dim=axis)
+    return value
 
 
 def _trace(
