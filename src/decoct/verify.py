@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decoct import recipe_file
 from decoct.artifact import MANIFEST, Artifact, damaged, read_manifest
 from decoct.errors import DataError, DecoctError, IntegrityError
+from decoct.nodes import folder_name
 
 if TYPE_CHECKING:
     from decoct.recipe import Recipe
     from decoct.steps.export import Export
+
+RECIPE, RESULTS = "recipe.yaml", "results.json"
+STEP_FOLDER = re.compile(r"\d\d+-[^/\\]+$")
+KEYS = ("decoct", "recipe", "seed", "seeds", "task", "data", "models", "comparisons", "steps", "versions")
+"""What results.json always holds."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +36,61 @@ class Verified:
 def verify_run(folder: Path | str, *, offline: bool = False) -> list[Verified]:
     """Compares every file of a run, or of one artifact, with its checksum, and exported files with their models.
 
+    Of a run every step that its recipe.yaml and results.json name must be there. What belongs to the run as a whole
+    (results.json, recipe.yaml) is said under its folder.
     A comparison that cannot be made (data absent, a model from Python) is said in `parity`, not counted as wrong.
     DataError if there is nothing to verify.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder of a run or of one artifact")
-    found = [folder] if (folder / MANIFEST).exists() else sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    found = [each for each in found if not each.name.startswith(".")]
-    if not found:
+    if (folder / MANIFEST).exists() or _in_run(folder):
+        return [_verified(folder, offline)]
+    found = {path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")}
+    wrong: list[str] = []
+    if (folder / RECIPE).exists() or (folder / RESULTS).exists():
+        found |= {path.name for path in folder.iterdir() if path.is_dir() and STEP_FOLDER.match(path.name)}
+        found |= _named(folder, wrong)
+    if not found and not wrong:
         raise DataError(f"{folder}: holds no artifact; give the folder of a run or of one artifact")
-    return [_verified(each, offline) for each in found]
+    whole = [Verified(str(folder), 0, tuple(wrong))] if wrong else []
+    return whole + [_verified(folder / each, offline) for each in sorted(found)]
+
+
+def _in_run(folder: Path) -> bool:
+    return bool(STEP_FOLDER.match(folder.resolve().name)) and (folder.resolve().parent / RECIPE).is_file()
+
+
+def _named(run: Path, wrong: list[str]) -> set[str]:
+    """The folders of the steps that recipe.yaml and results.json name; adds to `wrong` what is wrong with these."""
+    folders: set[str] = set()
+    names: list[str] = []
+    try:
+        steps = recipe_file.read((run / RECIPE).read_text("utf-8"), RECIPE).data["steps"]
+        names = [str(step.get("name") or step["use"]) for step in steps]
+        folders |= {folder_name(number, name) for number, name in enumerate(names)}
+    except FileNotFoundError:
+        wrong.append(f"{RECIPE} is missing; decoct run writes it again")
+    except (KeyError, TypeError, ValueError, AttributeError, DecoctError):
+        wrong.append(f"{RECIPE} is damaged: no recipe with steps; decoct run writes it again")
+    try:
+        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        gone = [key for key in KEYS if key not in results]
+        if gone:
+            wrong.append(f"{RESULTS} is damaged: it has no {', '.join(gone)}; decoct run writes it again")
+            return folders
+        folders |= {each["path"] for each in results["models"] if STEP_FOLDER.match(each.get("path") or "")}
+        for each in results["steps"]:
+            if names and each["name"] not in names:
+                wrong.append(f"{RESULTS} has a step {each['name']!r}, {RECIPE} has not; decoct run makes both agree")
+            elif names:
+                seed = None if each["seed"] == results["seed"] else each["seed"]
+                folders.add(folder_name(names.index(each["name"]), each["name"], seed))
+    except FileNotFoundError:
+        wrong.append(f"{RESULTS} is missing: the run did not end, or the file was removed; decoct run writes it")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        wrong.append(f"{RESULTS} is damaged: it is not what a run writes; decoct run writes it again")
+    return folders
 
 
 def _verified(folder: Path, offline: bool) -> Verified:
@@ -98,6 +151,9 @@ def _source(exported: Artifact) -> Artifact:
             continue
         if neighbour.hash in wanted:
             return neighbour
+    made = [each.get("from", "") for each in exported.lineage.get("model", [])]
+    if _in_run(exported.folder) and any(STEP_FOLDER.match(each) for each in made):
+        raise IntegrityError(f"the model that it was made from ({', '.join(made)}) is missing; decoct run makes it")
     raise DataError("the model that it was made from does not stand beside it")
 
 
