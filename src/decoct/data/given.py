@@ -47,7 +47,7 @@ def describe_loaders(name: str, loaders: Mapping[str, Iterable[Any]]) -> GivenDa
 
     state = hashlib.sha256()
     for split, loader in sorted(loaders.items()):
-        facts: list[Any] = [split, _class_name(loader), len(loader) if isinstance(loader, Sized) else None]
+        facts: list[Any] = [split, _class_name(loader), _length(loader)]
         if isinstance(loader, DataLoader):
             facts += [_class_name(loader.dataset), loader.batch_size]
         state.update(json.dumps(facts).encode())
@@ -106,6 +106,16 @@ def _add_value(state: Any, value: Any) -> None:
         state.update(_class_name(value).encode())
 
 
+def _length(loader: Iterable[Any]) -> int | None:
+    """Batches of a loader; None where it does not know (a DataLoader over an IterableDataset without a length)."""
+    if not isinstance(loader, Sized):
+        return None
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """A loader that can be put back to where it was (as torchdata's StatefulDataLoader)."""
@@ -132,12 +142,13 @@ class LoaderSource(Source):
         self._warned = False
 
     def __len__(self) -> int:
-        if isinstance(self._loader, Sized):
-            try:
-                return len(self._loader)
-            except TypeError:
-                pass
-        raise RecipeError(f"{_class_name(self._loader)} has no length; give the budget in steps or samples")
+        length = _length(self._loader)
+        if length is not None:
+            return length
+        raise RecipeError(
+            f"{_class_name(self._loader)} has no length, and training needs the batches of an epoch, whatever the "
+            "budget; give the IterableDataset a __len__, or a loader over a dataset that has one"
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         resumed = self._skip > 0
