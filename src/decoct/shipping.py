@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +20,11 @@ from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.models.saving import load_model
+from decoct.outputs import Batch
 from decoct.spec import Choice
+from decoct.steps.export import compare, write_program
 from decoct.targets.onnx import Onnx
+from decoct.tasks.base import Task
 
 
 def export(
@@ -36,10 +38,13 @@ def export(
 ) -> dict[str, Any]:
     """Writes `model` as an ONNX file with a dynamic batch, runs the file on `example` and compares it with torch.
 
-    `example`: real inputs with the batch axis first, a tensor or a mapping of them by the model's argument names; an
-    artifact brings its own preprocessing and needs none. Returns the record of results.json: `artifact`, `parameters`,
-    `macs` of one sample, `file_bytes`, `verified`. IntegrityError where the file differs from torch by more than
-    `tolerance`; RecipeError for what cannot be exported. Nothing is left in either case.
+    `example`: real inputs with the batch axis first, a tensor or a mapping of them by the model's argument names. An
+    artifact brings its task: its preprocessing and names, its dynamic axes, what must ship beside the file (a text
+    student's `STEM.tokenizer.json`); its `example` is raw inputs as the task takes them, and without one the comparison
+    is on made-up samples, which the record says (`verified["made_up"]`). Numbers are compared in standard deviations
+    of the output. Returns the record of results.json: `artifact`, `parameters`, `macs` of one sample, `file_bytes`,
+    `verified`, and `assets`, the further files, where there are any. IntegrityError where the file differs from torch
+    by more than `tolerance`; RecipeError for what cannot be exported. Nothing is left in either case.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -50,24 +55,75 @@ def export(
     if quantize is not None:
         raise RecipeError(f"quantize is {quantize!r}; this version exports float files only: leave it out")
     path = Path(path)
-    program, feed = _program(model, example, given or {})
+    if isinstance(model, Artifact):
+        return _export_artifact(model, path, example, tolerance, given or {})
+    program, feed = _program(model, example)
     axes = {name: {0: "batch"} for name in feed}
     with tempfile.TemporaryDirectory() as folder:
         written = Onnx().write(program, feed, Path(folder), axes=axes)
         verified = _compared(program, open_session(written), feed)
-        if not verified["max_abs_diff"] <= tolerance:
-            raise IntegrityError(
-                f"{path}: the file differs from torch by {verified['max_abs_diff']:.2g} on the example; tolerance is "
-                f"{tolerance:g}. Raise it if that is acceptable, or look at the model"
-            )
+        _within(path, verified, tolerance)
         write_whole(path, written.read_bytes())
     one = {name: value[:1] for name, value in feed.items()}
+    return _record(path, program, one, verified)
+
+
+def _export_artifact(
+    artifact: Artifact, path: Path, example: Any, tolerance: float, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes an artifact as its task says, with what must ship beside it."""
+    task = Choice("decoct.tasks").validate(artifact.json("task.json"))
+    assert isinstance(task, Task)
+    side = str(artifact.meta["side"])
+    model = load_model(artifact, given=given)
+    program = task.program(model, side).eval()
+    batch = _samples(task, side, example)
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_program(Onnx(), program, task, side, Path(folder))
+        verified = compare(program, open_session(written), [batch], task, side).data()
+        if example is None:
+            verified["made_up"] = True
+        _within(path, verified, tolerance)
+        assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in task.assets(side).items()}
+        for place, text in assets.items():
+            write_whole(place, text)
+        write_whole(path, written.read_bytes())
+    record = _record(path, program, task.example(side, 1), verified)
+    return {**record, "assets": [str(each) for each in assets]} if assets else record
+
+
+def _samples(task: Task, side: str, example: Any) -> Batch:
+    """The batch to compare on: the user's raw inputs (tensors or arrays), or made-up ones."""
+    made_up = task.example(side, 2)
+    if example is None:
+        return Batch({side: made_up if len(made_up) > 1 else next(iter(made_up.values()))})
+    feed = dict(example) if isinstance(example, Mapping) else {next(iter(made_up)): example}
+    if set(feed) != set(made_up):
+        raise RecipeError(f"example: the artifact's task takes {', '.join(made_up)}, not {', '.join(map(str, feed))}")
+    feed = {name: torch.as_tensor(value).detach().cpu() for name, value in feed.items()}
+    for name, value in feed.items():
+        if value.dtype != made_up[name].dtype:
+            raise RecipeError(
+                f"example: {name} is {value.dtype}, the artifact's task takes raw inputs, {made_up[name].dtype}"
+            )
+    return Batch({side: feed if len(made_up) > 1 else next(iter(feed.values()))})
+
+
+def _within(path: Path, verified: Mapping[str, Any], tolerance: float) -> None:
+    if not verified["max_abs_diff"] <= tolerance:
+        raise IntegrityError(
+            f"{path}: the file differs from torch by {verified['max_abs_diff']:.2g} on the example; tolerance is "
+            f"{tolerance:g}. Raise it if that is acceptable, or look at the model"
+        )
+
+
+def _record(path: Path, program: nn.Module, one: Mapping[str, Tensor], verified: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "artifact": str(path),
         "parameters": parameters(program).total,
         "macs": macs(program, one).total,
         "file_bytes": file_bytes(path),
-        "verified": verified,
+        "verified": dict(verified),
     }
 
 
@@ -131,18 +187,11 @@ class _Plain(nn.Module):
         return logits
 
 
-def _program(
-    model: nn.Module | Artifact, example: Any, given: Mapping[str, Any]
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    if isinstance(model, Artifact) and example is None:
-        task = Choice("decoct.tasks").validate(json.loads(model.file("task.json").read_text(encoding="utf-8")))
-        side = str(model.meta["side"])
-        return task.program(load_model(model, given=given), side).eval(), task.example(side, 2)
+def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tensor]]:
     if example is None:
         raise RecipeError("example is missing; give one batch of real inputs, example=x")
-    module = load_model(model, given=given) if isinstance(model, Artifact) else model
     feed = dict(example) if isinstance(example, Mapping) else {"input": example}
-    return _Plain(module).eval(), {name: value.detach().cpu() for name, value in feed.items()}
+    return _Plain(model).eval(), {name: value.detach().cpu() for name, value in feed.items()}
 
 
 def _compared(program: nn.Module, session: FileSession, feed: Mapping[str, Tensor]) -> dict[str, Any]:
