@@ -205,6 +205,23 @@ def test_engine_says_what_it_cannot():
         Engine("cpu", "fp16")
 
 
+def test_an_engine_on_the_cpu_does_not_decide_for_the_next(monkeypatch):
+    assert Engine("cpu").device == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Engine("cuda").device == torch.device("cuda", 0)
+    assert Engine("auto").device == torch.device("cuda", 0)
+    assert Engine("cpu").device == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Engine("auto").device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "steps"), [(0, 50, 0), (0.001, 50, 1), (0.01, 3, 1), (0.1, 50, 5), (2, 50, 100), (0.5, 3, 2)]
+)
+def test_a_fraction_of_an_epoch_is_at_least_one_step(epochs, batches, steps):
+    assert Budget(epochs=epochs).steps_for(batches) == steps
+
+
 def test_bf16_runs_models_in_half_precision_and_the_loss_in_full():
     student, seen = network(0), []
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)

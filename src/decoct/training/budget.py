@@ -10,7 +10,7 @@ from decoct.spec import Spec
 
 
 class Budget(Spec):
-    """How long to train, in exactly one unit.
+    """How long to train, in exactly one unit. A fraction of an epoch is rounded to steps, at least one.
 
     >>> Budget(epochs=2).steps_for(batches=50)
     100
@@ -36,7 +36,7 @@ class Budget(Spec):
         if self.steps is not None:
             return self.steps
         if self.epochs is not None:
-            return round(self.epochs * per_epoch)
+            return max(round(self.epochs * per_epoch), 1 if self.epochs > 0 else 0)
         if self.samples is not None:
             return -(-self.samples // (batch_size * accumulate))
         return None

@@ -35,10 +35,11 @@ class Engine:
             raise RecipeError(f"precision is {precision!r}; allowed: no, bf16, fp16")
         if device == "cuda" and not torch.cuda.is_available():
             raise ResourceError("device is cuda and torch finds none here; use device: cpu or auto")
-        self._processes = PartialState(cpu=True) if device == "cpu" else PartialState()
-        self.device = torch.device("cpu") if device == "cpu" else self._processes.device
-        self.processes: int = self._processes.num_processes
-        self.rank: int = self._processes.process_index
+        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        started = PartialState(cpu=kind == "cpu")  # one for the whole Python process: its device is the first caller's
+        self.processes: int = started.num_processes
+        self.rank: int = started.process_index
+        self.device = torch.device(kind, started.local_process_index) if kind == "cuda" else torch.device("cpu")
         self.precision = precision
         if precision == "fp16" and self.device.type != "cuda":
             raise ResourceError(f"precision is fp16 and the device is {self.device.type}; use bf16 or no")
