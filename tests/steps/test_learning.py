@@ -214,7 +214,8 @@ def test_without_a_validation_split_the_last_weights_stay(
     data: Dataset, task: ImageClassification, tmp_path: Path
 ) -> None:
     bare = replace(data, splits={"train": data.splits["train"]})
-    made = done(Train(name="s", **SHORT), {"model": SMALL}, tmp_path, bare, task)
+    with pytest.warns(UserWarning, match=r"no validation split, so the last weights are kept; give data\.validation"):
+        made = done(Train(name="s", **SHORT), {"model": SMALL}, tmp_path, bare, task)
     assert dict(made.scores) == {}
     last = done(Train(name="last", select="last", **SHORT), {"model": SMALL}, tmp_path, data, task)
     assert equal(made, last)
@@ -229,3 +230,10 @@ def test_the_first_samples_are_drawn_without_disorder(data: Dataset, task: Image
     assert batch.target.tolist() == data.splits["train"].columns["label"][:4].tolist()
     with pytest.raises(DataError, match="did you mean train"):
         few(where, 4, "trian")
+
+
+def test_labels_of_a_step_are_refused_for_regression(data: Dataset, tmp_path: Path) -> None:
+    from decoct.tasks.regression import Regression
+
+    with pytest.raises(RecipeError, match=r"regression.*give data\.labels: 30"):
+        done(Train(name="s", labels=30, **SHORT), {"model": SMALL}, tmp_path, data, Regression())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -193,6 +194,12 @@ class Lesson:
         """
         step, context = self.step, self.context
         held_out = has_split(context, "validation")
+        if step.select == "best" and not held_out:
+            warnings.warn(
+                f"{step.name}: select is best and the data have no validation split, so the last weights are kept; "
+                f"give data.validation a fraction above 0 (or a validation loader), or say select: last",
+                stacklevel=2,
+            )
         criteria = [part for part in parts.values() if isinstance(part, Criterion)]
         layers = [pair for each in criteria for pair in each.layers()]
         if layers:
@@ -246,6 +253,11 @@ def lesson(
     as one, under the role "combined".
     """
     task = context.task
+    if step.labels is not None and task.output == "values":
+        raise RecipeError(
+            f"labels is {step.labels} and the task is regression, whose scale comes from every labelled sample of the "
+            f"data; leave it out of the step and give data.labels: {step.labels}"
+        )
     engine = Engine(device=context.device, precision=step.precision or context.precision)
     seed_everything(context.seed)
     student = build_student(inputs["model"], task, step.side, context.given)
