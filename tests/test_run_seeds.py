@@ -167,3 +167,45 @@ def test_last_weights_have_scores_too(tmp_path: Path) -> None:
     found = recipe(data).run(tmp_path)
     validated = [each for each in records(tmp_path / "log.jsonl") if each["kind"] == "validation"]
     assert dict(found.artifact("student_alone").scores) == validated[-1]["scores"]
+
+
+def test_a_default_input_seeds_like_the_same_name_written_out() -> None:
+    from decoct.recipe import Recipe
+
+    plain = recipe().plain(defaults=False)
+    more = {"use": "train", "name": "more", "budget": {"steps": 6}}
+    left_out = Recipe.parse({**plain, "steps": [*plain["steps"], more]})
+    written = Recipe.parse({**plain, "steps": [*plain["steps"], {**more, "inputs": {"model": "student"}}]})
+    names = [graph(each, [0])[-1].step.seed_name() for each in (left_out, written)]
+    assert names == ["student", "student"]
+
+
+def test_a_model_that_moved_is_the_same_model(tmp_path: Path) -> None:
+    from decoct.models.file import File
+    from decoct.models.mlp import MLP
+    from decoct.run import _identity
+
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    first.write_bytes(b"weights")
+    second.write_bytes(b"weights")
+    model = MLP(hidden=(8,))
+    assert _identity(File(path=first, model=model)) == _identity(File(path=second, model=model))
+    assert _identity(File(path=first, model=model)) != _identity(File(path=first, model=MLP(hidden=(9,))))
+    second.write_bytes(b"others")
+    assert _identity(File(path=first, model=model)) != _identity(File(path=second, model=model))
+
+
+def test_an_offline_run_downloads_no_weights_and_leaves_the_environment(tmp_path: Path, monkeypatch) -> None:
+    import os
+
+    import torch
+
+    from decoct.errors import DataError
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    weighty = {"use": "torchvision", "name": "resnet18", "weights": "DEFAULT"}
+    with pytest.raises(DataError, match=r"not here and could not be downloaded \(no network\)"):
+        recipe(models__large=weighty).run(tmp_path / "run", offline=True)
+    assert "HF_HUB_OFFLINE" not in os.environ

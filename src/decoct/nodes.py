@@ -19,6 +19,7 @@ class Node:
 
     index: int
     step: Step
+    """With its inputs filled in, so that a default and the same name written out seed alike."""
     seed: int
     inputs: Mapping[str, tuple[str, ...]]
     """By role, the ids of nodes or the names of models."""
@@ -50,6 +51,7 @@ def graph(recipe: Recipe, seeds: Sequence[int], *, seeds_all: bool = False) -> l
     nodes: list[Node] = []
     for index, step in enumerate(recipe.steps):
         inputs = recipe.inputs_of(step)
+        full = step.replace(inputs=inputs)
         repeated = step.gives != "records" and (
             (step.learns and step.name not in fixed) or any(len(made.get(source, [])) > 1 for source in inputs.values())
         )
@@ -59,7 +61,7 @@ def graph(recipe: Recipe, seeds: Sequence[int], *, seeds_all: bool = False) -> l
                 role: _sources(made, source, seed, all_seeds=step.gives == "records") for role, source in inputs.items()
             }
             folder = folder_name(index, step.name, seed if seed != seeds[0] else None)
-            made[step.name].append(Node(index, step, seed, sources, folder))
+            made[step.name].append(Node(index, full, seed, sources, folder))
         nodes += made[step.name]
     return nodes
 

@@ -231,7 +231,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
         raise ResourceError("started in several processes (WORLD_SIZE); this version trains in one: start it by itself")
     begin = time.perf_counter()
     keep_freed_memory()
-    with lock(folder):
+    with lock(folder), _kept_offline(options.offline):
         data, task = prepare(recipe, options)
         write_whole(folder / "recipe.yaml", recipe.yaml())
         execution = Execution(recipe, folder, data, task, options)
@@ -316,7 +316,27 @@ def _identity(value: Artifact | Model) -> str:
     """The hash of what a step takes: an artifact's content, a model's Spec and the files that it reads."""
     if isinstance(value, Artifact):
         return value.hash
-    return value.digest() + (value.fingerprint() if isinstance(value, OutsideModel) else "")
+    if not isinstance(value, OutsideModel):
+        return value.digest()
+    fields = {name: getattr(value, name) for name in type(value).model_fields if name != "path"}
+    inner = {name: _identity(each) for name, each in fields.items() if isinstance(each, Model)}
+    parts = {name: each for name, each in value.plain().items() if name != "path"} | inner
+    return hashlib.sha256(json.dumps([parts, value.fingerprint()], sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _kept_offline(offline: bool) -> Iterator[None]:
+    """Where `offline`, no published weights are downloaded either while the body runs."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        if offline and before is None:
+            os.environ.pop("HF_HUB_OFFLINE", None)
+        elif offline and before is not None:
+            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def _machine() -> str:
