@@ -398,3 +398,26 @@ def test_other_versions_of_the_libraries_are_told(copied: Path) -> None:
     (copied / "results.json").write_text(json.dumps(results), encoding="utf-8")
     with pytest.warns(UserWarning, match=r"kept, though made with torch 1\.0\.0 \(now 2"):
         recipe(SHIPPED).run(copied)
+
+
+def test_a_teacher_that_was_trained_elsewhere_stands_beside_its_student(tmp_path: Path) -> None:
+    """A model of the recipe that no step made is exported and measured like any other."""
+    from safetensors.torch import save_file
+
+    from decoct.models.base import Interface
+    from decoct.models.small_resnet import SmallResNet
+
+    torch.manual_seed(0)
+    net = SmallResNet(width=4).build(Interface(kind="image", shape=(1, 8, 8), outputs=10)).eval()
+    save_file(net.state_dict(), tmp_path / "mine.safetensors")
+    large = {"use": "file", "path": str(tmp_path / "mine.safetensors"), "model": {"use": "small_resnet", "width": 4}}
+    steps = [
+        {**TAUGHT["steps"][2], "inputs": {"model": "small", "teacher": "large"}},
+        {"use": "export", "name": "teacher_onnx", "inputs": {"model": "large"}},
+        {"use": "export", "name": "student_onnx", "inputs": {"model": "student"}},
+        {**SHIPPED["steps"][-1], "inputs": {"teacher": "teacher_onnx", "student": "student_onnx"}},
+    ]
+    found = recipe({**TAUGHT, "models": {**TAUGHT["models"], "large": large}, "steps": steps}).run(tmp_path / "run")
+    models = {each["name"]: each for each in found.results["models"]}
+    assert models["teacher"]["parameters"] == sum(each.numel() for each in net.parameters())
+    assert models["student"]["fidelity"]["agreement"] >= 0
