@@ -237,3 +237,12 @@ def test_labels_of_a_step_are_refused_for_regression(data: Dataset, tmp_path: Pa
 
     with pytest.raises(RecipeError, match=r"regression.*give data\.labels: 30"):
         done(Train(name="s", labels=30, **SHORT), {"model": SMALL}, tmp_path, data, Regression())
+
+
+def test_labels_of_an_estimator_are_refused_for_regression(data: Dataset, tmp_path: Path) -> None:
+    from decoct.steps.train_estimator import TrainEstimator
+    from decoct.tasks.regression import Regression
+
+    step = TrainEstimator(name="e", estimator={"use": "extra_trees"}, labels=30)
+    with pytest.raises(RecipeError, match=r"regression.*give data\.labels: 30"):
+        done(step, {}, tmp_path, data, Regression())

@@ -50,6 +50,8 @@ class TrainEstimator(Step):
     labels: int | None = Field(default=None, ge=1)
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
+        if self.labels is not None and context.task.output == "values":
+            raise RecipeError(f"labels is {self.labels} and the task is regression; give data.labels: {self.labels}")
         features, target = _table(_training(context, self.labels), context, self.side)
         context.progress(0, 3, f"{self.estimator.use} on {len(features)} samples")
         fitted = self._fit(features, target, context.seed)
