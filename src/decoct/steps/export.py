@@ -57,9 +57,9 @@ class Export(Step):
     """Writes a model in a format to ship, with its preprocessing inside, and proves that the file says the same.
 
     `target` the format; `tolerance` the largest difference from torch on `samples` real samples (inputs alone), for
-    numbers in standard deviations of the output; an estimator is shipped as it is. A model of the recipe that was trained
-    elsewhere is exported with the teacher's preprocessing. Where the file differs by more, IntegrityError, and nothing is
-    left.
+    numbers in standard deviations of the output; an estimator is shipped as it is. A model of the recipe that was
+    trained elsewhere is exported with the teacher's preprocessing. Where the file differs by more, IntegrityError, and
+    nothing is left.
     """
 
     use: ClassVar[str] = "export"
