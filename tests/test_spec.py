@@ -95,3 +95,9 @@ def test_a_class_from_outside_needs_leave():
 def test_catalogue_reads_summaries_without_importing():
     assert all(CATALOGUE.summary(key) for key in CATALOGUE)
     assert issubclass(CATALOGUE.resolve("kd"), Objective)
+
+
+def test_replace_keeps_what_was_left_at_its_default():
+    changed = dc.KD(temperature=2).replace(weight=3.0)
+    assert changed == dc.KD(temperature=2, weight=3.0)
+    assert changed.model_fields_set == {"temperature", "weight"}

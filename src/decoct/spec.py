@@ -116,8 +116,8 @@ class Spec(BaseModel, metaclass=_SpecMeta):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def replace(self, **fields: Any) -> Self:
-        """The same Spec with other values, validated."""
-        present = {name: getattr(self, name) for name in type(self).model_fields}
+        """The same Spec with other values, validated; what was left at its default stays so."""
+        present = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         return type(self)(**{**present, **fields})
 
     def __hash__(self) -> int:
