@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from decoct.artifact import Artifact
+from decoct.artifact import Artifact, Draft
 from decoct.data.base import Source
 from decoct.errors import RecipeError
 from decoct.models.given import fresh
@@ -36,6 +36,7 @@ from decoct.teachers.classes import Alignment
 from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, agreement, joined_classes
 from decoct.teachers.views import over_views
 from decoct.training.budget import Budget
+from decoct.training.companion import CHOSEN, Accompanied, Companion, once_ready
 from decoct.training.fit import History, Options, Update, fit
 from decoct.training.optimizers import AdamW, Optimizer
 from decoct.training.schedules import Cosine
@@ -237,6 +238,16 @@ def _logits(logits: Tensor | None) -> Tensor:
     return logits
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A lesson with another student than it was opened with, what accompanies its training, and what goes into the
+    artifact beside it."""
+
+    lesson: Lesson
+    companion: Companion | None = None
+    extra: Callable[[Draft], None] = lambda draft: None
+
+
 @contextlib.contextmanager
 def lesson(
     step: Learning,
@@ -309,8 +320,13 @@ def learn(
     only: Literal["all", "labelled"],
     kinds: Mapping[str, Teacher] | None = None,
     combine: Combination | None = None,
+    *,
+    begin: Callable[[Lesson, Objective], Begun] = lambda at_work, objective: Begun(at_work),
 ) -> Artifact:
-    """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact."""
+    """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact.
+
+    `begin` may change the student first, and let a companion work while it trains.
+    """
     roles = [role for role in inputs if role != "model"]
     if combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]
@@ -326,15 +342,24 @@ def learn(
             + ", ".join(role for role in roles if role != COMBINED)
         )
     refuse_what_cannot_mix(step, objective, inputs, context)
-    with lesson(step, inputs, context, needs, kinds=kinds, combine=combine) as at_work:
+    with lesson(step, inputs, context, needs, kinds=kinds, combine=combine) as opened:
+        begun = begin(opened, objective)
+        at_work = begun.lesson
         forward = at_work.forward(needs["student"])
         criterion = at_work.criterion(objective, forward)
         source = at_work.source(only)
         optimizer = at_work.optimizer(at_work.student.module, criterion)
-        update = at_work.descent(forward, criterion, optimizer)
+        update: Update = at_work.descent(forward, criterion, optimizer)
+        validate, select = None, None
+        if begun.companion is not None:
+            update = Accompanied(at_work.descent(forward, criterion, optimizer), begun.companion, optimizer)
+            validate = once_ready(at_work.scoring(forward), begun.companion, context.task.metric[0])
+            select = (CHOSEN, context.task.metric[1])
         student = at_work.student
-        history = at_work.fit(update, source, student=student.module, optimizer=optimizer, criterion=criterion)
-    return save_student(student, history, context)
+        history = at_work.fit(
+            update, source, validate, select, student=student.module, optimizer=optimizer, criterion=criterion
+        )
+    return save_student(student, history, context, extra=begun.extra)
 
 
 def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) -> Student:

@@ -18,6 +18,7 @@ from decoct.models.saving import save_model
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.steps.base import Context
 from decoct.steps.drawing import few
+from decoct.training.companion import CHOSEN
 from decoct.training.fit import History
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def kept_scores(history: History | None) -> dict[str, float]:
     if history is None:
         return {}
     if history.best:
-        return history.best
+        return {name: score for name, score in history.best.items() if name != CHOSEN}
     validated = [record["scores"] for record in history.records if record["kind"] == "validation"]
     return {name: score for name, score in validated[-1].items() if score is not None} if validated else {}
 

@@ -40,3 +40,18 @@ class Budget(Spec):
         if self.samples is not None:
             return -(-self.samples // (batch_size * accumulate))
         return None
+
+    def part(self, share: float) -> Budget:
+        """A share of it, in the same unit; whole units are rounded, at least one.
+
+        >>> Budget(steps=10).part(0.25)
+        Budget(steps=2)
+        """
+        if self.epochs is not None:
+            return Budget(epochs=self.epochs * share)
+        if self.seconds is not None:
+            return Budget(seconds=self.seconds * share)
+        if self.steps is not None:
+            return Budget(steps=max(1, round(self.steps * share)) if self.steps else 0)
+        assert self.samples is not None
+        return Budget(samples=max(1, round(self.samples * share)) if self.samples else 0)

@@ -1,0 +1,5 @@
+"""Pruning schemes, one a file."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue("pruning scheme", {})

@@ -1,0 +1,5 @@
+"""Rewriting schemes: layers replaced by smaller ones, one scheme a file."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue("rewriting scheme", {})

@@ -1,0 +1,5 @@
+"""Sharing schemes: weights used more than once, one scheme a file."""
+
+from decoct.spec import Catalogue
+
+CATALOGUE = Catalogue("sharing scheme", {})

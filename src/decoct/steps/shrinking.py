@@ -1,0 +1,182 @@
+"""What recoveries are made of: compress, learn, let the scheme accompany the learning, save with a report."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from decoct.artifact import MANIFEST, Artifact, Draft, writing
+from decoct.compression import Change, Evidence
+from decoct.meters.macs import macs
+from decoct.meters.parameters import parameters
+from decoct.objectives.base import Objective
+from decoct.outputs import Batch, Needs
+from decoct.steps.base import Context, Inputs
+from decoct.steps.learning import Begun, Lesson, learn, lesson
+from decoct.steps.saving import save_student
+from decoct.training.clock import Clock
+
+if TYPE_CHECKING:
+    from decoct.steps.compressing import Compressing
+
+REPORT = "compression.json"
+EVIDENCE_BATCHES = 8
+"""Training batches from which scores with gradients, and statistics of layers, are taken."""
+
+
+def compress(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
+    """The scheme at once, without training."""
+    roles = [role for role in inputs if role != "model"]
+    needs = {role: Needs() for role in ("student", *roles)}
+    with lesson(step, inputs, context, needs, kinds=step.teachers) as at_work:
+        begun = _cut(step, at_work, step.lesson_for(roles))
+    return save_student(begun.lesson.student, None, context, scores={}, extra=begun.extra)
+
+
+def compress_and_learn(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
+    """The scheme at once, then the step's objective for its budget."""
+    return _learn(step, inputs, context, lambda at_work, objective: _cut(step, at_work, objective))
+
+
+def accompany(step: Compressing, inputs: Inputs, context: Context, *, until: float) -> Artifact:
+    """The step's objective for its budget while the scheme works on the weights, done at progress `until`."""
+
+    def begin(at_work: Lesson, objective: Objective) -> Begun:
+        evidence = evidence_of(at_work, objective)
+        module = at_work.student.module
+        before = copy.deepcopy(module)
+        companion = step.scheme.companion(module, evidence, until)
+
+        def extra(draft: Draft) -> None:
+            reporting(step, at_work, step.scheme.changes(module), (before, module))(draft)
+
+        return Begun(at_work, companion, extra)
+
+    return _learn(step, inputs, context, begin)
+
+
+def evidence_of(at_work: Lesson, objective: Objective) -> Evidence:
+    """What a scheme may see of this lesson: a few samples, and losses under its objective, on training data."""
+    args, kwargs = taken_by(at_work.student.module, at_work)
+    only: Literal["all", "labelled"] = "all" if at_work.teachers else "labelled"
+
+    def batches() -> Iterator[Batch]:
+        for batch in islice(iter(at_work.source(only)), EVIDENCE_BATCHES):
+            yield at_work.engine.move(batch)
+
+    def losses(module: nn.Module) -> Iterator[Tensor]:
+        seen = replace(at_work, student=replace(at_work.student, module=module))
+        forward = seen.forward(Needs())
+        criterion = seen.criterion(objective, forward)
+        for batch in batches():
+            taught = {role: teacher(batch) for role, teacher in at_work.teachers.items()}
+            yield criterion(forward(batch), taught, batch, Clock())[0]
+
+    def passes(module: nn.Module) -> None:
+        forward = replace(at_work, student=replace(at_work.student, module=module)).forward(Needs())
+        with torch.no_grad():
+            for batch in batches():
+                forward(batch)
+
+    return Evidence(args, kwargs, losses, passes)
+
+
+def taken_by(module: nn.Module, at_work: Lesson) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments that the task gives a module for the lesson's few samples."""
+    spy = _Spy(module)
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        at_work.context.task.forward(spy, at_work.batch, Needs(), at_work.student.side)
+    module.train(training)
+    return spy.args, spy.kwargs
+
+
+class _Spy(nn.Module):
+    """A module that remembers what it took."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.args, self.kwargs = args, kwargs
+        return self.module(*args, **kwargs)
+
+
+def _learn(
+    step: Compressing, inputs: Inputs, context: Context, begin: Callable[[Lesson, Objective], Begun]
+) -> Artifact:
+    roles = [role for role in inputs if role != "model"]
+    objective = step.lesson_for(roles)
+    only = step.samples if roles else "labelled"
+    return learn(step, inputs, context, objective, only, step.teachers, begin=begin)
+
+
+def _cut(step: Compressing, at_work: Lesson, objective: Objective) -> Begun:
+    """The lesson with the compressed student in place of the given one."""
+    before = at_work.student.module
+    found = step.scheme.apply(before, evidence_of(at_work, objective))
+    found.module.train(before.training)
+    after = replace(at_work, student=replace(at_work.student, module=found.module.to(at_work.engine.device)))
+    extra = reporting(step, at_work, found.changes, (before, found.module))
+    return Begun(after, step.scheme.hold(after.student.module), extra)
+
+
+def reporting(
+    step: Compressing, at_work: Lesson, changes: Sequence[Change], modules: tuple[nn.Module, nn.Module]
+) -> Callable[[Draft], None]:
+    """What writes compression.json: the scheme, what became of each layer, parameters and MACs before and after."""
+    facts = [_facts(module, at_work) for module in modules]
+    record = {
+        "scheme": step.scheme.plain(),
+        "before": facts[0],
+        "after": facts[1],
+        "changes": [each.data() for each in changes],
+    }
+    return lambda draft: draft.write_json(REPORT, record)
+
+
+def _facts(module: nn.Module, at_work: Lesson) -> dict[str, Any]:
+    task, side = at_work.context.task, at_work.student.side
+    program = task.program(module, side)
+    device = next((each.device for each in module.parameters()), torch.device("cpu"))
+    example = {name: value.to(device) for name, value in task.example(side, 1).items()}
+    return {
+        "parameters": parameters(module).total,
+        "nonzero": int(sum(torch.count_nonzero(each) for each in module.parameters())),
+        "macs": macs(program, example).total,
+    }
+
+
+def save_last(made: Sequence[Artifact], step: Compressing, context: Context) -> Artifact:
+    """The last of several rounds as the step's own artifact, with a report of the whole way."""
+    reports = [each.json(REPORT) for each in made]
+    first = {(each["path"], each["kind"]): each for each in reversed([c for r in reports for c in r["changes"]])}
+    last = {(each["path"], each["kind"]): each for report in reports for each in report["changes"]}
+    merged = [{**each, "before": first[key]["before"]} for key, each in last.items()]
+    record = {
+        "scheme": step.scheme.plain(),
+        "before": reports[0]["before"],
+        "after": reports[-1]["after"],
+        "changes": merged,
+        "rounds": [{"after": each["after"], "scores": dict(made_.scores)} for each, made_ in zip(reports, made)],
+    }
+    end = made[-1]
+    with writing(
+        context.folder, kind="model", name=context.name, key=context.key, lineage=context.lineage, meta=end.meta
+    ) as draft:
+        ignored = shutil.ignore_patterns(MANIFEST, REPORT)
+        shutil.copytree(end.folder, draft.folder, dirs_exist_ok=True, ignore=ignored)
+        draft.write_json(REPORT, record)
+        draft.scores.update(end.scores)
+    return Artifact.load(context.folder)

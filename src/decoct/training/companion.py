@@ -1,0 +1,78 @@
+"""A companion of training: what acts on the student after each optimizer step (masks, sparsity)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoct.outputs import Batch
+from decoct.training.base import ManagedUpdate
+from decoct.training.clock import Clock
+
+
+class Companion(ABC):
+    """Acts on a module's weights after each optimizer step; gradients of the step are still there.
+
+    A proximal step (soft thresholds) or a projection (weights times a mask) belongs here: the forward pass sees its
+    result, the module stays plain.
+    """
+
+    @abstractmethod
+    def after_step(self, clock: Clock, optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:
+        """Does its work in place, without gradient; returns numbers for the log."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether the module is as the scheme wants it in the end, so that its scores may be compared."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What must be checkpointed."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back."""
+
+
+class Accompanied(ManagedUpdate):
+    """An update, and after each of its steps a companion's work."""
+
+    def __init__(self, update: ManagedUpdate, companion: Companion, optimizer: torch.optim.Optimizer) -> None:
+        self.update, self.companion, self.optimizer = update, companion, optimizer
+
+    def __call__(self, window: Sequence[Batch], clock: Clock) -> Mapping[str, Tensor]:
+        logged = self.update(window, clock)
+        with torch.no_grad():
+            more = self.companion.after_step(clock, self.optimizer)
+        return {**logged, **more}
+
+    def settings(self, clock: Clock) -> dict[str, Any]:
+        return self.update.settings(clock)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"update": self.update.state_dict(), "companion": self.companion.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.update.load_state_dict(state["update"])
+        self.companion.load_state_dict(state["companion"])
+
+
+CHOSEN = "chosen"
+"""The score by which weights are kept where a companion is at work."""
+
+
+def once_ready(
+    validate: Callable[[], dict[str, float]], companion: Companion, metric: str
+) -> Callable[[], dict[str, float]]:
+    """`validate` with a score "chosen": the one named `metric` once the companion is ready, NaN before."""
+
+    def scored() -> dict[str, float]:
+        found = validate()
+        return {**found, CHOSEN: found[metric] if companion.ready else float("nan")}
+
+    return scored
