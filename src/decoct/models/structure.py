@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from decoct.errors import CannotRebuild
 from decoct.models.plain import as_dtype, decode, functions, plain_attributes, settings_objects
+from decoct.models.repeat_heads import RepeatHeads
 
 Delta = dict[str, Any]
 
@@ -93,6 +94,7 @@ CLASSES: dict[str, type[nn.Module]] = {
         nn.Sequential,
         nn.ModuleList,
         nn.ModuleDict,
+        RepeatHeads,
     )
 }
 """Classes that a module may be replaced by; their state is plain attributes, tensors and submodules."""
