@@ -2,4 +2,10 @@
 
 from decoct.spec import Catalogue
 
-CATALOGUE = Catalogue("quantization scheme", {})
+CATALOGUE = Catalogue(
+    "quantization scheme",
+    {
+        "dynamic": "decoct.quantization.dynamic:Dynamic",
+        "weight_only": "decoct.quantization.weight_only:WeightOnly",
+    },
+)
