@@ -2,4 +2,11 @@
 
 from decoct.spec import Catalogue
 
-CATALOGUE = Catalogue("pruning scheme", {})
+CATALOGUE = Catalogue(
+    "pruning scheme",
+    {
+        "magnitude": "decoct.pruning.magnitude:Magnitude",
+        "movement": "decoct.pruning.movement:Movement",
+        "n_m": "decoct.pruning.n_m:NM",
+    },
+)
