@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from decoct.models.mlp import MLP
 from decoct.models.saving import load_model, load_spec, save_model
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
+from decoct.models.small_vit import SmallViT
 from decoct.models.timm import Timm
 from decoct.models.torchvision import Torchvision
 from decoct.models.transformers import Transformers
@@ -27,7 +29,7 @@ from decoct.spec import Choice
 
 NAMES = {
     each.__name__: each
-    for each in (BiLSTM, File, MLP, SmallMobileNet, SmallResNet, Timm, Torchvision, Transformers, Interface)
+    for each in (BiLSTM, File, MLP, SmallMobileNet, SmallResNet, SmallViT, Timm, Torchvision, Transformers, Interface)
 }
 GREY = Interface(kind="image", shape=(1, 28, 28), outputs=10)
 RGB = Interface(kind="image", shape=(3, 32, 32), outputs=7)
@@ -49,6 +51,7 @@ CASES: list[tuple[Model, Interface, str]] = [
     (SmallResNet(width=4), GREY, "layer2.0.relu1"),
     (SmallResNet(width=4, depths=(2, 1), stem_stride=2), RGB, "stem"),
     (SmallMobileNet(), GREY, "layer2.1.depthwise"),
+    (SmallViT(patch=4, width=16, depth=2, heads=2), GREY, "blocks.1"),
     (SmallMobileNet(width=8, depths=(1, 1), expansion=2, stem_stride=1, activation="relu6"), RGB, "layer1"),
     (MLP(hidden=(8, 4), dropout=0.1), TABLE, "hidden.1"),
     (MLP(hidden=()), GREY, "head"),
@@ -139,7 +142,7 @@ def test_sizes_that_recipes_rely_on() -> None:
 def test_default_nets_rectify_only() -> None:
     """Other activations run slower in int8."""
     smooth = (nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh)
-    for spec, interface in ((SmallResNet(), GREY), (SmallMobileNet(), GREY), (MLP(), TABLE)):
+    for spec, interface in ((SmallResNet(), GREY), (SmallMobileNet(), GREY), (SmallViT(), GREY), (MLP(), TABLE)):
         assert not any(isinstance(module, smooth) for module in spec.build(interface).modules())
 
 
@@ -165,3 +168,27 @@ def test_copies_are_independent() -> None:
     with torch.no_grad():
         other.head.weight.zero_()
     assert module.head.weight.abs().sum() > 0
+
+
+def test_small_vit_refuses_what_does_not_divide() -> None:
+    with pytest.raises(RecipeError, match="patch is 5 and images are"):
+        SmallViT(patch=5).build(GREY)
+    with pytest.raises(RecipeError, match="width is 30 and heads 4"):
+        SmallViT(width=30, heads=4).build(GREY)
+
+
+def test_small_vit_attends_as_defined() -> None:
+    """One attention module against the formula, head by head, in NumPy float64."""
+    from decoct.models.small_vit import Attention
+
+    module = Attention(8, 2).double()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    weight, bias = module.qkv.weight.detach().numpy(), module.qkv.bias.detach().numpy()
+    q, k, v = np.split(x.numpy() @ weight.T + bias, 3, axis=-1)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = q[..., head] @ k[..., head].transpose(0, 2, 1) / 2.0
+        share = np.exp(scores - scores.max(-1, keepdims=True))
+        heads.append(share / share.sum(-1, keepdims=True) @ v[..., head])
+    expected = np.concatenate(heads, -1) @ module.proj.weight.detach().numpy().T + module.proj.bias.detach().numpy()
+    np.testing.assert_allclose(module(x).detach().numpy(), expected, rtol=1e-10)

@@ -276,3 +276,25 @@ class TestSeveralTeachers:
         hint = {"use": "hint", "layers": {"hidden.0": "layer3"}}
         with pytest.raises(RecipeError, match="name its `teacher`: teacher, other"):
             ran(tmp_path, step("distill", objective=[hint]))
+
+
+AUTO = [{"use": "task_loss"}, {"use": "attention_transfer", "weight": 10, "layers": "auto"}]
+
+
+@pytest.mark.parametrize(
+    ("use", "fields", "pairs"),
+    [
+        ("mutual", {"inputs": {"model": "net", "peer": "large"}}, {("layer1", "layer1"), ("layer3", "layer3")}),
+        ("ema_distill", {"objective": [*AUTO[:1], {**AUTO[1], "teacher": "average"}]}, {("layer2", "layer2")}),
+        ("adversarial_distill", {"inputs": {"model": "net", "teacher": "teacher"}}, {("layer2", "layer2")}),
+        ("meta_distill", {"inputs": {"model": "net", "teacher": "teacher"}, "tune": ["weights"]}, {("layer3", "layer3")}),
+    ],
+)
+def test_layers_are_chosen_in_every_step_with_teachers(use, fields, pairs, tmp_path):
+    """`layers: auto` is replaced by stages of equal resolution, and the log says which."""
+    models = {**BASE["models"], "large": {"use": "small_resnet", "width": 6}}
+    steps = step(use, **{"objective": AUTO, **fields})
+    made = ran(tmp_path, steps, models=models).artifact("student")
+    first = json.loads(made.file("log.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["kind"] == "layers"
+    assert pairs <= {(each["student"], each["teacher"]) for each in first["pairs"]}

@@ -10,6 +10,7 @@ from decoct.models.base import Interface, Model
 from decoct.models.bilstm import BiLSTM
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
+from decoct.models.small_vit import SmallViT
 from decoct.models.transformers import Transformers
 from decoct.targets.onnx import Onnx
 from decoct.tasks.calls import ImageProgram, TextProgram
@@ -48,7 +49,7 @@ def test_text_nets_at_any_length_and_padding(tmp_path: Path, spec: Model) -> Non
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", [SmallResNet(width=4), SmallMobileNet()])
+@pytest.mark.parametrize("spec", [SmallResNet(width=4), SmallMobileNet(), SmallViT(width=16, depth=1, heads=2)])
 def test_image_nets(tmp_path: Path, spec: Model) -> None:
     torch.manual_seed(0)
     model = spec.build(Interface(kind="image", shape=(1, 16, 16), outputs=3))

@@ -12,6 +12,7 @@ CATALOGUE = Catalogue(
         "transformers": "decoct.models.transformers:Transformers",
         "small_resnet": "decoct.models.small_resnet:SmallResNet",
         "small_mobilenet": "decoct.models.small_mobilenet:SmallMobileNet",
+        "small_vit": "decoct.models.small_vit:SmallViT",
         "mlp": "decoct.models.mlp:MLP",
         "bilstm": "decoct.models.bilstm:BiLSTM",
         "exits": "decoct.models.exits:WithExits",

@@ -16,7 +16,7 @@ from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.dynamics import refuse_what_cannot_mix
-from decoct.steps.learning import Learning, Lesson, lesson
+from decoct.steps.learning import Learning, Lesson, decided, lesson
 from decoct.steps.saving import save_student
 from decoct.training.adversarial import Adversarial, Attacked, under_attack
 from decoct.training.attacks.base import Attack
@@ -51,11 +51,12 @@ class AdversarialDistill(Learning):
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         roles = [role for role in inputs if role != "model"]
-        needs = needs_of(self.objective, roles)
-        refuse_what_cannot_mix(self, self.objective, inputs, context)
+        objective = decided(self, inputs, context, self.objective, roles)
+        needs = needs_of(objective, roles)
+        refuse_what_cannot_mix(self, objective, inputs, context)
         with lesson(self, inputs, context, needs) as at_work:
             student, module = self._student(at_work, needs["student"]), at_work.student.module
-            criterion = at_work.criterion(self.objective, self._probed(student, at_work))
+            criterion = at_work.criterion(objective, self._probed(student, at_work))
             optimizer = at_work.optimizer(module, criterion)
             update = Adversarial(
                 student,

@@ -18,7 +18,7 @@ from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.dynamics import refuse_what_cannot_mix
-from decoct.steps.learning import Learning, Lesson, lesson
+from decoct.steps.learning import Learning, Lesson, decided, lesson
 from decoct.steps.saving import save_student
 from decoct.training.averages import Average, Following
 from decoct.training.schedules import Cosine
@@ -52,15 +52,16 @@ class EMADistill(Learning):
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         roles = [AVERAGE, *(role for role in inputs if role != "model")]
-        needs = needs_of(self.objective, roles)
-        refuse_what_cannot_mix(self, self.objective, inputs, context)
+        objective = decided(self, inputs, context, self.objective, roles, alike=[AVERAGE])
+        needs = needs_of(objective, roles)
+        refuse_what_cannot_mix(self, objective, inputs, context)
         opened = {role: each for role, each in needs.items() if role != AVERAGE}
         with lesson(self, inputs, context, opened) as at_work:
             module = at_work.student.module
             average = Average(module, self.decay)
             teachers = {AVERAGE: _predictor(average, at_work, needs[AVERAGE]), **at_work.teachers}
             forward = at_work.forward(needs["student"])
-            criterion = at_work.criterion(self.objective, forward, teachers)
+            criterion = at_work.criterion(objective, forward, teachers)
             optimizer = at_work.optimizer(module, criterion)
             descent = at_work.descent(forward, criterion, optimizer, teachers)
             kept = replace(at_work.student, module=average.module) if self.keep == "average" else at_work.student

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -201,7 +201,8 @@ class Lesson:
                 f"give data.validation a fraction above 0 (or a validation loader), or say select: last",
                 stacklevel=2,
             )
-        criteria = [part for part in parts.values() if isinstance(part, Criterion)]
+        modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+        criteria = [each for part in modules for each in part.modules() if isinstance(each, Criterion)]
         layers = [pair for each in criteria for pair in each.layers()]
         if layers:
             context.progress(0, 1, layers_text(layers))
@@ -330,11 +331,7 @@ def learn(
     roles = [role for role in inputs if role != "model"]
     if combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]
-    open_roles = undecided_roles(objective, roles)
-    if open_roles:
-        every = dict.fromkeys(open_roles, Needs(features=frozenset({EVERY})))
-        with lesson(step, inputs, context, every, kinds=kinds) as seen:
-            objective = choose_layers(objective, roles, seen.look)
+    objective = decided(step, inputs, context, objective, roles, kinds=kinds)
     needs = needs_of(objective, roles)
     if COMBINED in needs and needs[COMBINED].features:
         raise RecipeError(
@@ -360,6 +357,28 @@ def learn(
             update, source, validate, select, student=student.module, optimizer=optimizer, criterion=criterion
         )
     return save_student(student, history, context, extra=begun.extra)
+
+
+def decided(
+    step: Learning,
+    inputs: Inputs,
+    context: Context,
+    objective: Objective,
+    roles: Sequence[str],
+    *,
+    kinds: Mapping[str, Teacher] | None = None,
+    alike: Sequence[str] = (),
+) -> Objective:
+    """The objective with every `layers: auto` chosen; `alike` are roles whose models are built as the student is."""
+    open_roles = undecided_roles(objective, roles)
+    if not open_roles:
+        return objective
+    every = Needs(features=frozenset({EVERY}))
+    opened = {"student", *open_roles} - set(alike)
+    with lesson(step, inputs, context, dict.fromkeys(sorted(opened), every), kinds=kinds) as seen:
+        return choose_layers(
+            objective, roles, lambda role, needs: seen.look("student" if role in alike else role, needs)
+        )
 
 
 def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) -> Student:

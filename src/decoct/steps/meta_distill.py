@@ -25,7 +25,7 @@ from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.drawing import splits_of, training_source
-from decoct.steps.learning import Learning, Lesson, lesson
+from decoct.steps.learning import Learning, Lesson, decided, lesson
 from decoct.steps.saving import save_student
 from decoct.training.meta import Answering, Meta, Multipliers
 from decoct.training.optimizers import AdamW, Optimizer
@@ -58,8 +58,9 @@ class MetaDistill(Learning):
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         if self.mix is not None or self.teacher_views > 1:
             raise RecipeError("meta_distill draws its own batches; leave mix and teacher_views out")
-        objective = self._objective()
-        needs = needs_of(objective, [role for role in inputs if role != "model"])
+        roles = [role for role in inputs if role != "model"]
+        objective = decided(self, inputs, context, self._objective(), roles)
+        needs = needs_of(objective, roles)
         source = self._source(context)
         with lesson(self, inputs, context, needs) as at_work:
             criterion = at_work.criterion(objective, at_work.forward(needs["student"]))

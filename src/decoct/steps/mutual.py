@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
@@ -13,8 +14,9 @@ from decoct.errors import RecipeError
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.kd import KD
+from decoct.objectives.layers import choose_layers
 from decoct.objectives.task_loss import TaskLoss
-from decoct.outputs import Needs
+from decoct.outputs import Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning import Learning, Lesson, build_criterion, build_student, lesson
@@ -63,16 +65,30 @@ class MutualLearning(Learning):
 
         return save_student(peers["model"], history, context, scores=scores_of("", history), extra=others)
 
+    def _decided(self, pair: tuple[str, str], peers: Mapping[str, Student], at_work: Lesson) -> Objective:
+        """The objective of one peer under another, its layers chosen."""
+
+        def look(role: str, needs: Needs) -> Outputs:
+            peer = peers[pair[0] if role == "student" else pair[1]]
+            return replace(at_work, student=peer).look("student", needs)
+
+        return choose_layers(self.objective, ["peer"], look)
+
     def _update(self, peers: Mapping[str, Student], at_work: Lesson) -> tuple[Mutual, nn.ModuleDict, nn.ModuleList]:
         task = at_work.context.task
-        needs = needs_of(self.objective, ["peer"])
-        forwards = {name: each.forward(task, needs["student"] | needs["peer"]) for name, each in peers.items()}
+        pairs = [(own, other) for own in peers for other in peers if other != own]
+        objectives = {pair: self._decided(pair, peers, at_work) for pair in pairs}
+        wanted = dict.fromkeys(peers, Needs())
+        for (own, other), objective in objectives.items():
+            needs = needs_of(objective, ["peer"])
+            wanted[own] |= needs["student"]
+            wanted[other] |= needs["peer"]
+        forwards = {name: each.forward(task, wanted[name]) for name, each in peers.items()}
 
         def criterion(own: str, other: str) -> Criterion:
             modules = {"student": peers[own].module, other: peers[other].module}
-            built = build_criterion(
-                self.objective, task, at_work.batch, forwards[own], {other: forwards[other]}, modules
-            )
+            objective = objectives[own, other]
+            built = build_criterion(objective, task, at_work.batch, forwards[own], {other: forwards[other]}, modules)
             return built.to(at_work.engine.device)
 
         criteria = {own: {other: criterion(own, other) for other in peers if other != own} for own in peers}
