@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.errors import CannotRebuild
+from decoct.models.clustered import ClusteredConv1d, ClusteredConv2d, ClusteredEmbedding, ClusteredLinear
 from decoct.models.plain import as_dtype, decode, functions, plain_attributes, settings_objects
 from decoct.models.repeat_heads import RepeatHeads
 
@@ -95,6 +96,10 @@ CLASSES: dict[str, type[nn.Module]] = {
         nn.ModuleList,
         nn.ModuleDict,
         RepeatHeads,
+        ClusteredLinear,
+        ClusteredConv1d,
+        ClusteredConv2d,
+        ClusteredEmbedding,
     )
 }
 """Classes that a module may be replaced by; their state is plain attributes, tensors and submodules."""

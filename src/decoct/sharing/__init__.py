@@ -2,4 +2,10 @@
 
 from decoct.spec import Catalogue
 
-CATALOGUE = Catalogue("sharing scheme", {})
+CATALOGUE = Catalogue(
+    "sharing scheme",
+    {
+        "codebook": "decoct.sharing.codebook:Codebook",
+        "layers": "decoct.sharing.layers:SharedLayers",
+    },
+)

@@ -126,6 +126,7 @@ def _convert(
 ) -> onnx.ModelProto:
     import torch
 
+    packed = any(value.dtype == torch.uint8 for value in exported.state_dict.values())
     try:
         program = torch.onnx.export(
             exported,
@@ -136,11 +137,26 @@ def _convert(
             verbose=False,
             output_names=[output],
             opset_version=opset,
+            optimize=not packed,
         )
     except torch.onnx.OnnxExporterError as error:
         raise RecipeError(_conversion_message(exported, str(error), opset)) from error
     assert program is not None
+    if packed:
+        _fold_but_packed(program.model)
     return program.model_proto
+
+
+def _fold_but_packed(model: Any) -> None:
+    """The exporter's own simplification, which would write small packed weights out as floats; bytes stay bytes."""
+    import onnx_ir
+    from onnxscript.optimizer import optimize_ir
+
+    def fold(node: Any) -> bool | None:
+        stored = [value for value in node.inputs if value is not None and value.const_value is not None]
+        return False if any(value.dtype == onnx_ir.DataType.UINT8 for value in stored) else None
+
+    optimize_ir(model, should_fold=fold)
 
 
 def _conversion_message(exported: torch.export.ExportedProgram, text: str, opset: int) -> str:
