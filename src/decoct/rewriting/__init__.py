@@ -2,4 +2,11 @@
 
 from decoct.spec import Catalogue
 
-CATALOGUE = Catalogue("rewriting scheme", {})
+CATALOGUE = Catalogue(
+    "rewriting scheme",
+    {
+        "grouped_attention": "decoct.rewriting.grouped_attention:GroupedAttention",
+        "low_rank": "decoct.rewriting.low_rank:LowRank",
+        "separable": "decoct.rewriting.separable:Separable",
+    },
+)
