@@ -17,6 +17,7 @@ from decoct.artifact import Artifact, Draft
 from decoct.errors import CannotRebuild, RecipeError
 from decoct.models.base import Interface, Model, OutsideModel
 from decoct.models.given import fresh
+from decoct.models.rewrites import parse, rewritten
 from decoct.models.structure import describe, rebuild
 from decoct.models.weights import all_tensors, fill, read_safetensors
 from decoct.outputs import capture
@@ -47,13 +48,17 @@ def save_model(
     given = given or {}
     base = spec.standalone(interface) if isinstance(spec, OutsideModel) else spec
     with torch.random.fork_rng(devices=[]):
-        deltas = describe(module, _structure(base, interface, given))
+        change = rewritten(module)
+        before = module if change is None else change.origin
+        deltas = describe(before, _structure(base, interface, given))
+        stages = [{"use": "deltas", "deltas": deltas}] if deltas else []
+        stages += [change.rewrite.plain()] if change is not None else []
         tensors, aliases = _stored(module)
         record = {
             "base": base.plain(),
             "interface": interface.plain(),
             "side": side,
-            "stages": [{"use": "deltas", "deltas": deltas}] if deltas else [],
+            "stages": stages,
             "aliases": aliases,
         }
         draft.write_json(STRUCTURE, record)
@@ -99,9 +104,10 @@ def _build(
 ) -> nn.Module:
     module = _structure(_spec(record["base"]), Interface.parse(record["interface"]), given)
     for stage in record["stages"]:
-        if stage["use"] != "deltas":
-            raise RecipeError(f"{source}: its structure needs {stage['use']!r}, which this version of decoct lacks")
-        module = rebuild(module, stage["deltas"])
+        if stage["use"] == "deltas":
+            module = rebuild(module, stage["deltas"])
+        else:
+            module = parse(stage, source).apply(module)
     full = {**weights, **{name: weights[first] for name, first in record["aliases"].items()}}
     fill(module, all_tensors(module), full, source)
     return module

@@ -18,6 +18,7 @@ from decoct.artifact import write_whole
 from decoct.errors import RecipeError
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.targets.base import Target
+from decoct.targets.lowering import with_onnx_forms
 from decoct.targets.recurrent import with_onnx_recurrence
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def graph(
     """The ONNX graph of a program, from a copy in eval mode; RecipeError names the operator and the module."""
     import torch
 
-    program = with_onnx_recurrence(copy.deepcopy(program).eval())
+    program = with_onnx_recurrence(with_onnx_forms(copy.deepcopy(program).eval()))
     example = {name: _of_two(value, axes.get(name, {})) for name, value in example.items()}
     with _quiet(), torch.no_grad():
         exported = _trace(program, example, axes)
