@@ -5,6 +5,7 @@ from decoct.spec import Catalogue
 CATALOGUE = Catalogue(
     "quantization scheme",
     {
+        "static": "decoct.quantization.static:Static",
         "dynamic": "decoct.quantization.dynamic:Dynamic",
         "weight_only": "decoct.quantization.weight_only:WeightOnly",
     },

@@ -22,6 +22,8 @@ CATALOGUE = Catalogue(
         "prune": "decoct.steps.prune:Prune",
         "rewrite": "decoct.steps.rewrite:Rewrite",
         "share": "decoct.steps.share:Share",
+        "search": "decoct.steps.search:Search",
+        "quantize": "decoct.steps.quantize:Quantize",
         "export": "decoct.steps.export:Export",
         "benchmark": "decoct.steps.benchmark:Benchmark",
     },
