@@ -22,6 +22,7 @@ CATALOGUE = Catalogue(
         "prune": "decoct.steps.prune:Prune",
         "rewrite": "decoct.steps.rewrite:Rewrite",
         "share": "decoct.steps.share:Share",
+        "qat": "decoct.steps.qat:QAT",
         "search": "decoct.steps.search:Search",
         "quantize": "decoct.steps.quantize:Quantize",
         "export": "decoct.steps.export:Export",

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from decoct.artifact import MANIFEST, Artifact, Draft, writing
 from decoct.compression import Change, Evidence
+from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
+from decoct.models.rewrites import rewritten
 from decoct.objectives.base import Objective
 from decoct.outputs import Batch, Needs
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning import Begun, Lesson, learn, lesson
 from decoct.steps.saving import save_student
 from decoct.training.clock import Clock
+from decoct.training.companion import Companion
 
 if TYPE_CHECKING:
     from decoct.steps.compressing import Compressing
@@ -36,13 +39,13 @@ def compress(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
     roles = [role for role in inputs if role != "model"]
     needs = {role: Needs() for role in ("student", *roles)}
     with lesson(step, inputs, context, needs, kinds=step.teachers) as at_work:
-        begun = _cut(step, at_work, step.lesson_for(roles))
+        begun, _ = cut(step, at_work, step.lesson_for(roles))
     return save_student(begun.lesson.student, None, context, scores={}, extra=begun.extra)
 
 
 def compress_and_learn(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
     """The scheme at once, then the step's objective for its budget."""
-    return _learn(step, inputs, context, lambda at_work, objective: _cut(step, at_work, objective))
+    return _learn(step, inputs, context, lambda at_work, objective: cut(step, at_work, objective)[0])
 
 
 def accompany(step: Compressing, inputs: Inputs, context: Context, *, until: float) -> Artifact:
@@ -62,8 +65,36 @@ def accompany(step: Compressing, inputs: Inputs, context: Context, *, until: flo
     return _learn(step, inputs, context, begin)
 
 
+def learn_on(step: Compressing, inputs: Inputs, context: Context, extra: Callable[[Draft], None]) -> Artifact:
+    """The step's objective for its budget on a student that is compressed already; masks are held meanwhile.
+
+    `extra` writes the report of how it was compressed.
+    """
+    return _learn(step, inputs, context, lambda at_work, objective: Begun(at_work, held(step, at_work), extra))
+
+
+def held(step: Compressing, at_work: Lesson) -> Companion | None:
+    """What keeps a compressed student as it is while it learns."""
+    return step.scheme.hold(at_work.student.module)
+
+
+def cut(step: Compressing, at_work: Lesson, objective: Objective) -> tuple[Begun, tuple[Change, ...]]:
+    """The lesson with the compressed student in place of the given one, and what became of its layers."""
+    before = at_work.student.module
+    found = step.scheme.apply(before, evidence_of(at_work, objective))
+    found.module.train(before.training)
+    after = replace(at_work, student=replace(at_work.student, module=found.module.to(at_work.engine.device)))
+    extra = reporting(step, at_work, found.changes, (before, found.module))
+    return Begun(after, held(step, after), extra), found.changes
+
+
 def evidence_of(at_work: Lesson, objective: Objective) -> Evidence:
     """What a scheme may see of this lesson: a few samples, and losses under its objective, on training data."""
+    if rewritten(at_work.student.module) is not None:
+        raise RecipeError(
+            f"{at_work.step.name}: the model has quantizers inside already; put this step before qat, or train the "
+            "model further with train or distill"
+        )
     args, kwargs = taken_by(at_work.student.module, at_work)
     only: Literal["all", "labelled"] = "all" if at_work.teachers else "labelled"
 
@@ -120,16 +151,6 @@ def _learn(
     objective = step.lesson_for(roles)
     only = step.samples if roles else "labelled"
     return learn(step, inputs, context, objective, only, step.teachers, begin=begin)
-
-
-def _cut(step: Compressing, at_work: Lesson, objective: Objective) -> Begun:
-    """The lesson with the compressed student in place of the given one."""
-    before = at_work.student.module
-    found = step.scheme.apply(before, evidence_of(at_work, objective))
-    found.module.train(before.training)
-    after = replace(at_work, student=replace(at_work.student, module=found.module.to(at_work.engine.device)))
-    extra = reporting(step, at_work, found.changes, (before, found.module))
-    return Begun(after, step.scheme.hold(after.student.module), extra)
 
 
 def reporting(
