@@ -118,9 +118,9 @@ class Pace:
     def strength(self, clock: Clock) -> float | None:
         """How strong pruning is to be after the step at `clock`; None before it begins."""
         progress = clock.progress * (clock.step + 1) / clock.step if clock.step else 0.0
-        if progress < self.begin:
+        if progress < self.begin - 1e-9:
             return None
-        time = (progress - self.begin) / (self.until - self.begin)
+        time = max(0.0, (progress - self.begin) / (self.until - self.begin))
         return self.shape(time) if time < 1 - 1e-9 else 1.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ ROUNDS = 300
 def kmeans(values: np.ndarray, clusters: int, init: Literal["linear", "quantile"] = "linear") -> np.ndarray:
     """The centroids, sorted, float64; at most as many as there are different values.
 
-    Lloyd's algorithm to its fixed point. `init`: evenly over the range, or at even quantiles. A cluster without
-    members takes the value that is farthest from its centroid.
+    Lloyd's algorithm to its fixed point. `init`: evenly over the range, or at even quantiles. In place of clusters
+    without members those of the largest sum of squares are split at their means.
 
     >>> kmeans(np.array([0.0, 0.0, 1.0, 5.0, 6.0]), 2).round(3)
     array([0.333, 5.5  ])
@@ -22,21 +23,51 @@ def kmeans(values: np.ndarray, clusters: int, init: Literal["linear", "quantile"
     different = np.unique(data)
     if len(different) <= clusters:
         return different
-    sums = np.concatenate([[0.0], np.cumsum(data - data.mean())])
-    centroids = _start(data, clusters, init)
-    cuts = np.zeros(0, dtype=np.int64)
+    sums = _Sums(data)
+    centroids, bounds = _start(data, clusters, init), np.zeros(0, dtype=np.int64)
     for _ in range(ROUNDS):
         found = np.searchsorted(data, (centroids[1:] + centroids[:-1]) / 2)
-        bounds = np.concatenate([[0], found, [len(data)]])
-        counts = np.diff(bounds)
-        if counts.all() and np.array_equal(found, cuts):
+        before, bounds = bounds, np.concatenate([[0], found, [len(data)]])
+        if np.array_equal(before, bounds):
             break
-        cuts = found
-        means = np.diff(sums[bounds]) / np.maximum(counts, 1) + data.mean()
-        centroids = np.where(counts > 0, means, centroids)
-        if not counts.all():
-            centroids = _refilled(data, centroids, bounds)
+        if not np.diff(bounds).all():
+            bounds = sums.split(np.unique(bounds), clusters)
+        centroids = sums.means(bounds)
     return centroids
+
+
+class _Sums:
+    """Sums and sums of squares over any stretch of sorted data, taken about the mean."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data, self.mean = data, data.mean()
+        self.first = np.concatenate([[0.0], np.cumsum(data - self.mean)])
+        self.second = np.concatenate([[0.0], np.cumsum((data - self.mean) ** 2)])
+
+    def means(self, bounds: np.ndarray) -> np.ndarray:
+        """The mean of each stretch between bounds."""
+        found: np.ndarray = np.diff(self.first[bounds]) / np.diff(bounds) + self.mean
+        return found
+
+    def spread(self, start: int, end: int) -> float:
+        """The sum of squared distances from the mean of a stretch."""
+        if self.data[start] == self.data[end - 1]:
+            return 0.0
+        total = self.first[end] - self.first[start]
+        return float(self.second[end] - self.second[start] - total**2 / (end - start))
+
+    def split(self, bounds: np.ndarray, clusters: int) -> np.ndarray:
+        """More bounds, until there are `clusters` stretches; the widest is split at its mean each time."""
+        heap = [(-self.spread(a, b), a, b) for a, b in zip(bounds.tolist(), bounds[1:].tolist())]
+        heapq.heapify(heap)
+        while len(heap) < clusters:
+            _, start, end = heapq.heappop(heap)
+            mean = (self.first[end] - self.first[start]) / (end - start) + self.mean
+            middle = start + int(np.searchsorted(self.data[start:end], mean))
+            middle = min(max(middle, start + 1), end - 1)
+            for a, b in ((start, middle), (middle, end)):
+                heapq.heappush(heap, (-self.spread(a, b), a, b))
+        return np.array([*sorted(start for _, start, _ in heap), len(self.data)])
 
 
 def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -49,17 +80,3 @@ def _start(data: np.ndarray, clusters: int, init: str) -> np.ndarray:
         return np.linspace(data[0], data[-1], clusters)
     places = (np.arange(clusters) + 0.5) / clusters
     return np.quantile(data, places)
-
-
-def _refilled(data: np.ndarray, centroids: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Moves each centroid without members to an end of the cluster that reaches farthest."""
-    counts = np.diff(bounds)
-    full = np.flatnonzero(counts)
-    first, last = data[bounds[full]], data[bounds[full + 1] - 1]
-    lower, upper = centroids[full] - first, last - centroids[full]
-    order = np.argsort(-np.maximum(lower, upper), kind="stable")
-    empty = np.flatnonzero(counts == 0)[: len(order)]
-    chosen = order[: len(empty)]
-    centroids = centroids.copy()
-    centroids[empty] = np.where(lower > upper, first, last)[chosen]
-    return np.sort(centroids)
