@@ -6,20 +6,35 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from decoct.artifact import Artifact
+from decoct.artifact import Artifact, Draft
+from decoct.outputs import Needs
 from decoct.steps.base import Context, Inputs
+from decoct.steps.learning import Begun, lesson
 from decoct.steps.recovery.base import Recovery
+from decoct.steps.recovery.blocks import errors, find_blocks, scaled
+from decoct.steps.saving import Student, save_student
+from decoct.steps.shrinking import REPORT, cut, learn_on
+from decoct.teachers.frozen import Frozen
+from decoct.training.base import ManagedUpdate
+from decoct.training.blockwise import Block, Blockwise
+from decoct.training.companion import CHOSEN, Accompanied, once_ready
+from decoct.training.fit import History
 
 if TYPE_CHECKING:
     from decoct.steps.compressing import Compressing
+
+BLOCKS = "blocks.json"
+"""The file with the error of each block before and after it was fitted."""
 
 
 class LayerByLayer(Recovery):
     """First each block is fitted to the same block of the uncompressed student, fed with that one's inputs; then the
     whole student trains on the step's objective.
 
-    `blocks`: paths of the blocks; "auto": the changed layers of equal input and output. `share`: the part of the
-    budget for the blocks; 1 leaves out the second part.
+    `blocks`: paths of the blocks, `*` for any part; "auto": the changed layers of equal input and output, else the
+    nearest module around one. `share`: the part of the budget for the blocks; 1 leaves out the second part. All blocks
+    learn at once, each from its own error alone: mean squared error over the mean square of what it is to give. No
+    labels are needed for it. In text, places of padding count too.
     """
 
     use: ClassVar[str] = "layer_by_layer"
@@ -27,4 +42,73 @@ class LayerByLayer(Recovery):
     share: float = Field(default=0.3, gt=0, le=1)
 
     def run(self, step: Compressing, inputs: Inputs, context: Context) -> Artifact:
-        raise NotImplementedError
+        if self.share == 1:
+            return self._fit_blocks(step, inputs, context)
+        alone = self.replace(share=1.0)
+        first = step.replace(name="blocks", recover=alone, budget=step.budget.part(self.share), select="last")
+        made = context.run(first, inputs)
+        rest = step.replace(budget=step.budget.part(1 - self.share))
+
+        def extra(draft: Draft) -> None:
+            for name in (REPORT, BLOCKS):
+                draft.write_json(name, made.json(name))
+
+        return learn_on(rest, {**inputs, "model": made}, context, extra)
+
+    def _fit_blocks(self, step: Compressing, inputs: Inputs, context: Context) -> Artifact:
+        """The scheme at once, then its blocks for the whole budget."""
+        roles = [role for role in inputs if role != "model"]
+        needs = {role: Needs() for role in ("student", *roles)}
+        with lesson(step, inputs, context, needs, kinds=step.teachers) as opened:
+            begun, changes = cut(step, opened, step.lesson_for(roles))
+            original = opened.student
+            blocks = find_blocks(self._patterns, changes, original.module, begun.lesson)
+            history, report = _fit(step, begun, original, blocks)
+
+        compression = begun.extra
+
+        def extra(draft: Draft) -> None:
+            compression(draft)
+            draft.write_json(BLOCKS, report)
+
+        return save_student(begun.lesson.student, history, context, extra=extra)
+
+    @property
+    def _patterns(self) -> tuple[str, ...] | None:
+        if self.blocks == "auto":
+            return None
+        return (self.blocks,) if isinstance(self.blocks, str) else self.blocks
+
+
+def _fit(
+    step: Compressing, begun: Begun, original: Student, blocks: dict[str, Block]
+) -> tuple[History, list[dict[str, object]]]:
+    """Fits the blocks; the history, and the error of each before and after."""
+    at_work = begun.lesson
+    needs = Needs(frozenset(path for block in blocks.values() for path in (block.takes, block.gives)))
+    engine, task = at_work.engine, at_work.context.task
+    with Frozen().open(
+        original.module, task, needs, side=original.side, device=engine.device, autocast=engine.autocast
+    ) as reference:
+        blocks = scaled(blocks, reference, at_work)
+        before = errors(blocks, reference, at_work)
+        optimizer = at_work.optimizer(*(block.module for block in blocks.values()))
+        update: ManagedUpdate = Blockwise(
+            reference, blocks, optimizer, engine, max_grad_norm=step.max_grad_norm, lr=step.optimizer.lr
+        )
+        validate, select = None, None
+        if begun.companion is not None:
+            update = Accompanied(update, begun.companion, optimizer)
+            score = at_work.scoring(at_work.forward(Needs()))
+            validate = once_ready(score, begun.companion, task.metric[0])
+            select = (CHOSEN, task.metric[1])
+        history = at_work.fit(
+            update,
+            at_work.source(step.samples),
+            validate,
+            select,
+            student=at_work.student.module,
+            optimizer=optimizer,
+        )
+        after = errors(blocks, reference, at_work)
+    return history, [{"path": path, "before": before[path], "after": after[path]} for path in blocks]

@@ -1,0 +1,166 @@
+"""Which blocks of a compressed student are fitted one by one, and how far each is from the uncompressed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from decoct.compression import Change
+from decoct.errors import PathError, RecipeError, did_you_mean
+from decoct.outputs import Captured, Needs, Predictor, capture
+from decoct.steps.learning import Lesson
+from decoct.steps.shrinking import EVIDENCE_BATCHES
+from decoct.training.blockwise import Block, first_tensor
+
+SHOWN = 6
+
+
+def find_blocks(
+    patterns: Sequence[str] | None, changes: Sequence[Change], original: nn.Module, at_work: Lesson
+) -> dict[str, Block]:
+    """The blocks that `patterns` name; None: each changed layer, or the nearest module around it that will do.
+
+    A block will do that takes one tensor and gives what its original gives in shape, in both networks, when it is run
+    alone. PathError for a pattern that names none; RecipeError with the reasons where a named one, or none, will do.
+    """
+    if patterns is not None and not patterns:
+        raise RecipeError("blocks is empty; name modules, or say auto")
+    student = at_work.student.module
+    paths = [name for name, _ in student.named_modules() if name]
+    asked = _matching(patterns, paths) if patterns is not None else _changed(changes, paths)
+    wanted = asked if patterns is not None else list(dict.fromkeys(p for each in asked for p in _upwards(each)))
+    modes = [(each, each.training) for part in (original, student) for each in part.modules()]
+    for part in (original, student):
+        part.eval()
+    with torch.no_grad():
+        verdicts = dict(_tried(wanted, original, at_work))
+    for module, training in modes:
+        module.training = training
+    if patterns is not None:
+        if refused := [f"{path}: {verdict}" for path, verdict in verdicts.items() if isinstance(verdict, str)]:
+            raise RecipeError(f"blocks: {'; '.join(refused[:SHOWN])}")
+        found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Block)}
+    else:
+        found = _nearest(asked, verdicts)
+    return {path: found[path] for path in paths if path in found and not any(up in found for up in _above(path))}
+
+
+def scaled(blocks: Mapping[str, Block], reference: Predictor, at_work: Lesson) -> dict[str, Block]:
+    """The blocks with the mean square of what each is to give, over a few training batches."""
+    squares = {path: [0.0, 0] for path in blocks}
+    for features in _few(reference, at_work):
+        for path, block in blocks.items():
+            target = features[block.gives]
+            squares[path][0] += float(target.double().square().sum())
+            squares[path][1] += target.numel()
+    return {path: replace(block, scale=(squares[path][0] / squares[path][1]) or 1.0) for path, block in blocks.items()}
+
+
+def errors(blocks: Mapping[str, Block], reference: Predictor, at_work: Lesson) -> dict[str, float]:
+    """The error of each block in eval mode, the mean over a few training batches."""
+    module = at_work.student.module
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    seen: dict[str, list[float]] = {path: [] for path in blocks}
+    with torch.no_grad(), at_work.engine.autocast():
+        for features in _few(reference, at_work):
+            for path, block in blocks.items():
+                seen[path].append(float(block.error(features)))
+    for each, training in modes:
+        each.training = training
+    return {path: sum(each) / len(each) for path, each in seen.items()}
+
+
+def _few(reference: Predictor, at_work: Lesson) -> Iterator[Mapping[str, Tensor]]:
+    for batch in islice(iter(at_work.source("all")), EVIDENCE_BATCHES):
+        yield reference(at_work.engine.move(batch)).features
+
+
+def _matching(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """The paths that are named, without what lies inside another one that is."""
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise PathError(f"blocks: no module {pattern!r}; {did_you_mean(pattern, paths)}")
+    named = {path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)}
+    return [path for path in paths if path in named and not named & set(_above(path))]
+
+
+def _changed(changes: Sequence[Change], paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if any(each.path == path and each.before != each.after for each in changes)]
+
+
+def _above(path: str) -> Iterator[str]:
+    """The paths around a path, the nearest first."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _upwards(path: str) -> list[str]:
+    return [path, *_above(path)]
+
+
+def _tried(paths: Sequence[str], original: nn.Module, at_work: Lesson) -> Iterator[tuple[str, Block | str]]:
+    """Each path as a block, or why it is none, by running it alone on what the original took."""
+    known = {name for name, _ in original.named_modules(remove_duplicate=False)}
+    inside = [path for path in paths if path in known]
+    features = [f"{path}{part}" for path in inside for part in ("", "[0]", "@input", "@input[1]")]
+    task, side = at_work.context.task, at_work.student.side
+    with capture(original, features) as seen:
+        task.forward(original, at_work.batch, Needs(), side)
+    for path in paths:
+        yield path, _try(path, original, at_work.student.module, seen) if path in inside else "it is new"
+
+
+def _try(path: str, original: nn.Module, student: nn.Module, seen: Captured) -> Block | str:
+    if _read(seen, f"{path}@input[1]") is not None:
+        return "it takes more than one tensor"
+    taken, given, gives = _read(seen, f"{path}@input"), _read(seen, path), path
+    if given is None:
+        given, gives = _read(seen, f"{path}[0]"), f"{path}[0]"
+    if taken is None or given is None:
+        return "it does not take a tensor and give one"
+    block = Block(student.get_submodule(path), f"{path}@input", gives)
+    try:
+        again = first_tensor(original.get_submodule(path)(taken.clone()))
+        said = first_tensor(block.module(taken.clone()))
+    except (TypeError, RuntimeError) as error:
+        return f"alone it does not run on what its original took ({str(error).splitlines()[0]})"
+    if said.shape != given.shape:
+        return f"it gives {tuple(said.shape)}, its original {tuple(given.shape)}"
+    if again.shape != given.shape or not torch.allclose(again, given, atol=1e-3, rtol=1e-3):
+        return "run alone it gives something else: it takes more than its first input, as a mask"
+    return block
+
+
+def _read(seen: Captured, path: str) -> Tensor | None:
+    try:
+        return seen[path]
+    except PathError:
+        return None
+
+
+def _nearest(changed: Sequence[str], verdicts: Mapping[str, Block | str]) -> dict[str, Block]:
+    """For each changed layer the first module upwards that will do."""
+    found: dict[str, Block] = {}
+    reasons = []
+    for path in changed:
+        for each in _upwards(path):
+            verdict = verdicts[each]
+            if isinstance(verdict, Block):
+                found[each] = verdict
+                break
+        else:
+            reasons.append(f"{path}: {verdicts[path]}")
+    if not found:
+        why = f": {'; '.join(reasons[:SHOWN])}" if reasons else ""
+        raise RecipeError(
+            f"layer_by_layer: blocks is auto, and no changed layer, nor a module around one, takes and gives what it "
+            f"did{why}; name `blocks`, or use another `recover`"
+        )
+    return found

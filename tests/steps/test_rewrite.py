@@ -1,0 +1,139 @@
+"""Rewriting as a step: the block phase lowers the blocks' errors, goes on from there, survives a kill, refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from decoct.artifact import Artifact
+from decoct.data.base import Dataset
+from decoct.data.digits import Digits
+from decoct.errors import PathError, RecipeError
+from decoct.models.saving import load_model
+from decoct.models.small_resnet import SmallResNet
+from decoct.rewriting.low_rank import LowRank
+from decoct.rewriting.separable import Separable
+from decoct.steps.base import Context
+from decoct.steps.drawing import few
+from decoct.steps.recovery.layer_by_layer import LayerByLayer
+from decoct.steps.recovery.none import NoRecovery
+from decoct.steps.rewrite import Rewrite
+from decoct.steps.train import Train
+from decoct.tasks.image_classification import ImageClassification
+from decoct.training.budget import Budget
+
+MODEL = SmallResNet(width=8, depths=(1, 1))
+CUT = Separable(min_channels=4)
+SHORT: dict[str, Any] = {"batch_size": 32, "log_every": 1, "augment": False}
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return Digits(limit=400).open()
+
+
+@pytest.fixture(scope="module")
+def task(data: Dataset) -> ImageClassification:
+    return ImageClassification().resolve(data)
+
+
+def context(folder: Path, data: Dataset, task: ImageClassification, name: str, **settings: Any) -> Context:
+    work = folder / f".{name}.work"
+    return Context(task=task, data=data, name=name, folder=folder / name, work=work, seed=3, device="cpu", **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Dataset, task: ImageClassification, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    step = Train(name="student", budget=Budget(steps=60), **SHORT)
+    return step.run({"model": MODEL}, context(tmp_path_factory.mktemp("student"), data, task, "student"))
+
+
+def rewritten(folder: Path, data: Dataset, task: ImageClassification, model: Artifact, **settings: Any) -> Artifact:
+    step = Rewrite(**{"name": "small", "scheme": CUT, "budget": Budget(steps=20), **SHORT, **settings})
+    return step.run({"model": model}, context(folder, data, task, step.name))
+
+
+def features(artifact: Artifact, data: Dataset, task: ImageClassification) -> torch.Tensor:
+    """What a network makes of a few samples before its head."""
+    batch = few(context(artifact.folder, data, task, "few"), 64)
+    module = load_model(artifact)
+    with torch.no_grad():
+        x = task.preprocessing("student")(batch.side("student"))
+        said: torch.Tensor = module.layer2(module.layer1(module.stem(x)))
+    return said
+
+
+def test_blocks_alone(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:
+    """The errors of all blocks fall, and the whole net comes nearer to the trained one than the cut alone."""
+    cut = rewritten(tmp_path / "cut", data, task, trained, recover=NoRecovery())
+    fitted = rewritten(tmp_path / "fit", data, task, trained, recover=LayerByLayer(share=1.0))
+    blocks = fitted.json("blocks.json")
+    assert [each["path"] for each in blocks] == [
+        each["path"] for each in cut.json("compression.json")["changes"] if each["before"] != each["after"]
+    ]
+    assert all(0 < each["after"] < each["before"] < 1 for each in blocks)
+    original = features(trained, data, task)
+    far, near = ((features(each, data, task) - original).square().mean() for each in (cut, fitted))
+    assert near < far
+    assert fitted.json("compression.json") == cut.json("compression.json")
+    own = {name: each for name, each in load_file(fitted.file("model.safetensors")).items() if name.startswith("head")}
+    assert torch.equal(own["head.weight"], load_file(trained.file("model.safetensors"))["head.weight"])
+
+
+def test_then_the_whole(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:
+    made = rewritten(tmp_path, data, task, trained, recover=LayerByLayer(share=0.5))
+    first = Artifact.load(tmp_path / ".small.work" / "steps" / "blocks")
+    assert made.json("blocks.json") == first.json("blocks.json")
+    report = made.json("compression.json")
+    assert report == first.json("compression.json")
+    assert report["after"]["parameters"] < report["before"]["parameters"]
+    assert report["after"]["macs"] < report["before"]["macs"]
+    assert report["after"]["parameters"] == sum(each.numel() for each in load_model(made).parameters())
+    assert made.json("history.json")["steps"] == first.json("history.json")["steps"] == 10
+    assert made.scores["cross_entropy"] < first.scores["cross_entropy"]
+
+
+class Killed(Exception):
+    """Raised where a kill would come."""
+
+
+def test_goes_on_after_a_kill(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:
+    """Stopped in either part, the second call ends with the weights of a run that was not stopped."""
+    whole = rewritten(tmp_path / "whole", data, task, trained, recover=LayerByLayer(share=0.5))
+    step = Rewrite(name="small", scheme=CUT, budget=Budget(steps=20), recover=LayerByLayer(share=0.5), **SHORT)
+    for name in ("blocks", "whole net"):
+
+        def progress(done: float, total: float, text: str, name: str = name) -> None:
+            if text.startswith("blocks: ") == (name == "blocks"):
+                raise Killed
+
+        where = (tmp_path / f"killed in {name}", data, task, "small")
+        with pytest.raises(Killed):
+            step.run({"model": trained}, context(*where, progress=progress))
+        first = where[0] / ".small.work" / "steps" / "blocks" / "manifest.json"
+        assert first.exists() == (name == "whole net")
+        made = first.stat().st_mtime_ns if first.exists() else None
+        again = step.run({"model": trained}, context(*where))
+        assert made in (None, first.stat().st_mtime_ns)
+        ours, theirs = (load_file(each.file("model.safetensors")) for each in (again, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_named_blocks_and_refusals(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:
+    made = rewritten(
+        tmp_path / "a", data, task, trained, scheme=LowRank(rank=4), recover=LayerByLayer(blocks=("layer*",), share=1)
+    )
+    assert [each["path"] for each in made.json("blocks.json")] == ["layer1", "layer2"]
+    for number, (blocks, error, text) in enumerate(
+        [
+            ("layre1", PathError, "blocks: no module 'layre1'; did you mean layer1"),
+            ((), RecipeError, "blocks is empty"),
+        ]
+    ):
+        with pytest.raises(error, match=text):
+            rewritten(tmp_path / str(number), data, task, trained, recover=LayerByLayer(blocks=blocks, share=1))
+        assert not (tmp_path / str(number) / "small").exists()
