@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import nn
 
 from decoct.errors import RecipeError
-from decoct.spec import Catalogue, Choice, Spec
+from decoct.spec import Catalogue, Spec
 
-CATALOGUE = Catalogue("rewrite", {"fake_quantizers": "decoct.quantization.aware.insertion:FakeQuantizers"})
+REWRITES = Catalogue("rewrite", {"fake_quantizers": "decoct.quantization.aware.insertion:FakeQuantizers"})
+"""By the `use` of a stage in model.json; no setting of a recipe."""
 
 
 class Rewriting(Spec):
@@ -65,14 +67,11 @@ def skeleton(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def parse(stage: dict[str, Any], source: str) -> Rewriting:
-    """The rewrite of a stage of model.json."""
-    try:
-        found = Choice("decoct.models.rewrites").validate(stage)
-    except ValueError as error:
-        use = stage.get("use")
-        raise RecipeError(
-            f"{source}: its structure needs {use!r}, which this version of decoct lacks ({error})"
-        ) from None
+def parse(stage: Mapping[str, Any], source: str) -> Rewriting:
+    """The rewrite of a stage of model.json; RecipeError for one that this version lacks."""
+    use = stage["use"]
+    if use not in REWRITES:
+        raise RecipeError(f"{source}: its structure needs {use!r}, which this version of decoct lacks")
+    found = REWRITES.resolve(use).parse({name: value for name, value in stage.items() if name != "use"})
     assert isinstance(found, Rewriting)
     return found
