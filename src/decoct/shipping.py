@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact, write_whole
-from decoct.errors import IntegrityError, RecipeError
+from decoct.errors import DataError, IntegrityError, RecipeError, did_you_mean
 from decoct.meters.latency import measure
 from decoct.meters.macs import macs
 from decoct.meters.memory import peak_memory
@@ -21,10 +22,16 @@ from decoct.meters.size import file_bytes
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.models.saving import load_model
 from decoct.outputs import Batch
+from decoct.quantization import CATALOGUE as SCHEMES
+from decoct.quantization.audit import audit
+from decoct.quantization.base import Feeds, Quantization
 from decoct.spec import Choice
 from decoct.steps.export import compare, write_program
-from decoct.targets.onnx import Onnx
+from decoct.steps.quantize import differences, quantization_record
+from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.tasks.base import Task
+
+CALIBRATION_SAMPLES = 256
 
 
 def export(
@@ -32,7 +39,8 @@ def export(
     path: Path | str,
     *,
     example: Any = None,
-    quantize: str | None = None,
+    quantize: str | Quantization | None = None,
+    calibration: Any = None,
     tolerance: float = 1e-4,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -46,19 +54,29 @@ def export(
     `verified`, and `assets`, the further files, where there are any. IntegrityError where the file differs from torch
     by more than `tolerance`; RecipeError for what cannot be exported. Nothing is left in either case.
 
+    `quantize`: "int8" (static, activations and weights in 8 bits), another name of `decoct list quantization`, or a
+    scheme. `calibration`: what static sees, at most 256 samples of training or validation data: a tensor, a mapping, or
+    a loader whose items are inputs, (inputs, target) or mappings. There is no tolerance then; `verified` says how the
+    answers differ from the float model's, `audit` which layers run in integer kernels, `quantization` what was done.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     record = export(nn.Linear(4, 2), Path(folder) / "small.onnx", example=torch.ones(3, 4))
     >>> record["parameters"], record["macs"]
     (10, 8)
     """
-    if quantize is not None:
-        raise RecipeError(f"quantize is {quantize!r}; this version exports float files only: leave it out")
-    path = Path(path)
+    path, scheme = Path(path), _scheme(quantize, calibration)
     if isinstance(model, Artifact):
+        if scheme is not None:
+            return _quantize_artifact(model, path, example, scheme, calibration, given or {})
         return _export_artifact(model, path, example, tolerance, given or {})
     program, feed = _program(model, example)
     axes = {name: {0: "batch"} for name in feed}
+    if scheme is not None:
+        proto = graph(program, feed, axes=axes, output="logits", opset=Onnx().opset)
+        feeds = _feeds(calibration, lambda item: _named(item, list(feed)))
+        found = {name: value.numpy() for name, value in feed.items()}
+        return _write_quantized(path, scheme, proto, program, found, feeds)
     with tempfile.TemporaryDirectory() as folder:
         written = Onnx().write(program, feed, Path(folder), axes=axes)
         verified = _compared(program, open_session(written), feed)
@@ -90,6 +108,115 @@ def _export_artifact(
         write_whole(path, written.read_bytes())
     record = _record(path, program, task.example(side, 1), verified)
     return {**record, "assets": [str(each) for each in assets]} if assets else record
+
+
+def _scheme(quantize: str | Quantization | None, calibration: Any) -> Quantization | None:
+    """The scheme that is meant, with the calibration data that it needs."""
+    if quantize is None:
+        if calibration is not None:
+            raise RecipeError("calibration is for a quantized file; give quantize='int8' too, or leave it out")
+        return None
+    if isinstance(quantize, str):
+        if quantize != "int8" and quantize not in SCHEMES:
+            raise RecipeError(f"quantize is {quantize!r}; {did_you_mean(quantize, ['int8', *SCHEMES])}")
+        found = SCHEMES.resolve("static" if quantize == "int8" else quantize).parse({})
+        assert isinstance(found, Quantization)
+        quantize = found
+    if quantize.calibrates and calibration is None:
+        raise RecipeError(
+            f"calibration is missing; {quantize.use} quantization needs a few hundred samples of training or "
+            "validation data: calibration=loader, or a tensor"
+        )
+    return quantize
+
+
+def _quantize_artifact(
+    artifact: Artifact, path: Path, example: Any, scheme: Quantization, calibration: Any, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes an artifact in integers as its task says, with what must ship beside it."""
+    task = Choice("decoct.tasks").validate(artifact.json("task.json"))
+    assert isinstance(task, Task)
+    side = str(artifact.meta["side"])
+    program = task.program(load_model(artifact, given=given), side).eval()
+
+    def feed_of(item: Any) -> Mapping[str, np.ndarray]:
+        batch = _samples(task, side, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)
+        return task.feed(batch, side)
+
+    proto = graph(program, task.example(side), axes=task.axes(side), output=task.output, opset=Onnx().opset)
+    feed = task.feed(_samples(task, side, example), side)
+    numbers = task.output == "values"
+    record = _write_quantized(path, scheme, proto, program, feed, _feeds(calibration, feed_of), numbers=numbers)
+    if example is None:
+        record["verified"]["made_up"] = True
+    assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in task.assets(side).items()}
+    for place, text in assets.items():
+        write_whole(place, text)
+    return {**record, "assets": [str(each) for each in assets]} if assets else record
+
+
+def _write_quantized(
+    path: Path,
+    scheme: Quantization,
+    proto: Any,
+    program: nn.Module,
+    feed: Mapping[str, np.ndarray],
+    feeds: Feeds | None,
+    *,
+    numbers: bool = False,
+) -> dict[str, Any]:
+    """Quantizes a graph, runs the file on `feed` beside the float program, and writes it."""
+    found = scheme.quantize(proto, feeds, None)
+    inputs = {name: torch.from_numpy(value) for name, value in feed.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        written = save(found.graph, Path(folder) / FILE)
+        with torch.no_grad():
+            expected = program(**inputs).double().numpy()
+        said = next(iter(open_session(written)(feed).values())).astype(np.float64)
+        verified = differences(said, expected, numbers=numbers)
+        if not np.isfinite(verified["max_abs_diff"]):
+            raise IntegrityError(f"{path}: the quantized file answers with numbers that are not finite")
+        kernels = audit(written, found.changes)
+        write_whole(path, written.read_bytes())
+    if kernels.warning():
+        warnings.warn(f"{path}: {kernels.warning()}", stacklevel=4)
+    return {
+        **_record(path, program, {name: value[:1] for name, value in inputs.items()}, verified),
+        "float_bytes": proto.ByteSize(),
+        "audit": kernels.data(),
+        "quantization": quantization_record(scheme, found, {}),
+    }
+
+
+def _feeds(calibration: Any, feed_of: Callable[[Any], Mapping[str, np.ndarray]]) -> Feeds | None:
+    """Feeds of the first 256 samples of a tensor, a mapping or a loader; DataError where there are none."""
+    if calibration is None:
+        return None
+    whole = isinstance(calibration, Tensor | np.ndarray | Mapping)
+    found: list[Mapping[str, np.ndarray]] = []
+    rest = CALIBRATION_SAMPLES
+    for item in [calibration] if whole else calibration:
+        feed = {name: value[:rest] for name, value in feed_of(item).items()}
+        count = len(next(iter(feed.values())))
+        found += [feed] if count else []
+        rest -= count
+        if rest <= 0:
+            break
+    if not found:
+        raise DataError("calibration: the data are empty; give some samples of the training or validation data")
+    return lambda: iter(found)
+
+
+def _named(item: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The inputs of a plain module, by name, in an item of a loader: targets go."""
+    if isinstance(item, list | tuple) and len(item):
+        item = item[0]
+    if isinstance(item, Tensor | np.ndarray) and len(names) == 1:
+        item = {names[0]: item}
+    if not isinstance(item, Mapping) or not set(names) <= set(item):
+        got = ", ".join(map(str, item)) if isinstance(item, Mapping) else type(item).__name__
+        raise RecipeError(f"calibration: the model takes {', '.join(names)}, an item gives {got}")
+    return {name: torch.as_tensor(item[name]).detach().cpu().numpy() for name in names}
 
 
 def _samples(task: Task, side: str, example: Any) -> Batch:

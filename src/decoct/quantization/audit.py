@@ -111,7 +111,7 @@ def audit(path: Path, changes: Iterable[Change] = ()) -> Audit:
 
     written = Graph(onnx.load(str(path)))
     chosen = Graph(_optimised(path))
-    sources = {node.name: node for node in written.nodes}
+    sources = {name: node for node in written.nodes for name in (*node.output, node.name)}
     notes = {each.path.removeprefix("model."): each.note for each in changes if each.note}
     layers = []
     for node in chosen.nodes:

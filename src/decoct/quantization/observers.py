@@ -14,7 +14,7 @@ import numpy as np
 
 ObserverName = Literal["min_max", "percentile", "entropy", "mse"]
 BINS = 8192
-"""At most so many bins; at least half of them are used."""
+"""At most so many bins."""
 ENTROPY_BINS = 2048
 LEVELS = 256
 SEARCH = np.linspace(0.02, 1.0, 99)
@@ -93,7 +93,7 @@ class Histogram:
             if self.low == self.high == 0.0:
                 self._zeros(flat.size)
                 return
-            self.width = 2.0 ** np.ceil(np.log2(max(-self.low, self.high) / (self.bins / 4)))
+            self.width = 2.0 ** np.ceil(np.log2(max(-self.low, self.high) / (self.bins / 2)))
         self._cover()
         at = self._bin(flat) - self.first
         self.counts += np.bincount(at, minlength=len(self.counts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from decoct.quantization._qdq import Writer
 from decoct.quantization._ranges import histograms
 from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
 from decoct.quantization.observers import Affine, ObserverName, observe
+from decoct.quantization.sensitivity import Cost, Mixture, costs, floor_of, mixture
 
 if TYPE_CHECKING:
     import onnx
@@ -29,6 +30,10 @@ class Static(Quantization):
     range of an activation: min_max, percentile (`percentile` percent of the values), entropy or mse; `weights` that of
     a weight, `per_channel` or one a tensor; `symmetric` activations have code 128 for zero. `embeddings` are stored in
     8 bits, a scale a row. What only moves or scales pixels before the first layer stays in float.
+
+    `max_drop`, `min_quality`: the layers that cost most stay in float until the task's main score on validation data
+    has dropped by no more, or is no less (more is better; errors count as negative). `sensitivity` records what each
+    layer costs alone, and what all others cost; it takes two evaluations a layer.
     """
 
     use: ClassVar[str] = "static"
@@ -40,12 +45,37 @@ class Static(Quantization):
     per_channel: bool = True
     symmetric: bool = False
     embeddings: bool = True
+    max_drop: float | None = Field(default=None, ge=0)
+    min_quality: float | None = None
+    sensitivity: bool = False
 
     def quantize(self, graph: onnx.ModelProto, feeds: Feeds | None, judge: Judge | None) -> Quantized:
         if feeds is None:
             raise RecipeError("static quantization needs calibration data; give some, or use scheme dynamic")
         plan = self.plan(graph, feeds)
-        return Quantized(plan.write(plan.able), plan.changes(plan.able), {"ranges": plan.ranges})
+        table: list[Cost] = costs(plan, feeds, judge) if self.sensitivity else []
+        facts: dict[str, Any] = {"ranges": plan.ranges}
+        kept: tuple[str, ...] = ()
+        if self.max_drop is not None or self.min_quality is not None:
+            mixed = self._mixture(plan, feeds, judge, table)
+            kept = mixed.kept
+            facts["mixture"] = {**mixed.data(), "kept": [plan.layers[node].module for node in kept]}
+        if table:
+            facts["sensitivity"] = [{"layer": plan.layers[each.node].module, **asdict(each)} for each in table]
+        nodes = [node for node in plan.able if node not in kept]
+        return Quantized(plan.write(nodes), plan.changes(nodes, "kept in float for the budget"), facts)
+
+    def _mixture(self, plan: Plan, feeds: Feeds, judge: Judge | None, table: list[Cost]) -> Mixture:
+        if judge is None:
+            raise RecipeError("max_drop and min_quality are judged on validation data, and there are none; give some")
+        float_score = judge(plan.write(()))
+        floor = floor_of(float_score, self.min_quality, self.max_drop)
+
+        def order() -> list[str]:
+            table.extend([] if table else costs(plan, feeds))
+            return [each.node for each in table]
+
+        return mixture(plan, order, judge, floor, float_score)
 
     def plan(self, graph: onnx.ModelProto, feeds: Feeds) -> Plan:
         """What can be quantized and with which codes; RecipeError where nothing can, with the reasons."""
@@ -53,7 +83,7 @@ class Static(Quantization):
         layers = layers_of(tables)
         spared = chosen(self.protect, {name: each.module for name, each in layers.items()})
         causes = {name: each.cause for name, each in layers.items() if each.cause}
-        causes |= dict.fromkeys(spared, "protected")
+        causes |= {name: "protected" for name in layers if name in spared}
         causes |= {name: "embeddings: false" for name, each in layers.items() if each.table and not self.embeddings}
         able = [name for name in layers if name not in causes]
         if not any(not layers[name].table for name in able):

@@ -26,10 +26,12 @@ from decoct.models.saving import load_model
 from decoct.outputs import Batch
 from decoct.quantization.audit import audit
 from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
+from decoct.quantization.sensitivity import sqnr_db
 from decoct.quantization.static import Static
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.benchmark import finite
+from decoct.steps.budgets import Budgets, keep
 from decoct.steps.drawing import has_split, scores, splits_of
 from decoct.steps.export import RECORD, describe, head, verification
 from decoct.targets.onnx import FILE, Onnx, graph, save
@@ -46,13 +48,14 @@ NEAR = 0.1
 """How near, in standard deviations of the output, two numbers count as the same answer."""
 
 
-class Quantize(Step):
+class Quantize(Step, Budgets):
     """Writes a model as an ONNX file that computes with integers, and measures what that changed.
 
     `scheme`: how, one of `decoct list quantization`; it sees `calibration_samples` of `calibration_split` (train or
     validation, never test). The file is compared with the float model on `samples` real samples, and the operators that
     the runtime executes in integers are counted (`audit` in exported.json). A model that learned with its quantizers
-    inside keeps them: `scheme` and calibration are not used.
+    inside keeps them: `scheme` and calibration are not used. `min_quality`, `max_latency_ms` and
+    `max_size_bytes` are budgets as in export.
     """
 
     use: ClassVar[str] = "quantize"
@@ -93,6 +96,8 @@ class Quantize(Step):
                 "source": source.name,
                 "target": Onnx(opset=self.opset).plain(),
             }
+            kept = keep(self, Onnx(), path, context, inputs, side)
+            record |= {"budgets": kept} if kept else {}
             for name, text in context.task.assets(side).items():
                 (draft.folder / name).write_text(text, encoding="utf-8")
             draft.meta.update({name: record[name] for name in ("parameters", "macs", "verified")})
@@ -261,8 +266,6 @@ def differences(found: np.ndarray, expected: np.ndarray, *, numbers: bool = Fals
         alike = (off <= NEAR).reshape(len(off), -1).all(axis=1)
     else:
         alike = found.argmax(axis=-1) == expected.argmax(axis=-1)
-    power = float((noise**2).sum())
-    sqnr = 10 * np.log10(float((expected**2).sum()) / power) if power > 0 and expected.any() else None
     worst = float(off.max())
     return {
         "against": "float",
@@ -270,7 +273,7 @@ def differences(found: np.ndarray, expected: np.ndarray, *, numbers: bool = Fals
         "mean_abs_diff": float(off.mean()),
         "agreement": float(alike.mean()),
         "samples": len(found),
-        "sqnr_db": sqnr,
+        "sqnr_db": sqnr_db(found, expected),
         **({"scale": scale} if numbers else {}),
     }
 

@@ -1,0 +1,174 @@
+"""Observers against brute force on the raw values."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from decoct.quantization.observers import (
+    Histogram,
+    affine,
+    divergence,
+    entropy_range,
+    mse_range,
+    observe,
+    percentile_range,
+    weight_scales,
+)
+
+RNG = np.random.default_rng(0)
+NORMAL = RNG.standard_normal(40_000)
+RECTIFIED = np.maximum(NORMAL, 0)
+HEAVY = RNG.standard_t(3, 40_000)
+SHIFTED = RNG.gamma(2.0, 1.0, 40_000) - 0.5
+
+
+def seen(values: np.ndarray, parts: int = 7) -> Histogram:
+    found = Histogram()
+    for part in np.array_split(values, parts):
+        found.update(part)
+    return found
+
+
+finite = arrays(
+    np.float64,
+    st.integers(1, 60),
+    elements=st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: 0.0 if abs(v) < 1e-6 else v),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(finite, min_size=1, max_size=5))
+def test_histogram_of_batches_is_that_of_all_at_the_same_edges(batches: list[np.ndarray]) -> None:
+    found = Histogram(bins=64)
+    for batch in batches:
+        found.update(batch)
+    every = np.concatenate(batches)
+    assert (found.low, found.high) == (every.min(), every.max())
+    assert found.counts.sum() == len(every)
+    assert len(found.counts) <= 64
+    if found.width:
+        edges = (found.first + np.arange(len(found.counts) + 1)) * found.width
+        inside = [np.sum((every >= low) & (every < high)) for low, high in pairwise(edges)]
+        np.testing.assert_array_equal(found.counts, inside)
+        sums = [every[(every >= low) & (every < high)].sum() for low, high in pairwise(edges)]
+        np.testing.assert_allclose(found.sums, sums, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [NORMAL, RECTIFIED, HEAVY, SHIFTED])
+@pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99])
+def test_percentile_is_the_quantile_of_the_values(values: np.ndarray, percentile: float) -> None:
+    found = seen(values)
+    low, high = percentile_range(found, percentile)
+    outside = 1 - percentile / 100
+    if values.min() >= 0:
+        assert low == values.min()
+    else:
+        outside /= 2
+        below, above = np.quantile(values, outside, method="lower"), np.quantile(values, outside, method="higher")
+        assert below - 2 * found.width <= low <= above + 2 * found.width
+    lower, upper = (np.quantile(values, 1 - outside, method=each) for each in ("lower", "higher"))
+    assert lower - 2 * found.width <= high <= upper + 2 * found.width
+
+
+def squared_error(values: np.ndarray, low: float, high: float) -> float:
+    scale = (high - low) / 255
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    codes = np.clip(np.rint(values / scale) + zero, 0, 255)
+    return float((((codes - zero) * scale - values) ** 2).mean())
+
+
+@pytest.mark.parametrize("values", [NORMAL, RECTIFIED, HEAVY, SHIFTED])
+def test_mse_is_near_the_best_of_a_brute_search_on_raw_values(values: np.ndarray) -> None:
+    raw = values[:8000]
+    low, high = mse_range(seen(raw))
+    shares = np.linspace(0.05, 1, 60)
+    lows = [0.0] if raw.min() >= 0 else raw.min() * shares
+    brute = min(squared_error(raw, a, b) for a in lows for b in raw.max() * shares)
+    assert squared_error(raw, low, high) <= 1.05 * brute
+    assert squared_error(raw, low, high) <= squared_error(raw, min(raw.min(), 0), raw.max())
+    assert raw.min() <= low <= 0 or raw.min() > 0
+
+
+def kl_by_loops(counts: np.ndarray, threshold: int, levels: int) -> float:
+    """The published algorithm, word for word."""
+    reference = list(counts[:threshold].astype(float))
+    outliers = counts[threshold:].sum()
+    quantized = [0.0] * threshold
+    groups: dict[int, list[int]] = {}
+    for i in range(threshold):
+        groups.setdefault(i * levels // threshold, []).append(i)
+    for members in groups.values():
+        total = sum(counts[i] for i in members)
+        some = [i for i in members if counts[i] > 0]
+        for i in some:
+            quantized[i] = total / len(some)
+    reference[-1] += outliers
+    p, q = np.array(reference) / sum(reference), np.array(quantized) / max(sum(quantized), 1e-300)
+    if any(p[i] > 0 and q[i] == 0 for i in range(threshold)):
+        return float("inf")
+    return float(sum(p[i] * np.log(p[i] / q[i]) for i in range(threshold) if p[i] > 0))
+
+
+@pytest.mark.parametrize("threshold", [128, 300, 777, 1000])
+def test_divergence_is_that_of_the_published_algorithm(threshold: int) -> None:
+    counts, _ = np.histogram(np.abs(HEAVY), bins=1000)
+    assert divergence(counts.astype(float), threshold, 128) == pytest.approx(kl_by_loops(counts, threshold, 128))
+
+
+def test_entropy_cuts_long_tails_and_keeps_short_ones() -> None:
+    low, high = entropy_range(seen(HEAVY))
+    assert high < 0.6 * np.abs(HEAVY).max()
+    assert low == pytest.approx(-high)
+    assert high > np.quantile(np.abs(HEAVY), 0.98)
+    uniform = RNG.uniform(0, 1, 40_000)
+    assert entropy_range(seen(uniform))[1] > 0.95
+    found = seen(RECTIFIED)
+    assert found.low == 0.0 == entropy_range(found)[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-1e4, 1e4), st.floats(0, 1e4), st.booleans())
+def test_zero_is_a_code_exactly_and_the_range_is_held(low: float, width: float, symmetric: bool) -> None:
+    code = affine(low, low + width, symmetric=symmetric)
+    assert code.round(np.zeros(1))[0] == 0.0
+    if max(abs(low), abs(low + width)) > 1e-6:
+        ends = np.array([low, low + width])
+        assert np.abs(code.round(ends) - ends).max() <= 0.51 * code.scale
+    if symmetric and low < 0 and code.scale != 1.0:
+        assert code.zero_point == 128
+
+
+def test_rectified_values_have_zero_point_zero() -> None:
+    for name in ("min_max", "percentile", "entropy", "mse"):
+        assert observe(name, seen(RECTIFIED)).zero_point == 0
+        assert observe(name, seen(RECTIFIED), symmetric=True).zero_point == 0
+
+
+def test_a_tensor_of_zeros_is_taken() -> None:
+    for name in ("min_max", "percentile", "entropy", "mse"):
+        assert observe(name, seen(np.zeros(100))).scale == 1.0
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        seen(np.array([1.0, np.nan]), 1)
+
+
+def test_weight_scales_by_channel_and_search() -> None:
+    weight = RNG.standard_t(4, (6, 5, 3, 3))
+    np.testing.assert_allclose(weight_scales(weight, 0), np.abs(weight).max(axis=(1, 2, 3)) / 127)
+    assert weight_scales(weight, None) == pytest.approx([np.abs(weight).max() / 127])
+
+    def error(channel: np.ndarray, scale: float) -> float:
+        return float(((np.clip(np.rint(channel / scale), -127, 127) * scale - channel) ** 2).sum())
+
+    found = weight_scales(weight, 0, "mse")
+    for channel, scale in zip(weight, found):
+        full = np.abs(channel).max() / 127
+        brute = min(error(channel, full * share) for share in np.linspace(0.5, 1, 51))
+        assert error(channel, scale) <= 1.02 * brute
+    assert weight_scales(np.zeros((2, 3)), 0).tolist() == [0.0, 0.0]
