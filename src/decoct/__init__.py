@@ -41,6 +41,7 @@ _SURFACE = {
     "distill": "decoct.api:distill",
     "export": "decoct.shipping:export",
     "functional": "decoct.functional",
+    "prune": "decoct.shrink:prune",
 }
 
 ROOMS = (
@@ -52,6 +53,7 @@ ROOMS = (
     "objectives.refine",
     "pruning",
     "quantization",
+    "quantization.aware",
     "rewriting",
     "sharing",
     "steps",

@@ -6,7 +6,7 @@
 |---|---|
 | untie | a module or tensor that the base shares gets a copy of its own |
 | drop, none | a submodule is removed, or stands as None |
-| new | a blank module of a class of torch.nn, filled by the deltas that follow |
+| new | a blank module of a class of CLASSES, filled by the deltas that follow |
 | copy | a copy of another module of the base |
 | tensor, drop_tensor | a parameter or buffer of another shape, dtype or kind, or none |
 | set | plain attributes; `config.x` is the attribute x of the object `config` |
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.errors import CannotRebuild
+from decoct.models.attention import SlimAttention
 from decoct.models.clustered import ClusteredConv1d, ClusteredConv2d, ClusteredEmbedding, ClusteredLinear
 from decoct.models.plain import as_dtype, decode, functions, plain_attributes, settings_objects
 from decoct.models.repeat_heads import RepeatHeads
@@ -100,6 +101,7 @@ CLASSES: dict[str, type[nn.Module]] = {
         ClusteredConv1d,
         ClusteredConv2d,
         ClusteredEmbedding,
+        SlimAttention,
     )
 }
 """Classes that a module may be replaced by; their state is plain attributes, tensors and submodules."""
