@@ -15,6 +15,7 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.models.base import Model, shorthand
 from decoct.spec import Choice, Spec
 from decoct.steps.base import Step
+from decoct.steps.ordering import order_problem
 from decoct.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ def _graph_problems(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str, An
         for number, role in enumerate(step.roles):
             if role not in inputs and role != "*" and not (number and others):
                 wrong.append(((*at, "inputs", role), f"missing; {step.use} needs it: name a step or model", None))
+        made = {each.name: each for each in recipe.steps[:index]}
+        order = order_problem(step, made.get(inputs.get("model", "")))
+        if order:
+            wrong.append(((*at, "inputs", "model"), order, inputs["model"]))
         if step.name in gives:
             wrong.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))
         gives[step.name] = step.gives

@@ -1,0 +1,59 @@
+"""Orders of steps that cannot work are refused before anything runs, each with its reason."""
+
+import pytest
+
+from decoct.errors import RecipeError
+from decoct.recipe import Recipe
+
+CUT = {"use": "prune", "name": "cut", "scheme": {"use": "channels", "ratio": 0.5}}
+MASKED = {"use": "prune", "name": "masked", "scheme": {"use": "magnitude", "ratio": 0.5}}
+LEARN = {"use": "distill", "name": "again", "inputs": {"teacher": "net"}}
+
+
+def parsed(*steps):
+    first = {"use": "train", "name": "trained", "inputs": {"model": "net"}}
+    return Recipe.parse(
+        {
+            "task": {"use": "image_classification"},
+            "data": {"use": "digits"},
+            "models": {"net": {"use": "small_resnet", "width": 8}},
+            "steps": [first, *steps],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (
+            [{**CUT, "recover": {"use": "none"}}, {"use": "quantize", "name": "q"}],
+            "'cut' was cut and has not recovered",
+        ),
+        ([MASKED, LEARN], "'masked' set weights to zero, and distill trains them back"),
+        ([MASKED, {"use": "qat", "name": "q"}], "'masked' set weights to zero, and qat trains them back"),
+        ([{"use": "qat", "name": "q"}, CUT], "put prune before qat"),
+        (
+            [{"use": "share", "name": "book", "scheme": {"use": "codebook"}}, CUT],
+            "'book' keeps its weights as indices into a codebook",
+        ),
+        ([{"use": "quantize", "name": "q"}, CUT], "'q' is of kind exported"),
+    ],
+)
+def test_what_cannot_work_is_refused(steps, reason):
+    with pytest.raises(RecipeError, match=reason) as caught:
+        parsed(*steps)
+    assert "steps[" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [CUT, {"use": "quantize", "name": "q"}],
+        [{**CUT, "recover": {"use": "none"}}, LEARN, {"use": "quantize", "name": "q"}],
+        [MASKED, {"use": "quantize", "name": "q"}],
+        [CUT, {"use": "qat", "name": "q"}, {"use": "export", "name": "e"}],
+        [CUT, MASKED],
+    ],
+)
+def test_what_works_is_taken(steps):
+    assert len(parsed(*steps).steps) == 1 + len(steps)
