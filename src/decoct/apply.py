@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decoct import recipe_file, run
 from decoct.artifact import Artifact
-from decoct.errors import RecipeError, did_you_mean
+from decoct.errors import DataError, RecipeError, did_you_mean
+from decoct.models.saving import WEIGHTS
 from decoct.recipe import Recipe
 from decoct.steps import CATALOGUE
 from decoct.steps.base import Context, Step
+from decoct.steps.export import RECORD as EXPORTED
+from decoct.steps.quantize import SPLITS
+from decoct.steps.shrinking import REPORT
+
+if TYPE_CHECKING:
+    from decoct.data.base import Dataset
+
+SCHEMES = {"prune": ("decoct.pruning", "channels"), "quantize": ("decoct.quantization", "static")}
+"""Steps whose scheme may be left out: where its kinds are, and the one that is taken."""
 
 
 def apply(
@@ -22,18 +35,23 @@ def apply(
     settings: Sequence[str] = (),
     *,
     recipe: Path | str | None = None,
+    calibration: str | None = None,
     offline: bool = False,
     watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
 ) -> Artifact:
     """Runs the step `name` of the catalogue on the artifact in a folder and writes the result to `out`.
 
-    `settings` are the step's own, as `key=value`; `inputs.ROLE=DIR` gives further artifacts. Task and data are those
-    of the run that the artifact stands in, or of `recipe`.
+    `settings` are the step's own, as `key=value`, and those of its scheme (`ratio=0.5` of prune); `inputs.ROLE=DIR`
+    gives further artifacts. Task and data are those of the run that the artifact stands in, or of `recipe`.
+    `calibration`: of quantize, the split (train or validation) or a folder of data to calibrate on.
     """
     folder, out = Path(artifact), Path(out)
     given = Artifact.load(folder)
     if out.exists():
         raise RecipeError(f"--out {out}: exists already; give a new folder")
+    source = None
+    if calibration is not None:
+        settings, source = _calibrating(name, settings, calibration)
     step, roles = _step(name, settings)
     role = next(iter(step.roles), "model")
     taken = step.roles.get(role, ())
@@ -46,6 +64,8 @@ def apply(
     origin = Recipe.load(_recipe_of(folder) if recipe is None else recipe)
     options = run.Options(offline=offline)
     data, task = run.prepare(origin, options)
+    if source is not None:
+        data = _calibrated_by(origin, data, source, offline)
     listed = {each: [value] for each, value in inputs.items()}
     key = run.key_of(step, listed, data, task, origin.seed)
     beside = out.with_name(f".{out.name}.applying")
@@ -69,10 +89,59 @@ def apply(
     return made
 
 
+def changed(made: Artifact, given: Path | str) -> list[dict[str, Any]]:
+    """What a step changed, for a table: parameters, MACs and bytes before and after; empty where nothing is known."""
+    before, after = _facts(Artifact.load(given, verify=False)), _facts(made)
+    report = made.folder / REPORT
+    if report.is_file():
+        record = made.json(REPORT)
+        before, after = before | record["before"], after | record["after"]
+    rows = []
+    for what in ("parameters", "nonzero", "macs", "bytes"):
+        old, new = before.get(what), after.get(what)
+        if old is not None and new is not None:
+            ratio = f"{old / new:.2f}x smaller" if new else ""
+            rows.append({"": what, "before": f"{old:,}", "after": f"{new:,}", "ratio": ratio})
+    return rows
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    """Parameters and MACs where the artifact names them, and the bytes of what it ships or of its weights."""
+    if (artifact.folder / EXPORTED).is_file():
+        record = artifact.json(EXPORTED)
+        return {each: record.get(each) for each in ("parameters", "macs")} | {"bytes": record["file_bytes"]}
+    weights = artifact.folder / WEIGHTS
+    return {"bytes": weights.stat().st_size} if weights.is_file() else {}
+
+
+def _calibrating(name: str, settings: Sequence[str], calibration: str) -> tuple[list[str], Path | None]:
+    """The step's settings with its calibration split, and the folder of data where one is named."""
+    if "calibration_split" not in (CATALOGUE.resolve(name).model_fields if name in CATALOGUE else {}):
+        raise RecipeError(f"--calibration {calibration}: {name} does not calibrate; leave it out")
+    if Path(calibration).is_dir():
+        return [*settings, "calibration_split=train"], Path(calibration)
+    if calibration not in SPLITS:
+        raise RecipeError(
+            f"--calibration {calibration}: no folder and no split; {did_you_mean(calibration, SPLITS)}, "
+            "or the folder of data in the recipe's own layout (never test data)"
+        )
+    return [*settings, f"calibration_split={calibration}"], None
+
+
+def _calibrated_by(origin: Recipe, data: Dataset, folder: Path, offline: bool) -> Dataset:
+    """The data with the training split of another folder, read as the recipe's data are."""
+    other = origin.data.replace(path=folder).open(offline=offline)
+    if other.classes != data.classes:
+        raise DataError(f"--calibration {folder}: its classes are not those of the recipe's data; give like data")
+    fingerprint = hashlib.sha256(f"{data.fingerprint} {other.fingerprint}".encode()).hexdigest()
+    return replace(data, splits={**data.splits, "train": other.splits["train"]}, fingerprint=fingerprint)
+
+
 def _step(name: str, settings: Sequence[str]) -> tuple[Step, dict[str, str]]:
     if name not in CATALOGUE and ":" not in name:
         raise RecipeError(f"no step {name!r}; {did_you_mean(name, CATALOGUE)}")
-    marked = recipe_file.override(recipe_file.read(f"use: {name}\nname: {name}", f"apply {name}"), settings)
+    begin, settings = _with_scheme(name, settings)
+    marked = recipe_file.override(recipe_file.read(begin, f"apply {name}"), settings)
     fields = {key: value for key, value in marked.data.items() if key not in ("use", "inputs")}
     roles = marked.data.get("inputs") or {}
     try:
@@ -84,6 +153,23 @@ def _step(name: str, settings: Sequence[str]) -> tuple[Step, dict[str, str]]:
     if unknown:
         raise RecipeError(f"inputs.{unknown[0]}: {name} has no such input; {did_you_mean(unknown[0], step.roles)}")
     return step, roles
+
+
+def _with_scheme(name: str, settings: Sequence[str]) -> tuple[str, list[str]]:
+    """The step's text to begin with, and its settings: those of its scheme may be written without `scheme.`."""
+    begin, settings = f"use: {name}\nname: {name}", list(settings)
+    if name not in SCHEMES or any(each.startswith("scheme=") for each in settings):
+        return begin, settings
+    package, use = SCHEMES[name]
+    use = next((each.partition("=")[2] for each in settings if each.startswith("scheme.use=")), use)
+    known = importlib.import_module(package).CATALOGUE
+    fields = known.resolve(use).model_fields if use in known else {}
+    own = CATALOGUE.resolve(name).model_fields
+    short = [each.partition("=")[0].partition(".")[0] for each in settings]
+    settings = [f"scheme.{each}" if key in fields and key not in own else each for key, each in zip(short, settings)]
+    if own["scheme"].is_required() or any(each.startswith("scheme.") for each in settings):
+        begin += f"\nscheme: {{use: {use}}}"
+    return begin, settings
 
 
 def _recipe_of(folder: Path) -> Path:

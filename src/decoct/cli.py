@@ -187,17 +187,33 @@ def apply(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the new artifact goes.")],
     settings: Settings = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="For task and data; else the run's own.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibration", metavar="SPLIT|DIR", help="Of quantize: train, validation, or a folder of data."),
+    ] = None,
 ) -> Answer:
     """Runs one step on a saved artifact."""
     from decoct import scaffold
     from decoct.apply import apply as apply_step
-    from decoct.display import Watcher
+    from decoct.apply import changed
+    from decoct.display import Watcher, table
 
     named = None if recipe is None else scaffold.find(recipe)
     with Watcher(quiet=context.obj.quiet or context.obj.json) as watch:
-        made = apply_step(step, artifact, out, settings or [], recipe=named, offline=context.obj.offline, watch=watch)
+        made = apply_step(
+            step,
+            artifact,
+            out,
+            settings or [],
+            recipe=named,
+            calibration=calibration,
+            offline=context.obj.offline,
+            watch=watch,
+        )
     record = {"folder": str(made.folder), "kind": made.kind, "scores": dict(made.scores), "meta": dict(made.meta)}
-    return Answer(record, [f"{made.kind} in {made.folder}"])
+    rows = changed(made, artifact)
+    shown = [f"{made.kind} in {made.folder}", *([table(rows)] if rows else [])]
+    return Answer({**record, "changed": rows}, shown)
 
 
 @command

@@ -51,6 +51,13 @@ ALSO: Mapping[tuple[str, str], dict[str, Any]] = {
     ("models", "transformers"): {"path": "some/path"},
     ("objectives", "layer_fusion"): {"layers": {"layer2": ("layer2", "layer3")}},
     ("steps", "choose_exit"): {"exit": "layer2"},
+    ("steps", "search"): {
+        "step": {"use": "train", "name": "tried"},
+        "setting": "batch_size",
+        "low": 1,
+        "high": 8,
+        "max_size_bytes": 9,
+    },
 }
 """Fields of entries that need one of several, or that mean something else there."""
 

@@ -133,12 +133,12 @@ class Benchmark(Step):
 
     def _costs(self, candidate: Candidate, small: Batch) -> dict[str, Any]:
         peak = None
-        if candidate.is_file:
+        if candidate.runtime == "onnxruntime":
             peak = peak_memory(candidate.path, candidate.feed(small), threads=self.threads)
         return {
             "parameters": candidate.parameters,
             "macs": candidate.macs,
-            "file_bytes": file_bytes(candidate.path),
+            "file_bytes": sum(file_bytes(each) for each in candidate.files),
             "peak_memory_bytes": peak,
             "verified": candidate.artifact.meta.get("verified", {}),
         }

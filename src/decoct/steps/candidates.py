@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from decoct.models.saving import WEIGHTS, load_model
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context
-from decoct.targets.base import Target
+from decoct.targets.base import Session, Target
 from decoct.targets.onnx import FILE, Onnx
 from decoct.teachers.onnx import file_predictor
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Candidate:
     run: Callable[[dict[str, np.ndarray]], Any]
     parameters: int | None
     macs: int | None
+    files: tuple[Path, ...] = ()
+    """All that ship; of a model its weights."""
 
     @property
     def is_file(self) -> bool:
@@ -56,22 +61,42 @@ def open_candidate(artifact: Artifact, context: Context, threads: int) -> Candid
         raise RecipeError(
             f"benchmark.inputs: {artifact.name!r} is of kind {artifact.kind}; give a model or exported file"
         )
-    target: Target = Onnx()
-    if artifact.kind == "exported":
-        target = Choice("decoct.targets").validate(artifact.json("exported.json")["target"])
-    task, side, path = context.task, str(artifact.meta["side"]), artifact.file(FILE)
+    target, path = target_of(artifact)
+    task, side = context.task, str(artifact.meta["side"])
     session = target.load(path, threads=threads)
-    assert isinstance(session, FileSession)
     return Candidate(
         artifact,
         path,
         target.runtime,
-        file_predictor(session, task, side),
+        session_predictor(session, task, side),
         lambda batch: task.feed(batch, side),
         session,
         artifact.meta["parameters"],
         artifact.meta.get("macs"),
+        target.files(path),
     )
+
+
+def target_of(artifact: Artifact) -> tuple[Target, Path]:
+    """The format of an exported artifact or estimator, and its file."""
+    if artifact.kind == "estimator":
+        return Onnx(), artifact.file(FILE)
+    record = artifact.json("exported.json")
+    target = Choice("decoct.targets").validate(record["target"])
+    assert isinstance(target, Target)
+    return target, artifact.file(record["file"])
+
+
+def session_predictor(session: Session, task: Task, side: str) -> Predictor:
+    """What a loaded file says about a batch, as Outputs."""
+    if isinstance(session, FileSession):
+        return file_predictor(session, task, side)
+
+    def predict(batch: Batch) -> Outputs:
+        answer = torch.from_numpy(session(task.feed(batch, side))[task.output])
+        return Outputs(logits=task.target_of(answer) if task.output == "values" else answer)
+
+    return predict
 
 
 def _module(artifact: Artifact, context: Context) -> Candidate:
@@ -96,4 +121,5 @@ def _module(artifact: Artifact, context: Context) -> Candidate:
         run,
         parameters(model).total,
         macs(program, task.example(side, 1)).total,
+        (artifact.file(WEIGHTS),),
     )

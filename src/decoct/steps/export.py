@@ -26,6 +26,7 @@ from decoct.models.saving import load_model
 from decoct.outputs import Batch
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.budgets import Budgets, keep
 from decoct.steps.drawing import evaluation_batches, has_split
 from decoct.targets.base import Session, Target
 from decoct.targets.lowering import has_onnx_forms
@@ -58,14 +59,16 @@ class Parity:
         return {"max_abs_diff": self.max_abs_diff, "agreement": self.agreement, "samples": self.samples, **extra}
 
 
-class Export(Step):
+class Export(Step, Budgets):
     """Writes a model in a format to ship, with its preprocessing inside, and proves that the file says the same.
 
     `target` the format; `tolerance` the largest difference from torch on `samples` real samples (inputs alone), for
     numbers in standard deviations of the output; an estimator is shipped as it is. A model of the recipe that was
     trained elsewhere is exported with the teacher's preprocessing. Where the file differs by more, IntegrityError, and
     nothing is left. A model from qat is written in integers, whose rounding is not bitwise torch's: it may differ by a
-    quarter of its outputs' standard deviation.
+    quarter of its outputs' standard deviation. `min_quality` of the task's main metric on validation data,
+    `max_latency_ms` of one sample on one thread and `max_size_bytes` are budgets, measured on the file: one that is
+    missed raises BudgetMissed.
     """
 
     use: ClassVar[str] = "export"
@@ -87,11 +90,14 @@ class Export(Step):
             context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
         ) as draft:
             facts = self._facts(source, context, side, draft.folder)
+            target = Onnx() if facts["file"] == FILE else self.target
+            kept = keep(self, target, draft.folder / facts["file"], context, inputs, side)
+            facts |= {"budgets": kept} if kept else {}
             for name, text in context.task.assets(side).items():
                 (draft.folder / name).write_text(text, encoding="utf-8")
             draft.meta.update({name: facts[name] for name in ("parameters", "macs", "verified")})
             draft.scores.update(source.scores if made else {})
-            draft.write_json(RECORD, {**facts, "side": side, "source": origin, "target": self.target.plain()})
+            draft.write_json(RECORD, {**facts, "side": side, "source": origin, "target": target.plain()})
             draft.write_json("task.json", context.task.plain())
         return Artifact.load(context.folder)
 
@@ -126,7 +132,7 @@ class Export(Step):
             "verified": parity.data() | ({"tolerance": allowed} if rounds else {}),
             "parameters": count.total,
             "macs": macs(program, one).total,
-            **describe(path, task, side),
+            **describe(path, task, side, self.target),
         }
 
 
@@ -181,8 +187,9 @@ def head(batch: Batch, count: int) -> Batch:
     return Batch({side: _cut(value, count) for side, value in batch.inputs.items()})
 
 
-def describe(path: Path, task: Task, side: str) -> dict[str, Any]:
-    """Facts about a file: its bytes, inputs and opset."""
+def describe(path: Path, task: Task, side: str, target: Target | None = None) -> dict[str, Any]:
+    """Facts about a file: its bytes (of all that belong to it), inputs and, of ONNX, the opset."""
+    target = Onnx() if target is None else target
     axes = task.axes(side)
     inputs = [
         {
@@ -194,10 +201,10 @@ def describe(path: Path, task: Task, side: str) -> dict[str, Any]:
     ]
     return {
         "file": path.name,
-        "file_bytes": file_bytes(path),
+        "file_bytes": sum(file_bytes(each) for each in target.files(path)),
         "inputs": inputs,
         "output": task.output,
-        "opset": opset(path),
+        **({"opset": opset(path)} if isinstance(target, Onnx) else {}),
     }
 
 

@@ -2,4 +2,11 @@
 
 from decoct.spec import Catalogue
 
-CATALOGUE = Catalogue("target", {"onnx": "decoct.targets.onnx:Onnx"})
+CATALOGUE = Catalogue(
+    "target",
+    {
+        "onnx": "decoct.targets.onnx:Onnx",
+        "openvino": "decoct.targets.openvino:OpenVINO",
+        "torch_export": "decoct.targets.torch_export:TorchExport",
+    },
+)

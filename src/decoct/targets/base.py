@@ -37,6 +37,10 @@ class Target(Spec):
     def load(self, path: Path, *, threads: int = 1) -> Session:
         """The file, ready to run."""
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The file and those that belong to it; all of them ship."""
+        return (path,)
+
     @property
     @abstractmethod
     def runtime(self) -> str:

@@ -72,9 +72,9 @@ def graph(
     import torch
 
     program = with_onnx_recurrence(with_onnx_forms(copy.deepcopy(program).eval()))
-    example = {name: _of_two(value, axes.get(name, {})) for name, value in example.items()}
-    with _quiet(), torch.no_grad():
-        exported = _trace(program, example, axes)
+    example = {name: of_two(value, axes.get(name, {})) for name, value in example.items()}
+    with quiet(), torch.no_grad():
+        exported = trace(program, example, axes)
         proto = _convert(exported, example, output, opset)
     found = [each.name for each in proto.graph.input]
     if sorted(found) != sorted(example):
@@ -98,7 +98,7 @@ def save(proto: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def _of_two(value: Tensor, axes: Mapping[int, str]) -> Tensor:
+def of_two(value: Tensor, axes: Mapping[int, str]) -> Tensor:
     """The same tensor with two of what it has one of along a dynamic axis: tracing fixes an axis of size 1."""
     for axis in axes:
         if value.shape[axis] == 1:
@@ -106,9 +106,14 @@ def _of_two(value: Tensor, axes: Mapping[int, str]) -> Tensor:
     return value
 
 
-def _trace(
-    program: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]
+def trace(
+    program: nn.Module,
+    example: Mapping[str, Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    *,
+    form: str = "ONNX",
 ) -> torch.export.ExportedProgram:
+    """The program as torch.export sees it; RecipeError names the module that cannot be traced."""
     import torch
 
     shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in example}
@@ -117,7 +122,7 @@ def _trace(
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         where = _failing_module(program, error.__traceback__)
         raise RecipeError(
-            f"ONNX: {where or type(program).__name__} cannot be traced: {_summary(error)}; "
+            f"{form}: {where or type(program).__name__} cannot be traced: {_summary(error)}; "
             "its forward may not branch on values of tensors or fix an axis that is dynamic"
         ) from error
 
@@ -145,7 +150,18 @@ def _convert(
     assert program is not None
     if packed:
         _fold_but_packed(program.model)
+    places = [value.data_ptr() for value in exported.state_dict.values() if value.numel()]
+    if len(set(places)) < len(places):
+        _store_once(program.model)
     return program.model_proto
+
+
+def _store_once(model: Any) -> None:
+    """Joins equal weights: where layers share one, the exporter may have folded it once for each of them."""
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, DeduplicateInitializersPass
+
+    DeduplicateInitializersPass(size_limit=LARGEST)(model)
+    CommonSubexpressionEliminationPass()(model)
 
 
 def _fold_but_packed(model: Any) -> None:
@@ -241,7 +257,7 @@ def _strip_nodes(nodes: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter's warnings and log lines while the body runs."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

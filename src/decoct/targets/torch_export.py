@@ -1,0 +1,103 @@
+"""torch.export, PyTorch's own program file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from decoct.errors import IntegrityError, RecipeError
+from decoct.targets.base import Session, Target
+from decoct.targets.inspection import why_unsafe
+from decoct.targets.onnx import of_two, quiet, trace
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FILE = "model.pt2"
+OUTPUT = "output"
+"""The text in the file that names the program's output."""
+
+
+class TorchExport(Target):
+    """A torch.export program (.pt2) that PyTorch runs without the model's source, with the preprocessing inside.
+
+    The file holds a graph in JSON and raw numbers. torch would unpickle what a foreign .pt2 hides (and evaluate its
+    expressions), so a file is looked through before it is opened: one that holds a pickle, calls anything but tensor
+    operators or has expressions of anything but sizes is refused. Threads are those of the process.
+    """
+
+    use: ClassVar[str] = "torch_export"
+
+    def write(
+        self,
+        program: nn.Module,
+        example: Mapping[str, Tensor],
+        folder: Path,
+        *,
+        axes: Mapping[str, Mapping[int, str]],
+        output: str = "logits",
+    ) -> Path:
+        import torch
+
+        _refuse_recurrence(program, axes)
+        own = copy.deepcopy(program).eval()
+        inputs = {name: of_two(value, axes.get(name, {})) for name, value in example.items()}
+        with quiet(), torch.no_grad():
+            exported = trace(own, inputs, axes, form="torch.export")
+            exported._example_inputs = None  # would be a pickle in the file
+            torch.export.save(exported, folder / FILE, extra_files={OUTPUT: output})
+        return folder / FILE
+
+    def load(self, path: Path, *, threads: int = 1) -> Session:
+        import torch
+
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing; make the artifact again (decoct run does that)")
+        try:
+            unsafe = why_unsafe(path)
+        except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+            raise IntegrityError(f"{path} is no readable torch.export file: {error}") from None
+        if unsafe:
+            raise IntegrityError(f"{path} is not opened: {unsafe}; export the model again with decoct")
+        extra = {OUTPUT: ""}
+        with quiet():
+            program = torch.export.load(path, extra_files=extra).module(check_guards=False)
+        return ProgramSession(program, extra[OUTPUT])
+
+    @property
+    def runtime(self) -> str:
+        return "torch_export"
+
+
+class ProgramSession:
+    """A loaded program: arrays by input name in, arrays by output name out."""
+
+    def __init__(self, program: nn.Module, output: str) -> None:
+        self._program, self._output = program, output
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import torch
+
+        with torch.no_grad():
+            said = self._program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        return {self._output: said.numpy()}
+
+
+def _refuse_recurrence(program: nn.Module, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """RecipeError for a recurrent layer over sequences of any length, which torch's tracer would write out."""
+    from torch import nn
+
+    if all(set(each) <= {0} for each in axes.values()):
+        return
+    for name, module in program.named_modules():
+        if isinstance(module, nn.RNNBase):
+            raise RecipeError(
+                f"torch.export writes out module {name!r} ({type(module).__name__}) for one length of sequence only; "
+                "export to onnx, or to openvino"
+            )
