@@ -36,7 +36,7 @@ def saved(folder: Path, module: nn.Module) -> Artifact:
 class Encoder(nn.Module):
     def __init__(self, depth: int = 6) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        layer = nn.TransformerEncoderLayer(48, 4, 64, batch_first=True)
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False).layers
         for each in self.layers.parameters():
             nn.init.normal_(each, std=0.1)
@@ -90,7 +90,7 @@ def test_files_hold_shared_weights_once_and_answer_as_torch(tmp_path):
 def test_an_encoder_is_stored_once_in_onnx(tmp_path):
     module = Encoder(3)
     made = SharedLayers().apply(module, NONE).module.eval()
-    x = torch.randn(2, 5, 16)
+    x = torch.randn(2, 5, 48)
     small = export(made, tmp_path / "small.onnx", example=x)
     whole = export(module.eval(), tmp_path / "whole.onnx", example=x)
     layer = sum(each.numel() for each in module.layers[0].parameters())
@@ -102,7 +102,7 @@ def test_a_shared_weight_learns_from_all_its_places():
     made = SharedLayers().apply(Encoder(3), NONE).module.train()
     count = len(list(made.parameters()))
     assert count == len(list(made.layers[0].parameters()))
-    made(torch.randn(2, 4, 16)).square().sum().backward()
+    made(torch.randn(2, 4, 48)).square().sum().backward()
     optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
     optimizer.step()
     assert torch.equal(made.layers[0].linear1.weight, made.layers[2].linear1.weight)

@@ -317,7 +317,13 @@ def held(weights: Mapping[str, nn.Parameter]) -> Projection:
 
 def _change(name: str, before: int, weight: Tensor) -> Change:
     after = int(weight.count_nonzero())
-    return Change(_path(name), "weights", before, after, "" if after else "no weight is left; the layer gives its bias")
+    return Change(
+        _path(name),
+        "weights",
+        before,
+        after,
+        "" if after or not before else "no weight is left; the layer gives its bias",
+    )
 
 
 def _path(name: str) -> str:
