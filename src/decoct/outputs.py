@@ -1,4 +1,4 @@
-"""Batch, Outputs and `capture`: what goes into a model, what it said, and the only hooks in the house."""
+"""Batch, Outputs, `capture` and `recorded`: what goes into a model, what it said, and the only hooks in the house."""
 
 from __future__ import annotations
 
@@ -286,6 +286,70 @@ def capture(model: nn.Module, paths: Iterable[str]) -> Iterator[Captured]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Call(NamedTuple):
+    """One call of a module: copies of what it took and of what it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+@contextmanager
+def recorded(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Call]]:
+    """Collects the first call of each module at `paths` while the body runs the model, with all its arguments.
+
+    Hooks are removed when the body ends. PathError for a path that the model lacks; a module that was not called is
+    not among the calls.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> with recorded(model, ["1"]) as calls:
+    ...     _ = model(torch.ones(1, 2))
+    >>> calls["1"].args[0].shape
+    torch.Size([1, 3])
+    """
+    calls: dict[str, Call] = {}
+    handles = []
+    try:
+        for path in dict.fromkeys(paths):
+            take, keep = _recorder(path, calls)
+            module = find_module(model, path)
+            handles.append(module.register_forward_pre_hook(take, with_kwargs=True))
+            handles.append(module.register_forward_hook(keep))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(path: str, calls: dict[str, Call]) -> tuple[Callable[..., None], Callable[..., None]]:
+    waiting: list[tuple[Any, Any]] = []
+
+    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if path not in calls and not waiting:
+            waiting.append((copied(args), copied(kwargs)))
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if path not in calls:
+            calls[path] = Call(*waiting[0], copied(output))
+
+    return take, keep
+
+
+def copied(value: Any) -> Any:
+    """The same with a copy of each tensor in it.
+
+    >>> copied((torch.ones(1), None))
+    (tensor([1.]), None)
+    """
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(copied(each) for each in value)
+    return value
 
 
 def _pick(path: str, name: str, item: str | None, value: Any) -> Tensor | PathError:

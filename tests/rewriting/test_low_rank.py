@@ -141,6 +141,9 @@ def test_rounds_make_up_the_whole() -> None:
     assert [type(each) for each in work[0]] == [nn.Linear, nn.Linear]
     torch.testing.assert_close(answer(work, x), answer(at_once, x), atol=1e-4, rtol=0)
     assert LowRank(energy=0.81).stage(1, 2).energy == pytest.approx(0.9)
+    last = whole.apply(work, seeing(x))
+    assert last.changes[0].before == last.changes[0].after == 8
+    assert torch.equal(answer(last.module, x), answer(work, x))
     with pytest.raises(RecipeError, match="rank is reached at once"):
         LowRank(rank=4).stage(1, 2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,18 +13,27 @@ from safetensors.torch import load_file
 from decoct.artifact import Artifact
 from decoct.data.base import Dataset
 from decoct.data.digits import Digits
+from decoct.data.tsv import TSV
 from decoct.errors import PathError, RecipeError
 from decoct.models.saving import load_model
 from decoct.models.small_resnet import SmallResNet
+from decoct.models.transformers import Transformers
+from decoct.pruning.magnitude import Magnitude
+from decoct.rewriting.grouped_attention import GroupedAttention
 from decoct.rewriting.low_rank import LowRank
 from decoct.rewriting.separable import Separable
 from decoct.steps.base import Context
 from decoct.steps.drawing import few
+from decoct.steps.prune import Prune
+from decoct.steps.recovery.iterative import Iterative
 from decoct.steps.recovery.layer_by_layer import LayerByLayer
 from decoct.steps.recovery.none import NoRecovery
 from decoct.steps.rewrite import Rewrite
 from decoct.steps.train import Train
+from decoct.tasks.base import Task
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.text_classification import TextClassification
+from decoct.tasks.tokenizers import WordPiece
 from decoct.training.budget import Budget
 
 MODEL = SmallResNet(width=8, depths=(1, 1))
@@ -41,7 +51,7 @@ def task(data: Dataset) -> ImageClassification:
     return ImageClassification().resolve(data)
 
 
-def context(folder: Path, data: Dataset, task: ImageClassification, name: str, **settings: Any) -> Context:
+def context(folder: Path, data: Dataset, task: Task, name: str, **settings: Any) -> Context:
     work = folder / f".{name}.work"
     return Context(task=task, data=data, name=name, folder=folder / name, work=work, seed=3, device="cpu", **settings)
 
@@ -137,3 +147,56 @@ def test_named_blocks_and_refusals(tmp_path: Path, data: Dataset, task: ImageCla
         with pytest.raises(error, match=text):
             rewritten(tmp_path / str(number), data, task, trained, recover=LayerByLayer(blocks=blocks, share=1))
         assert not (tmp_path / str(number) / "small").exists()
+
+
+def test_masks_and_zeros_are_held(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:
+    step = Prune(
+        name="sparse", scheme=Magnitude(ratio=0.5), budget=Budget(steps=8), recover=LayerByLayer(share=0.5), **SHORT
+    )
+    made = step.run({"model": trained}, context(tmp_path, data, task, "sparse"))
+    weight = load_file(made.file("model.safetensors"))
+    before = load_file(trained.file("model.safetensors"))
+    zeros = {name: each == 0 for name, each in weight.items() if each.ndim == 4}
+    assert sum(int(each.sum()) for each in zeros.values()) > 0.4 * sum(each.numel() for each in zeros.values())
+    assert all(not torch.equal(weight[name], before[name] * ~zeros[name]) for name in zeros)
+    report = made.json("compression.json")
+    assert report["after"]["nonzero"] < report["before"]["nonzero"]
+
+
+def test_rounds_of_low_rank(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:
+    scheme = LowRank(ratio=0.3, multiple=2, layers=("layer2",))
+    made = rewritten(tmp_path, data, task, trained, scheme=scheme, recover=Iterative(rounds=2))
+    report = made.json("compression.json")
+    changed = {each["path"]: each for each in report["changes"]}
+    conv = changed["layer2.0.conv2"]  # 16 x 144 at 0.3: rank 4.32, in twos
+    assert (conv["before"], conv["after"]) == (16, 4)
+    assert len(report["rounds"]) == 2
+    assert report["rounds"][1]["after"]["macs"] < report["rounds"][0]["after"]["macs"] < report["before"]["macs"]
+
+
+def test_attention_of_a_transformer(tmp_path: Path) -> None:
+    """Blocks that take a mask beside the tokens, of other lengths in each batch, come nearer to their originals."""
+    rng = np.random.default_rng(0)
+    words = [" ".join([*rng.choice(["film", "plot", "the"], n % 6 + 1), ("bad", "good")[n % 2]]) for n in range(120)]
+    (tmp_path / "texts.tsv").write_text("".join(f"{text}\t{n % 2}\n" for n, text in enumerate(words)))
+    data = TSV(path=tmp_path / "texts.tsv").open()
+    task = TextClassification(tokenizer=WordPiece(size=40), max_length=10).resolve(data)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    model = Transformers(config={"model_type": "bert", **sizes})
+    first = Train(name="text", budget=Budget(steps=10), **SHORT)
+    trained = first.run({"model": model}, context(tmp_path, data, task, "text"))
+    for blocks in ("auto", "bert.encoder.layer.*"):
+        step = Rewrite(
+            name=f"small-{len(blocks)}",
+            scheme=GroupedAttention(groups=1),
+            budget=Budget(steps=30),
+            recover=LayerByLayer(blocks=blocks, share=1),
+            select="last",
+            **SHORT,
+        )
+        made = step.run({"model": trained}, context(tmp_path, data, task, step.name))
+        (block,) = made.json("blocks.json")
+        assert block["path"] == ("bert.encoder.layer.0.attention.self" if blocks == "auto" else "bert.encoder.layer.0")
+        assert block["after"] < block["before"], blocks
+        key = load_model(made).bert.encoder.layer[0].attention.self.key
+        assert key[0].weight.shape == (4, 16)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoct.outputs import Batch, Outputs, capture
-from decoct.training.blockwise import Block, Blockwise
+from decoct.errors import PathError
+from decoct.outputs import Batch, recorded
+from decoct.training.blockwise import Block, Blockwise, Calls
 from decoct.training.clock import Clock
 
 PATHS = ("0", "2")
@@ -25,15 +26,14 @@ def nets() -> tuple[nn.Sequential, nn.Sequential]:
     return net, other
 
 
-def reference(net: nn.Module, batch: Batch) -> Outputs:
-    wanted = [f"{path}{part}" for path in PATHS for part in ("", "@input")]
-    with torch.no_grad(), capture(net, wanted) as features:
+def reference(net: nn.Module, batch: Batch) -> Calls:
+    with torch.no_grad(), recorded(net, PATHS) as calls:
         net(batch.side("student"))
-    return Outputs(features=dict(features))
+    return calls
 
 
 def blockwise(net: nn.Module, student: nn.Module, lr: float = 0.1) -> Blockwise:
-    blocks = {path: Block(student.get_submodule(path), f"{path}@input", path, scale=2.0) for path in PATHS}
+    blocks = {path: Block(student.get_submodule(path), scale=2.0) for path in PATHS}
     optimizer = torch.optim.SGD(student.parameters(), lr=lr)
     return Blockwise(lambda batch: reference(net, batch), blocks, optimizer)
 
@@ -75,18 +75,40 @@ def test_windows_add_up() -> None:
 def test_equal_blocks_have_no_error_and_silent_ones_their_mean_square() -> None:
     net, _ = nets()
     x = torch.randn(6, 4)
-    features = reference(net, batch(x)).features
-    given = features["2"]
-    assert Block(net[2], "2@input", "2").error(features).item() == 0
+    call = reference(net, batch(x))["2"]
+    assert Block(net[2]).error(call).item() == 0
     silent = nn.Linear(5, 3)
     nn.init.zeros_(silent.weight)
     nn.init.zeros_(silent.bias)
-    assert Block(silent, "2@input", "2", given.square().mean().item()).error(features).item() == pytest.approx(1)
+    assert Block(silent, call.output.square().mean().item()).error(call).item() == pytest.approx(1)
 
 
-def test_a_block_that_writes_into_its_input_harms_no_other() -> None:
-    net, _ = nets()
-    features = reference(net, batch(torch.randn(6, 4))).features
-    kept = {name: each.clone() for name, each in features.items()}
-    Block(nn.Sequential(nn.ReLU(inplace=True), net[2]), "2@input", "2").error(features)
-    assert all(torch.equal(features[name], kept[name]) for name in kept)
+class Two(nn.Module):
+    """Takes a mask by name, changes its input in place and gives a tuple."""
+
+    def forward(self, x: Tensor, *, mask: Tensor) -> tuple[Tensor, None]:
+        return x.mul_(mask), None
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Two()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.inner(x + 1, mask=x > 0)
+        return y.neg_()
+
+
+def test_calls_are_kept_whole_and_before_they_are_changed() -> None:
+    net, x = Around(), torch.tensor([-2.0, 3.0])
+    with recorded(net, ["inner"]) as calls:
+        net(x)
+    assert calls["inner"].args[0].tolist() == [-1.0, 4.0]
+    assert calls["inner"].kwargs["mask"].tolist() == [False, True]
+    assert calls["inner"].output[0].tolist() == [0.0, 4.0]
+    assert Block(net.inner).error(calls["inner"]).item() == 0
+    assert not net.inner._forward_hooks
+    assert not net.inner._forward_pre_hooks
+    with pytest.raises(PathError, match="no module 'iner'; did you mean inner"), recorded(net, ["iner"]):
+        pass

@@ -31,10 +31,11 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Kept:
-    """A layer that stays, and why."""
+    """A layer that stays, and why; `done` where it is as small as is asked for already."""
 
     size: int
     why: str
+    done: bool = False
 
 
 def named(module: nn.Module, patterns: Sequence[str]) -> set[str]:
@@ -68,11 +69,12 @@ def put_in_place(
 ) -> Compressed:
     """A copy with every Rewritten in its place, which must still run; RecipeError with the reasons where there is none.
 
-    A module that stands in several places is replaced in all of them.
+    Where an earlier round did all there is to do, the copy is as it was. A module that stands in several places is
+    replaced in all of them.
     """
     changes = tuple(_change(path, kind, each) for path, each in found.items())
     new = {path: each.module for path, each in found.items() if isinstance(each, Rewritten)}
-    if not new:
+    if not new and not any(isinstance(each, Kept) and each.done for each in found.values()):
         raise RecipeError(f"{scheme.use}: nothing to rewrite{_reasons(found)}")
     work = copy.deepcopy(module)
     for path, layer in new.items():

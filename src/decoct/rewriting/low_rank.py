@@ -111,7 +111,7 @@ class LowRank(Scheme):
         if rank < 1:
             return Kept(before, f"too small: ratio {self._ratio:.3g} of it leaves no rank of {self.multiple}")
         if matrix.rank is not None and rank >= matrix.rank:
-            return Kept(before, f"it has rank {matrix.rank} already")
+            return Kept(before, f"it has rank {matrix.rank} already", done=True)
         if rank * m_and_n >= matrix.weights:
             return Kept(before, f"rank {rank} would take {rank * m_and_n} weights, it has {matrix.weights}")
         inner, outer = split(matrix.weight, left[:, :rank])

@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decoct.outputs import Batch, Predictor
+from decoct.outputs import Batch, Call
 from decoct.training.clock import Clock
 from decoct.training.engine import Engine
 from decoct.training.schedules import Schedule
 from decoct.training.updates import Items, Losses, Windowed
 
+Calls = Mapping[str, Call]
+"""What each block of the reference took and gave on one batch, by path."""
+
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the student, and the features of the reference that it is fed and that it is to give.
+    """A part of the student that is to do what the reference's does.
 
     `scale`: the mean square of what it is to give, in which its error is measured.
     """
 
     module: nn.Module
-    takes: str
-    gives: str
     scale: float = 1.0
 
-    def error(self, features: Mapping[str, Tensor]) -> Tensor:
+    def error(self, call: Call) -> Tensor:
         """Mean squared error over `scale`: 0 for a block that gives what it should, about 1 for one that gives 0."""
-        said = first_tensor(self.module(features[self.takes].clone()))
-        return (said.float() - features[self.gives].float()).square().mean() / self.scale
+        said, wanted = (first_tensor(each) for each in (self.module(*call.args, **call.kwargs), call.output))
+        return (said.float() - wanted.float()).square().mean() / self.scale
 
 
 class Blockwise(Windowed):
-    """Every block is fed what the reference's block took, and learns to give what that gave.
+    """Every block is given what the reference's block took, and learns to give what that gave.
 
-    `reference` answers with the features that the blocks name, without gradient, so each block learns alone and all of
-    them in one step; the loss is the sum of their errors. The optimizer has the parameters of the blocks.
+    `reference` records the calls of its blocks, without gradient, so each block learns alone and all of them in one
+    step; the loss is the sum of their errors. The optimizer has the parameters of the blocks.
 
     Like the layer-wise step of block-wise distillation (Li et al. 2020, arXiv 1911.13053), in parallel.
     """
 
     def __init__(
         self,
-        reference: Predictor,
+        reference: Callable[[Batch], Calls],
         blocks: Mapping[str, Block],
         optimizer: torch.optim.Optimizer,
         engine: Engine | None = None,
@@ -53,27 +55,33 @@ class Blockwise(Windowed):
         lr: float | Schedule | None = None,
     ) -> None:
         super().__init__(optimizer, engine, max_grad_norm=max_grad_norm, lr=lr)
-        self.reference = reference
-        self.blocks = {f"blocks.{name}": block for name, block in blocks.items()}
+        self.reference, self.blocks = reference, blocks
 
     @property
     def splittable(self) -> bool:
         return True
 
     def items(self, batch: Batch) -> Items:
-        return dict.fromkeys(self.blocks, len(batch))
+        return dict.fromkeys(map(_term, self.blocks), len(batch))
 
     def weights(self, clock: Clock) -> dict[str, float]:
-        return dict.fromkeys(self.blocks, 1.0)
+        return dict.fromkeys(map(_term, self.blocks), 1.0)
 
     def losses(self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None) -> Losses:
-        features = self.reference(batch).features
+        calls = self.reference(batch)
         with self.engine.autocast():
-            terms = {name: block.error(features) for name, block in self.blocks.items()}
+            terms = {_term(path): block.error(calls[path]) for path, block in self.blocks.items()}
         parts = [term if shares is None else term * shares[name] for name, term in terms.items()]
         return torch.stack(parts).sum(), {name: term.detach() for name, term in terms.items()}, {}
 
 
-def first_tensor(value: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """What a module gave, or the first item where it gave several."""
-    return value if isinstance(value, Tensor) else value[0]
+def first_tensor(value: Any) -> Tensor:
+    """What a module gave, or the first item where it gave several; TypeError where that is no tensor."""
+    found = value[0] if isinstance(value, tuple | list) and value else value
+    if not isinstance(found, Tensor):
+        raise TypeError(f"it gives a {type(value).__name__}, no tensor first")
+    return found
+
+
+def _term(path: str) -> str:
+    return f"blocks.{path}"

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from decoct.compression import Change
 from decoct.errors import PathError, RecipeError, did_you_mean
-from decoct.outputs import Captured, Needs, Predictor, capture
+from decoct.outputs import Batch, Call, Needs, copied, recorded
 from decoct.steps.learning import Lesson
 from decoct.steps.shrinking import EVIDENCE_BATCHES
-from decoct.training.blockwise import Block, first_tensor
+from decoct.training.blockwise import Block, Calls, first_tensor
 
 SHOWN = 6
+Reference = Callable[[Batch], Calls]
 
 
 def find_blocks(
@@ -25,8 +26,9 @@ def find_blocks(
 ) -> dict[str, Block]:
     """The blocks that `patterns` name; None: each changed layer, or the nearest module around it that will do.
 
-    A block will do that takes one tensor and gives what its original gives in shape, in both networks, when it is run
-    alone. PathError for a pattern that names none; RecipeError with the reasons where a named one, or none, will do.
+    A block will do that runs on what its original took and gives what that gave in shape. Heads are a matter of the
+    whole attention, so that is the first to be tried for them. PathError for a pattern that names none; RecipeError
+    with the reasons where a named one, or none, will do.
     """
     if patterns is not None and not patterns:
         raise RecipeError("blocks is empty; name modules, or say auto")
@@ -50,35 +52,35 @@ def find_blocks(
     return {path: found[path] for path in paths if path in found and not any(up in found for up in _above(path))}
 
 
-def scaled(blocks: Mapping[str, Block], reference: Predictor, at_work: Lesson) -> dict[str, Block]:
+def scaled(blocks: Mapping[str, Block], reference: Reference, at_work: Lesson) -> dict[str, Block]:
     """The blocks with the mean square of what each is to give, over a few training batches."""
     squares = {path: [0.0, 0] for path in blocks}
-    for features in _few(reference, at_work):
-        for path, block in blocks.items():
-            target = features[block.gives]
+    for calls in _few(reference, at_work):
+        for path in blocks:
+            target = first_tensor(calls[path].output)
             squares[path][0] += float(target.double().square().sum())
             squares[path][1] += target.numel()
     return {path: replace(block, scale=(squares[path][0] / squares[path][1]) or 1.0) for path, block in blocks.items()}
 
 
-def errors(blocks: Mapping[str, Block], reference: Predictor, at_work: Lesson) -> dict[str, float]:
+def errors(blocks: Mapping[str, Block], reference: Reference, at_work: Lesson) -> dict[str, float]:
     """The error of each block in eval mode, the mean over a few training batches."""
     module = at_work.student.module
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
     seen: dict[str, list[float]] = {path: [] for path in blocks}
     with torch.no_grad(), at_work.engine.autocast():
-        for features in _few(reference, at_work):
+        for calls in _few(reference, at_work):
             for path, block in blocks.items():
-                seen[path].append(float(block.error(features)))
+                seen[path].append(float(block.error(calls[path])))
     for each, training in modes:
         each.training = training
     return {path: sum(each) / len(each) for path, each in seen.items()}
 
 
-def _few(reference: Predictor, at_work: Lesson) -> Iterator[Mapping[str, Tensor]]:
+def _few(reference: Reference, at_work: Lesson) -> Iterator[Calls]:
     for batch in islice(iter(at_work.source("all")), EVIDENCE_BATCHES):
-        yield reference(at_work.engine.move(batch)).features
+        yield reference(at_work.engine.move(batch))
 
 
 def _matching(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
@@ -91,7 +93,10 @@ def _matching(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
 
 
 def _changed(changes: Sequence[Change], paths: Sequence[str]) -> list[str]:
-    return [path for path in paths if any(each.path == path and each.before != each.after for each in changes)]
+    """The layers that became smaller; of attention with fewer heads the module around its projections."""
+    smaller = {each.path: each.kind for each in changes if each.before != each.after}
+    begun = {path.rpartition(".")[0] or path if kind == "heads" else path for path, kind in smaller.items()}
+    return [path for path in paths if path in begun]
 
 
 def _above(path: str) -> Iterator[str]:
@@ -108,41 +113,28 @@ def _upwards(path: str) -> list[str]:
 def _tried(paths: Sequence[str], original: nn.Module, at_work: Lesson) -> Iterator[tuple[str, Block | str]]:
     """Each path as a block, or why it is none, by running it alone on what the original took."""
     known = {name for name, _ in original.named_modules(remove_duplicate=False)}
-    inside = [path for path in paths if path in known]
-    features = [f"{path}{part}" for path in inside for part in ("", "[0]", "@input", "@input[1]")]
     task, side = at_work.context.task, at_work.student.side
-    with capture(original, features) as seen:
+    with recorded(original, [path for path in paths if path in known]) as calls:
         task.forward(original, at_work.batch, Needs(), side)
     for path in paths:
-        yield path, _try(path, original, at_work.student.module, seen) if path in inside else "it is new"
+        if path not in calls:
+            yield path, "the uncompressed network does not have it, or does not run it"
+        else:
+            yield path, _try(original.get_submodule(path), at_work.student.module.get_submodule(path), calls[path])
 
 
-def _try(path: str, original: nn.Module, student: nn.Module, seen: Captured) -> Block | str:
-    if _read(seen, f"{path}@input[1]") is not None:
-        return "it takes more than one tensor"
-    taken, given, gives = _read(seen, f"{path}@input"), _read(seen, path), path
-    if given is None:
-        given, gives = _read(seen, f"{path}[0]"), f"{path}[0]"
-    if taken is None or given is None:
-        return "it does not take a tensor and give one"
-    block = Block(student.get_submodule(path), f"{path}@input", gives)
+def _try(original: nn.Module, module: nn.Module, call: Call) -> Block | str:
     try:
-        again = first_tensor(original.get_submodule(path)(taken.clone()))
-        said = first_tensor(block.module(taken.clone()))
+        wanted = first_tensor(call.output)
+        again = first_tensor(original(*copied(call.args), **copied(call.kwargs)))
+        said = first_tensor(module(*copied(call.args), **copied(call.kwargs)))
     except (TypeError, RuntimeError) as error:
         return f"alone it does not run on what its original took ({str(error).splitlines()[0]})"
-    if said.shape != given.shape:
-        return f"it gives {tuple(said.shape)}, its original {tuple(given.shape)}"
-    if again.shape != given.shape or not torch.allclose(again, given, atol=1e-3, rtol=1e-3):
-        return "run alone it gives something else: it takes more than its first input, as a mask"
-    return block
-
-
-def _read(seen: Captured, path: str) -> Tensor | None:
-    try:
-        return seen[path]
-    except PathError:
-        return None
+    if said.shape != wanted.shape:
+        return f"it gives {tuple(said.shape)}, its original {tuple(wanted.shape)}"
+    if not torch.allclose(again, wanted, atol=1e-3, rtol=1e-3):
+        return "its original gives something else when it runs alone"
+    return Block(module)
 
 
 def _nearest(changed: Sequence[str], verdicts: Mapping[str, Block | str]) -> dict[str, Block]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from pydantic import Field
 
 from decoct.artifact import Artifact, Draft
-from decoct.outputs import Needs
+from decoct.outputs import Batch, Needs, recorded
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning import Begun, lesson
 from decoct.steps.recovery.base import Recovery
 from decoct.steps.recovery.blocks import errors, find_blocks, scaled
 from decoct.steps.saving import Student, save_student
 from decoct.steps.shrinking import REPORT, cut, learn_on
-from decoct.teachers.frozen import Frozen
+from decoct.teachers.contract import frozen
 from decoct.training.base import ManagedUpdate
-from decoct.training.blockwise import Block, Blockwise
+from decoct.training.blockwise import Block, Blockwise, Calls
 from decoct.training.companion import CHOSEN, Accompanied, once_ready
 from decoct.training.fit import History
 
@@ -31,10 +32,10 @@ class LayerByLayer(Recovery):
     """First each block is fitted to the same block of the uncompressed student, fed with that one's inputs; then the
     whole student trains on the step's objective.
 
-    `blocks`: paths of the blocks, `*` for any part; "auto": the changed layers of equal input and output, else the
-    nearest module around one. `share`: the part of the budget for the blocks; 1 leaves out the second part. All blocks
-    learn at once, each from its own error alone: mean squared error over the mean square of what it is to give. No
-    labels are needed for it. In text, places of padding count too.
+    `blocks`: paths of the blocks, `*` for any part; "auto": the changed layers of equal input and output (of attention
+    with fewer heads, the attention), else the nearest module around one. `share`: the part of the budget for the
+    blocks; 1 leaves out the second part. All blocks learn at once, each from its own error alone: mean squared error
+    over the mean square of what it is to give. No labels are needed for it. In text, places of padding count too.
     """
 
     use: ClassVar[str] = "layer_by_layer"
@@ -85,11 +86,15 @@ def _fit(
 ) -> tuple[History, list[dict[str, object]]]:
     """Fits the blocks; the history, and the error of each before and after."""
     at_work = begun.lesson
-    needs = Needs(frozenset(path for block in blocks.values() for path in (block.takes, block.gives)))
     engine, task = at_work.engine, at_work.context.task
-    with Frozen().open(
-        original.module, task, needs, side=original.side, device=engine.device, autocast=engine.autocast
-    ) as reference:
+    with frozen(original.module, engine.device) as module:
+
+        def reference(batch: Batch) -> Calls:
+            module.eval()
+            with torch.no_grad(), engine.autocast(), recorded(module, blocks) as calls:
+                task.forward(module, batch, Needs(), original.side)
+            return calls
+
         blocks = scaled(blocks, reference, at_work)
         before = errors(blocks, reference, at_work)
         optimizer = at_work.optimizer(*(block.module for block in blocks.values()))
