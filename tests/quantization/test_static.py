@@ -229,6 +229,12 @@ def test_a_bias_that_would_not_fit_widens_its_weights_scale() -> None:
     assert codes[2] == pytest.approx(2**30, rel=1e-3)
 
 
+def test_a_batch_norm_of_its_own_is_no_layer(tmp_path: Path) -> None:
+    net = network(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    seen = audited(Static().quantize(floating(net), feeds(), None), tmp_path)
+    assert [(each.layer, each.runs) for each in seen.layers] == [("0", "int8"), ("5", "int8")]
+
+
 def test_a_dead_channel_still_adds_its_bias(tmp_path: Path) -> None:
     net = network(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     net[0].weight.data[1] = 0

@@ -100,7 +100,8 @@ class Quantize(Step, Budgets):
             record |= {"budgets": kept} if kept else {}
             for name, text in context.task.assets(side).items():
                 (draft.folder / name).write_text(text, encoding="utf-8")
-            draft.meta.update({name: record[name] for name in ("parameters", "macs", "verified")})
+            numbers = {name: value for name, value in record["verified"].items() if isinstance(value, float | int)}
+            draft.meta.update({"parameters": record["parameters"], "macs": record["macs"], "verified": numbers})
             draft.scores.update(source.scores)
             draft.write_json(RECORD, finite(record))
             draft.write_json("task.json", context.task.plain())
