@@ -132,7 +132,15 @@ def cut_heads(module: nn.Module, scores: Scores, ratio: float, protected: Collec
         if change.after != change.before:
             each.resize(modules[each.path], change.after)
     _tell_config(module, changes)
-    return changes
+    return [*changes, *_left_alone(module, protected)]
+
+
+def _left_alone(module: nn.Module, protected: Collection[str]) -> Iterator[Change]:
+    """What no SlimAttention took the place of."""
+    for path, each in module.named_modules():
+        if isinstance(each, nn.MultiheadAttention):
+            note = "protected" if path in protected else "its keys are of another width, or it adds some"
+            yield Change(path, "heads", each.num_heads, each.num_heads, note)
 
 
 def _tell_config(module: nn.Module, changes: Sequence[Change]) -> None:
