@@ -13,7 +13,7 @@ from torch import nn
 from decoct.artifact import Artifact, writing
 from decoct.data.base import Dataset
 from decoct.data.digits import Digits
-from decoct.errors import DataError, RecipeError
+from decoct.errors import BudgetMissed, DataError, RecipeError
 from decoct.models.mlp import MLP
 from decoct.models.onnx_file import open_session
 from decoct.models.saving import load_model, save_model
@@ -106,6 +106,23 @@ def test_it_is_measured_as_an_exported_file_is(tmp_path: Path, data: Dataset) ->
     assert models["student_int8"]["macs"] == models["student"]["macs"] > 0
     with pytest.raises(RecipeError, match="quantized already"):
         Quantize(name="again").run({"model": integers}, replace(context, folder=tmp_path / "again"))
+
+
+def test_a_budget_that_is_missed_leaves_nothing(tmp_path: Path, data: Dataset) -> None:
+    context = room(tmp_path, data)
+    source = saved(context, MLP(hidden=(8,)))
+    with pytest.raises(BudgetMissed, match="max_size_bytes: the file takes"):
+        Quantize(name="student_int8", max_size_bytes=1000).run({"model": source}, context)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    made = Quantize(name="student_int8", max_size_bytes=100_000, min_quality=0.1).run({"model": source}, context)
+    record = made.json("exported.json")
+    assert record["budgets"]["max_size_bytes"]["measured"] == record["file_bytes"]
+    session = open_session(made.file("model.onnx"))
+    right = [
+        session(context.task.feed(batch, "student"))["logits"].argmax(1) == batch.target.numpy()
+        for batch in evaluation_batches(context, "validation")
+    ]
+    assert record["budgets"]["min_quality"]["measured"] == pytest.approx(np.concatenate(right).mean())
 
 
 def test_test_data_never_calibrate() -> None:
