@@ -81,7 +81,9 @@ def directions(weight: Tensor, moment: Tensor | None) -> tuple[Tensor, Tensor]:
     Qᵀ(y - b), Q from the QR decomposition of the weight: principal directions of what the layer gave.
     """
     if moment is None:
-        left, values, _ = torch.linalg.svd(weight, full_matrices=False)
+        wide = weight.shape[1] > weight.shape[0]
+        square = torch.linalg.qr(weight.T, mode="r").R.T if wide else weight  # the same left vectors and values
+        left, values, _ = torch.linalg.svd(square, full_matrices=False)
         return left, values.square()
     span, coefficients = torch.linalg.qr(weight)
     plain = coefficients @ coefficients.T

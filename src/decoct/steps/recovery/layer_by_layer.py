@@ -29,13 +29,13 @@ BLOCKS = "blocks.json"
 
 
 class LayerByLayer(Recovery):
-    """First each block is fitted to the same block of the uncompressed student, fed with that one's inputs; then the
-    whole student trains on the step's objective.
+    """Fits each block to the same one of the uncompressed student, then trains the whole on the step's objective.
 
     `blocks`: paths of the blocks, `*` for any part; "auto": the changed layers of equal input and output (of attention
     with fewer heads, the attention), else the nearest module around one. `share`: the part of the budget for the
-    blocks; 1 leaves out the second part. All blocks learn at once, each from its own error alone: mean squared error
-    over the mean square of what it is to give. No labels are needed for it. In text, places of padding count too.
+    blocks; 1 leaves out the second part. All blocks learn at once, each fed what its original took, from its own error
+    alone: mean squared error over the mean square of what it is to give. No labels are needed for it. In text, places
+    of padding count too.
     """
 
     use: ClassVar[str] = "layer_by_layer"
