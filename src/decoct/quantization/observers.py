@@ -188,13 +188,18 @@ def entropy_range(seen: Histogram) -> tuple[float, float]:
 
 
 def _magnitudes(seen: Histogram) -> tuple[np.ndarray, float]:
-    """The histogram of absolute values from zero on, and its bin width."""
+    """The histogram of absolute values from zero on, and its bin width.
+
+    The first bin counts as the second: zeros are a code exactly, and a rectifier's many would outweigh all else.
+    """
     index = seen.first + np.arange(len(seen.counts))
     folded = np.where(index >= 0, index, -index - 1)
     counts, width = np.bincount(folded, weights=seen.counts), seen.width
     while len(counts) > ENTROPY_BINS:
         counts = np.pad(counts, (0, len(counts) % 2)).reshape(-1, 2).sum(axis=1)
         width *= 2
+    if len(counts) > 1:
+        counts[0] = counts[1]
     return np.trim_zeros(counts, "b"), width
 
 
