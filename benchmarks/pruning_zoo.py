@@ -115,7 +115,10 @@ def zoo(size: int) -> dict[str, Callable[[], tuple[nn.Module, Any]]]:
 
 
 def settled(module: nn.Module, example: Any) -> nn.Module:
-    """In eval mode, its batch norms with statistics of the example, so that signals do not vanish."""
+    """In eval mode, its batch norms with statistics of the example, its head not zero, so that signals do not vanish."""
+    for each in module.modules():
+        if isinstance(each, nn.Linear) and not each.weight.any():
+            nn.init.normal_(each.weight)
     with torch.no_grad():
         for _ in range(30 if any(isinstance(each, nn.BatchNorm2d) for each in module.modules()) else 0):
             module.train()(example)
