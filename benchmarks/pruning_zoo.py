@@ -115,7 +115,7 @@ def zoo(size: int) -> dict[str, Callable[[], tuple[nn.Module, Any]]]:
 
 
 def settled(module: nn.Module, example: Any) -> nn.Module:
-    """In eval mode, its batch norms with statistics of the example, its head not zero, so that signals do not vanish."""
+    """In eval mode, batch norms with statistics of the example, the head not zero: signals do not vanish."""
     for each in module.modules():
         if isinstance(each, nn.Linear) and not each.weight.any():
             nn.init.normal_(each.weight)
