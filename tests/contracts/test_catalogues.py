@@ -51,6 +51,8 @@ ALSO: Mapping[tuple[str, str], dict[str, Any]] = {
     ("models", "transformers"): {"path": "some/path"},
     ("objectives", "layer_fusion"): {"layers": {"layer2": ("layer2", "layer3")}},
     ("steps", "choose_exit"): {"exit": "layer2"},
+    ("steps", "rewrite"): {"scheme": {"use": "low_rank"}},
+    ("steps", "share"): {"scheme": {"use": "codebook"}},
     ("steps", "search"): {
         "step": {"use": "train", "name": "tried"},
         "setting": "batch_size",
@@ -66,8 +68,10 @@ def made(word: str, key: str, **fields: Any) -> Spec:
     """The entry with its defaults, and a value for what has none."""
     found = catalogues()[word].resolve(key)
     required = {name: field for name, field in found.model_fields.items() if field.is_required()}
-    needed = {name: NEEDED[name] if name in NEEDED else BY_TYPE[field.annotation] for name, field in required.items()}
-    needed |= ALSO.get((word, key), {})
+    also = ALSO.get((word, key), {})
+    plain = {name: field for name, field in required.items() if name not in also}
+    needed = {name: NEEDED[name] if name in NEEDED else BY_TYPE[field.annotation] for name, field in plain.items()}
+    needed |= also
     return found.parse({**needed, **fields})
 
 

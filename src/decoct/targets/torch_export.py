@@ -45,7 +45,7 @@ class TorchExport(Target):
     ) -> Path:
         import torch
 
-        _refuse_recurrence(program, axes)
+        refuse_recurrence(program, axes)
         own = copy.deepcopy(program).eval()
         inputs = {name: of_two(value, axes.get(name, {})) for name, value in example.items()}
         with quiet(), torch.no_grad():
@@ -89,7 +89,7 @@ class ProgramSession:
         return {self._output: said.numpy()}
 
 
-def _refuse_recurrence(program: nn.Module, axes: Mapping[str, Mapping[int, str]]) -> None:
+def refuse_recurrence(program: nn.Module, axes: Mapping[str, Mapping[int, str]]) -> None:
     """RecipeError for a recurrent layer over sequences of any length, which torch's tracer would write out."""
     from torch import nn
 
