@@ -20,6 +20,7 @@ from decoct.keys import plugin_sources
 from decoct.models.base import Model, OutsideModel
 from decoct.models.saved import Saved
 from decoct.nodes import Node, derive, folder_name, graph
+from decoct.results import gathered
 from decoct.spec import Spec
 from decoct.steps.base import Context, Step
 from decoct.training.heap import keep_freed_memory
@@ -397,15 +398,6 @@ def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _add(models: list[dict[str, Any]], record: dict[str, Any]) -> None:
-    """Adds the record of a model; one of scores alone goes to the record of the same name."""
-    known = next((each for each in models if each["name"] == record["name"] and "latency" not in record), None)
-    if known is None:
-        models.append(record)
-    else:
-        known |= {name: {**record.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
-
-
 def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
     import importlib.metadata as metadata
 
@@ -413,18 +405,8 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
 
     recipe, task = execution.recipe, execution.task
     metric, direction = task.metric
-    models: list[dict[str, Any]] = []
-    comparisons: list[dict[str, Any]] = []
-    machine: dict[str, Any] = {}
     wall += sum(each["wall_s"] for each in execution.steps if each["skipped"])
-    for node in nodes:
-        artifact = execution.artifacts[node.id]
-        if artifact.kind == "records":
-            records = artifact.json("records.json")
-            for record in records["models"]:
-                _add(models, record)
-            comparisons += records.get("comparisons", [])
-            machine = records.get("machine", machine)
+    measured = gathered(nodes, execution.artifacts)
     return {
         "decoct": metadata.version("decoct"),
         "recipe": recipe.plain(defaults=False),
@@ -434,9 +416,10 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         "wall_s": round(wall, 3),
         "task": {"use": task.use, "metric": metric, "direction": direction},
         "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint},
-        "models": models,
-        "comparisons": comparisons,
+        "models": measured["models"],
+        "comparisons": measured["comparisons"],
+        "compressions": measured["compressions"],
         "steps": execution.steps,
-        "machine": machine,
+        "machine": measured["machine"],
         "versions": _versions(),
     }

@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from decoct.artifact import write_whole
+from decoct.report.chain import teacher_of
 from decoct.report.measured import facts, step_views
 from decoct.report.records import ModelRecord, Run, read_run
-from decoct.report.sentence import sentences, shipped_of, teacher_of
+from decoct.report.sentence import sentences, shipped_of
 from decoct.report.table import rows
 
 EXPORTED, MANIFEST = "exported.json", "manifest.json"

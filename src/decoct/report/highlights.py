@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from decoct.report import units
+from decoct.report.chain import ALONE, STUDENT, is_teacher, teacher_of
 from decoct.report.records import Results
-from decoct.report.sentence import ALONE, STUDENT, gain, is_teacher, noun, speedup, subject_of, teacher_of
+from decoct.report.sentence import gain, noun, speedup, subject_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Highlight:
 
 
 def highlights(results: Results) -> list[Highlight]:
-    """Speed, size and quality of the student against the teacher, and what the teaching gave."""
-    model, teacher = subject_of(results), teacher_of(results)
+    """Speed, size and quality of the model at the end against the teacher, and what the teaching gave."""
+    model = subject_of(results)
+    teacher = teacher_of(results, model)
     if model is None or teacher is None or is_teacher(model):
         return []
     found = []

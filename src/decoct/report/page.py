@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from decoct.artifact import write_whole
 from decoct.errors import DataError
 from decoct.report import charts, units
+from decoct.report.chain import teacher_of
 from decoct.report.charts import Chart
 from decoct.report.confusion import ClassChange, changes, mistakes, squares
 from decoct.report.curves import Log, read_log
@@ -24,7 +25,7 @@ from decoct.report.highlights import Highlight, highlights
 from decoct.report.measured import StepView, facts, step_views
 from decoct.report.pareto import pareto
 from decoct.report.records import ModelRecord, Results, Run, read_runs
-from decoct.report.sentence import Finding, findings, shipped_of, subject_of, teacher_of
+from decoct.report.sentence import Finding, findings, shipped_of, subject_of
 from decoct.report.table import Column, Row, filled, table
 
 ALL_POINTS = 24_000
@@ -193,7 +194,8 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _view(anchor: int, run: Run, log: Log, columns: Sequence[Column], pictures: Pictures, limit: int) -> RunView:
     results = run.results
-    teacher, student = teacher_of(results), subject_of(results)
+    student = subject_of(results)
+    teacher = teacher_of(results, student)
     chain = {model.name: model for model in (teacher, student, shipped_of(results)) if model}
     compared = [model for model in chain.values() if model.confusion and model.confusion.usable()]
     changed = changes(teacher, student) if teacher and student and teacher is not student else []

@@ -86,6 +86,108 @@ class Seeded(Record):
     fidelity: Scores = {}
 
 
+class Kernel(Record):
+    """A layer of a quantized file as the runtime runs it: int8, weights (integers turned into floats) or float."""
+
+    layer: str = ""
+    operator: str = ""
+    runs: str = ""
+    cause: str = ""
+
+
+class Kernels(Record):
+    """How many layers of a quantized file run so, those in `left` that do not compute in integers, and all `layers`
+    where they were recorded; `between` counts the activations computed in float between integer layers."""
+
+    int8: int = 0
+    weights: int = 0
+    float: int = 0
+    between: Annotated[dict[str, int], BeforeValidator(_mapping)] = {}
+    left: Annotated[list[Kernel], BeforeValidator(_list)] = []
+    layers: Annotated[list[Kernel], BeforeValidator(_list)] = []
+
+    @property
+    def total(self) -> int:
+        """All layers with weights or products."""
+        return self.int8 + self.weights + self.float
+
+    @property
+    def outside(self) -> list[Kernel]:
+        """The layers that do not compute in integers."""
+        return self.left or [each for each in self.layers if each.runs != "int8"]
+
+
+class Costs(Record):
+    """What a model costs, before or after it was made smaller."""
+
+    parameters: Number = None
+    nonzero: Number = None
+    macs: Number = None
+    file_bytes: Number = None
+
+
+class LayerChange(Record):
+    """What became of one layer; `kind` is the unit of `before` and `after`."""
+
+    path: str = ""
+    kind: str = ""
+    before: Number = None
+    after: Number = None
+    note: str = ""
+
+
+class Sensitivity(Record):
+    """Signal-to-noise ratio of the answers when a layer alone computes in integers; the score then."""
+
+    layer: str = ""
+    alone_db: Number = None
+    alone_score: Number = None
+
+
+class Budget(Record):
+    """What was asked and what was measured."""
+
+    budget: Number = None
+    measured: Number = None
+
+
+class Tried(Record):
+    """One try of a search."""
+
+    value: Number = None
+    good: bool | None = None
+    budgets: Annotated[dict[str, Budget], BeforeValidator(_mapping)] = {}
+
+
+class Round(Record):
+    """What a round of compression and training ended with."""
+
+    after: Costs = Costs()
+    scores: Scores = {}
+
+
+class Compression(Record):
+    """One step that made a model smaller."""
+
+    step: str
+    use: str = ""
+    path: str = ""
+    source: str = ""
+    scheme: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    before: Costs = Costs()
+    after: Costs = Costs()
+    changes: Annotated[list[LayerChange], BeforeValidator(_list)] = []
+    rounds: Annotated[list[Round], BeforeValidator(_list)] = []
+    quantization: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    audit: Kernels | None = None
+    sensitivity: Annotated[list[Sensitivity], BeforeValidator(_list)] = []
+    budgets: Annotated[dict[str, Budget], BeforeValidator(_mapping)] = {}
+    verified: Scores = {}
+    setting: str = ""
+    chosen: Number = None
+    tries: Annotated[list[Tried], BeforeValidator(_list)] = []
+
+
 class ModelRecord(Record):
     """One model of a run and all that was measured on it."""
 
@@ -107,6 +209,11 @@ class ModelRecord(Record):
     artifact: str | None = None
     verified: Scores = {}
     confusion: Confusion | None = None
+    source: str = ""
+    chain: Annotated[list[str], BeforeValidator(_list)] = []
+    """The steps that it came through, oldest first, its own last."""
+    quantized: bool | None = None
+    kernels: Annotated[Kernels, BeforeValidator(_mapping)] = Kernels()
 
     @property
     def p50(self) -> float | None:
@@ -160,6 +267,7 @@ class Results(Record):
     data: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
     models: Annotated[list[ModelRecord], BeforeValidator(_list)] = []
     comparisons: Annotated[list[Comparison], BeforeValidator(_list)] = []
+    compressions: Annotated[list[Compression], BeforeValidator(_list)] = []
     steps: Annotated[list[StepRecord], BeforeValidator(_list)] = []
     machine: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
     versions: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}

@@ -7,9 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from decoct.report import units
+from decoct.report.chain import (
+    ALONE,
+    STUDENT,
+    TEACHER,
+    compressed,
+    end_of,
+    is_teacher,
+    size_told,
+    teacher_of,
+    told,
+    twin_of,
+)
 from decoct.report.records import Comparison, ModelRecord, Results, as_results
 
-TEACHER, ALONE, STUDENT = "teacher", "student_alone", "student"
 SAME_SPEED, SAME_SIZE = 1.05, 1.02
 """Ratios below these are called equal."""
 MOST = 8
@@ -41,35 +52,31 @@ def findings(results: Results | Mapping[str, Any]) -> list[Finding]:
     subject = subject_of(records)
     if subject is None:
         return [Finding("This run evaluated no model.", "lead")]
-    found = [Finding(_cost(records, subject, teacher_of(records)), "lead")]
+    found = [Finding(_cost(records, subject, teacher_of(records, subject)), "lead")]
     found += _taught(records, subject)
     found += _fidelity(records, subject)
-    found += [Finding(_cost(records, each, teacher_of(records)), "note") for each in _others(records, subject)]
+    found += _integers(records)
+    found += [Finding(_cost(records, each, teacher_of(records, each)), "note") for each in _others(records, subject)]
     found += _warnings(records)
     return found
 
 
-def teacher_of(results: Results) -> ModelRecord | None:
-    """The model that taught, where it was evaluated."""
-    named = (model for model in results.models if model.name.startswith(TEACHER))
-    return results.model(TEACHER) or next(named, None)
-
-
-def is_teacher(model: ModelRecord) -> bool:
-    """Whether the model is a teacher by its name."""
-    return model.name.startswith(TEACHER)
-
-
 def subject_of(results: Results) -> ModelRecord | None:
-    """The model the first sentence is about: the student, else the first that is no teacher, else the teacher."""
-    models = results.models
+    """The model the first sentence is about: the compressed one at the end of the chain, else the student, else the
+    first that is no teacher, else the teacher."""
+    end, models = end_of(results), results.models
+    if end is not None:
+        return end
     pupils = [model for model in models if not is_teacher(model)]
     taught = [model for model in pupils if model.name != ALONE]
     return results.model(STUDENT) or next(iter(taught + pupils + models), None)
 
 
 def shipped_of(results: Results) -> ModelRecord | None:
-    """The model at the end of the chain: the last that is neither a teacher nor the student alone."""
+    """The model at the end of the chain: the compressed one, else the last that is neither a teacher nor alone."""
+    end = end_of(results)
+    if end is not None:
+        return end
     taught = [model for model in results.models if not is_teacher(model) and model.name != ALONE]
     return taught[-1] if taught else subject_of(results)
 
@@ -210,9 +217,12 @@ def _taught(results: Results, subject: ModelRecord) -> Iterator[Finding]:
     for each in results.comparisons:
         if each.mean is not None and results.model(each.better) is not None:
             yield _comparison(results, each)
-    told = any(each.better == subject.name and each.mean is not None for each in results.comparisons)
+    known = any(each.better == subject.name and each.mean is not None for each in results.comparisons)
     alone = results.model(ALONE)
-    if told or alone is None or alone is subject or subject.name != STUDENT:
+    if compressed(results, subject):
+        subject = results.model(STUDENT) or subject
+        known = any(each.better == STUDENT and each.mean is not None for each in results.comparisons)
+    if known or alone is None or alone is subject or subject.name != STUDENT:
         return
     mine, theirs = subject.quality.get(results.metric), alone.quality.get(results.metric)
     if mine is not None and theirs is not None:
@@ -265,7 +275,30 @@ def _fidelity(results: Results, subject: ModelRecord) -> Iterator[Finding]:
         return
     where = f" {subject.split}" if subject.split else ""
     of = f"the {subject.n:,}{where} samples" if subject.n else f"the{where} samples"
-    yield Finding(f"It gives the teacher's answer on {units.score(agreement, 'agreement')} of {of}.", "note")
+    start = names(subject) if compressed(results, subject) else "It"
+    yield Finding(f"{start} gives the teacher's answer on {units.score(agreement, 'agreement')} of {of}.", "note")
+
+
+def _integers(results: Results) -> Iterator[Finding]:
+    """Of each model in integers: whether that paid here, and which of its operators stayed in float."""
+    for model in [each for each in results.models if each.quantized][:MOST]:
+        twin = twin_of(results, model)
+        ratio = speedup(model, twin) if twin else None
+        if twin is not None and ratio is not None:
+            yield _paid(model, twin, ratio)
+        kernels = told(model.kernels, f" of {model.name}")
+        if kernels:
+            yield Finding(kernels, "note" if model.kernels.int8 == model.kernels.total else "warning")
+
+
+def _paid(model: ModelRecord, twin: ModelRecord, ratio: float) -> Finding:
+    its, size = f"its float file ({twin.name}) on this machine", size_told(model, twin)
+    if max(ratio, 1 / ratio) < SAME_SPEED:
+        return Finding(f"{names(model)} answers as fast as {its}: integers gained no speed here.{size}", "note")
+    if ratio > 1:
+        return Finding(f"{names(model)} answers {units.times(ratio)} times faster than {its}.{size}", "better")
+    slower = f"answers {units.times(1 / ratio)} times slower than {its}"
+    return Finding(f"{names(model)} {slower}: integers did not pay here.{size}", "worse")
 
 
 def _warnings(results: Results) -> Iterator[Finding]:

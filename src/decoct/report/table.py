@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from decoct.report import units
+from decoct.report.chain import is_teacher, teacher_of
 from decoct.report.records import ModelRecord, Results, as_results
-from decoct.report.sentence import gain, is_teacher, speedup, teacher_of
+from decoct.report.sentence import gain, speedup
 
 MODEL = "Model"
 EXTRA_METRICS = 3

@@ -20,7 +20,7 @@ from decoct.meters.memory import peak_memory
 from decoct.meters.size import file_bytes
 from decoct.outputs import Batch
 from decoct.steps.base import Context, Inputs, Step
-from decoct.steps.candidates import Candidate, open_candidate
+from decoct.steps.candidates import Candidate, kernels_of, open_candidate, source_of
 from decoct.steps.comparing import compared
 from decoct.steps.drawing import evaluation_batches
 from decoct.steps.export import head
@@ -135,7 +135,11 @@ class Benchmark(Step):
         peak = None
         if candidate.runtime == "onnxruntime":
             peak = peak_memory(candidate.path, candidate.feed(small), threads=self.threads)
+        kernels = kernels_of(candidate)
         return {
+            "source": source_of(candidate.artifact),
+            "quantized": bool(kernels),
+            "kernels": kernels,
             "parameters": candidate.parameters,
             "macs": candidate.macs,
             "file_bytes": sum(file_bytes(each) for each in candidate.files),

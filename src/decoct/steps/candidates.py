@@ -17,6 +17,7 @@ from decoct.meters.parameters import parameters
 from decoct.models.onnx_file import FileSession
 from decoct.models.saving import WEIGHTS, load_model
 from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.quantization.audit import audit
 from decoct.spec import Choice
 from decoct.steps.base import Context
 from decoct.targets.base import Session, Target
@@ -25,6 +26,8 @@ from decoct.teachers.onnx import file_predictor
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
+
+KERNEL = ("layer", "operator", "runs", "cause")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,33 @@ def target_of(artifact: Artifact) -> tuple[Target, Path]:
     target = Choice("decoct.targets").validate(record["target"])
     assert isinstance(target, Target)
     return target, artifact.file(record["file"])
+
+
+def source_of(artifact: Artifact) -> str:
+    """The step or model that an artifact was made from; empty where none is known."""
+    made_from = artifact.lineage.get("model") or [{}]
+    return str(artifact.meta.get("source") or made_from[0].get("step") or made_from[0].get("model") or "")
+
+
+def kernels_of(candidate: Candidate) -> dict[str, Any]:
+    """How many operators of a quantized file run in integers (`int8`), with integer weights alone (`weights`) and in
+    `float`, and the latter two by name with the cause (`left`); empty for a file in float and for a model."""
+    if candidate.artifact.kind != "exported":
+        return {}
+    found = candidate.artifact.json("exported.json").get("audit")
+    if not found and candidate.runtime == Onnx().runtime and _has_quantizers(candidate.path):
+        found = audit(candidate.path).data()
+    if not found:
+        return {}
+    left = [{name: each[name] for name in KERNEL} for each in found["layers"] if each["runs"] != "int8"]
+    return {**{name: found[name] for name in ("int8", "weights", "float")}, "between": found["between"], "left": left}
+
+
+def _has_quantizers(path: Path) -> bool:
+    import onnx
+
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    return any(node.op_type == "DequantizeLinear" for node in nodes)
 
 
 def session_predictor(session: Session, task: Task, side: str) -> Predictor:
