@@ -19,9 +19,10 @@ from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.models.rewrites import rewritten
 from decoct.objectives.base import Objective
+from decoct.objectives.criterion import needs_of
 from decoct.outputs import Batch, Needs
 from decoct.steps.base import Context, Inputs
-from decoct.steps.learning import Begun, Lesson, learn, lesson
+from decoct.steps.learning import Begun, Lesson, decided, learn, lesson
 from decoct.steps.saving import save_student
 from decoct.training.clock import Clock
 from decoct.training.companion import Companion
@@ -36,11 +37,17 @@ EVIDENCE_BATCHES = 8
 
 def compress(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
     """The scheme at once, without training."""
-    roles = [role for role in inputs if role != "model"]
-    needs = {role: Needs() for role in ("student", *roles)}
+    objective, needs = settled(step, inputs, context)
     with lesson(step, inputs, context, needs, kinds=step.teachers) as at_work:
-        begun, _ = cut(step, at_work, step.lesson_for(roles))
+        begun, _ = cut(step, at_work, objective)
     return save_student(begun.lesson.student, None, context, scores={}, extra=begun.extra)
+
+
+def settled(step: Compressing, inputs: Inputs, context: Context) -> tuple[Objective, dict[str, Needs]]:
+    """The step's objective with its layers chosen, and what of each model must be captured for its losses."""
+    roles = [role for role in inputs if role != "model"]
+    objective = decided(step, inputs, context, step.lesson_for(roles), roles, kinds=step.teachers)
+    return objective, needs_of(objective, roles)
 
 
 def compress_and_learn(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
@@ -104,7 +111,7 @@ def evidence_of(at_work: Lesson, objective: Objective) -> Evidence:
 
     def losses(module: nn.Module) -> Iterator[Tensor]:
         seen = replace(at_work, student=replace(at_work.student, module=module))
-        forward = seen.forward(Needs())
+        forward = seen.forward(needs_of(objective, list(at_work.teachers))["student"])
         criterion = seen.criterion(objective, forward)
         for batch in batches():
             taught = {role: teacher(batch) for role, teacher in at_work.teachers.items()}

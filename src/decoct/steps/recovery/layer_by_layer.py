@@ -14,7 +14,7 @@ from decoct.steps.learning import Begun, lesson
 from decoct.steps.recovery.base import Recovery
 from decoct.steps.recovery.blocks import errors, find_blocks, scaled
 from decoct.steps.saving import Student, save_student
-from decoct.steps.shrinking import REPORT, cut, learn_on
+from decoct.steps.shrinking import REPORT, cut, learn_on, settled
 from decoct.teachers.contract import frozen
 from decoct.training.base import ManagedUpdate
 from decoct.training.blockwise import Block, Blockwise, Calls
@@ -58,10 +58,9 @@ class LayerByLayer(Recovery):
 
     def _fit_blocks(self, step: Compressing, inputs: Inputs, context: Context) -> Artifact:
         """The scheme at once, then its blocks for the whole budget."""
-        roles = [role for role in inputs if role != "model"]
-        needs = {role: Needs() for role in ("student", *roles)}
+        objective, needs = settled(step, inputs, context)
         with lesson(step, inputs, context, needs, kinds=step.teachers) as opened:
-            begun, changes = cut(step, opened, step.lesson_for(roles))
+            begun, changes = cut(step, opened, objective)
             original = opened.student
             blocks = find_blocks(self._patterns, changes, original.module, begun.lesson)
             history, report = _fit(step, begun, original, blocks)
