@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from decoct.quantization.observers import (
     Histogram,
     affine,
+    best_cut,
     divergence,
     entropy_range,
     mse_range,
@@ -122,6 +123,7 @@ def test_divergence_is_that_of_the_published_algorithm(threshold: int) -> None:
 def test_entropy_cuts_long_tails_and_keeps_short_ones() -> None:
     low, high = entropy_range(seen(HEAVY))
     assert high < 0.6 * np.abs(HEAVY).max()
+    low, high = entropy_range(seen(HEAVY), symmetric=True)
     assert low == pytest.approx(-high)
     assert high > np.quantile(np.abs(HEAVY), 0.98)
     uniform = RNG.uniform(0, 1, 40_000)
@@ -136,6 +138,50 @@ def test_entropy_is_not_led_by_the_zeros_of_a_rectifier() -> None:
     assert found == pytest.approx(other, rel=0.1)
     rounded = observe("entropy", seen(RECTIFIED)).round(RECTIFIED)
     assert 10 * np.log10((RECTIFIED**2).sum() / ((rounded - RECTIFIED) ** 2).sum()) > 40
+
+
+PIXELS = np.where(RNG.random(40_000) < 0.5, 0, np.clip(RNG.normal(140, 70, 40_000), 0, 255).astype(int)) / 255
+TAILS = {
+    "relu of Laplace": np.maximum(RNG.laplace(size=200_000), 0),
+    "exponential": RNG.exponential(1.0, 200_000),
+    "both signs": RNG.laplace(size=200_000),
+    "few values": RNG.exponential(1.0, 2_560),
+    "few with both signs": RNG.gamma(2.0, 1.0, 2_560) - 0.5,
+    "normalised pixels": (PIXELS - 0.286) / 0.353,
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_entropy_cuts_exponential_tails_mildly(name: str) -> None:
+    """Published: one threshold on magnitudes, all counts taken as they are; white and logits were lost by it."""
+    values = TAILS[name]
+
+    def noise(low: float, high: float) -> float:
+        return squared_error(values, min(low, 0.0), high)
+
+    found = seen(values)
+    low, high = entropy_range(found)
+    assert ((values < low) | (values > high)).mean() <= 0.0005
+    brute = min(noise(found.low * a, found.high * b) for a in np.linspace(0.5, 1, 15) for b in np.linspace(0.5, 1, 30))
+    assert noise(low, high) <= 10**0.15 * brute
+
+
+@pytest.mark.parametrize("name", ["relu of Laplace", "both signs"])
+def test_entropy_is_the_least_of_all_thresholds(name: str) -> None:
+    """Every threshold tried by the published loops, less what even counts diverge by chance."""
+    values = np.abs(TAILS[name][:20_000])
+    counts = np.histogram(values[values > 0], bins=500)[0].astype(float)
+    chance = []
+    for kept in range(128, 501):
+        groups = [{i * 128 // kept for i in range(kept) if counts[i]}, [i for i in range(kept) if counts[i]]]
+        chance.append((len(groups[1]) - len(groups[0])) / (2 * counts.sum()))
+    losses = {
+        kept: kl_by_loops(counts, kept, 128) - chance[kept - 128]
+        for kept in range(128, 501)
+        if counts[kept:].sum() <= 0.001 * counts.sum()
+    }
+    kept = best_cut(counts, 128)
+    assert losses[kept] == pytest.approx(min(losses.values()), abs=1e-12)
 
 
 @settings(max_examples=200, deadline=None)

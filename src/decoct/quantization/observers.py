@@ -16,6 +16,12 @@ ObserverName = Literal["min_max", "percentile", "entropy", "mse"]
 BINS = 8192
 """At most so many bins."""
 ENTROPY_BINS = 2048
+VALUES_A_BIN = 16
+"""So many on average, so that a histogram shows the distribution and not chance."""
+CUT_OFF = 0.001
+"""At most this share of values is cut off at one end: a value that many have, such as white, is no outlier."""
+CUTS = 512
+"""At most so many thresholds are tried."""
 LEVELS = 256
 SEARCH = np.linspace(0.02, 1.0, 99)
 """Fractions of a range that the search for the least squared error tries."""
@@ -145,7 +151,7 @@ def observe(name: ObserverName, seen: Histogram, *, percentile: float = 99.99, s
     choices: dict[str, Callable[[], tuple[float, float]]] = {
         "min_max": lambda: (seen.low, seen.high),
         "percentile": lambda: percentile_range(seen, percentile),
-        "entropy": lambda: entropy_range(seen),
+        "entropy": lambda: entropy_range(seen, symmetric=symmetric),
         "mse": lambda: mse_range(seen, symmetric=symmetric),
     }
     return affine(*choices[name](), symmetric=symmetric)
@@ -170,21 +176,49 @@ def _quantile(seen: Histogram, share: float) -> float:
     return float(np.clip(np.interp(share, cumulated, edges), seen.low, seen.high))
 
 
-def entropy_range(seen: Histogram) -> tuple[float, float]:
-    """The clipping range whose codes keep the distribution of magnitudes best, by Kullback-Leibler divergence.
+def entropy_range(seen: Histogram, *, symmetric: bool = False) -> tuple[float, float]:
+    """The clipping range whose codes keep the distribution of values best, by Kullback-Leibler divergence.
 
-    Of the histogram of magnitudes, at most 2048 bins, every threshold from as many bins as there are levels on is
-    tried: the reference holds all beyond in its last bin, the candidate is the same histogram in `levels` steps. 128
-    levels where values have both signs, else 256. Migacz 2017, "8-bit inference with TensorRT".
+    Of a histogram of at most 2048 bins, thresholds from as many bins as there are levels on are tried: the reference
+    holds all beyond in its last bin, the candidate is the same histogram in `levels` steps. Migacz 2017, "8-bit
+    inference with TensorRT", which cuts magnitudes at one threshold: so it is where codes are symmetric (128 levels)
+    or values have one sign (256). An affine code of values with both signs gets each end cut alone: a threshold on
+    magnitudes would cut the longer side, such as the white of normalised images, at the end of the shorter one.
+    Also beyond the published: no more than 0.1 % of the values are cut off at one end. The divergence that counts of
+    even values have by chance is subtracted, and a tensor with fewer than 16 values a bin gets wider bins (in the end
+    its whole range): else few values, such as logits, are cut far too much. Tails heavier than exponential are still
+    cut harder than the least squared error would.
     """
-    counts, width = _magnitudes(seen)
-    levels = LEVELS // 2 if seen.low < 0 < seen.high else LEVELS
-    if len(counts) <= levels:
-        return seen.low, seen.high
-    thresholds = np.arange(levels, len(counts) + 1)
-    losses = [divergence(counts, int(each), levels) for each in thresholds]
-    threshold = float(thresholds[int(np.argmin(losses))] * width)
-    return max(seen.low, -threshold), min(seen.high, threshold)
+    if symmetric or not seen.low < 0 < seen.high:
+        levels = LEVELS // 2 if seen.low < 0 < seen.high else LEVELS
+        counts, width = _magnitudes(seen)
+        kept = best_cut(counts, levels)
+        threshold = float(kept * width) if kept < len(counts) else np.inf
+        return max(seen.low, -threshold), min(seen.high, threshold)
+    counts, first, width = _both_sides(seen)
+    below, above = best_cut(counts[::-1], LEVELS), best_cut(counts, LEVELS)
+    low = (first + len(counts) - below) * width if below < len(counts) else seen.low
+    high = (first + above) * width if above < len(counts) else seen.high
+    return max(seen.low, float(low)), min(seen.high, float(high))
+
+
+def best_cut(counts: np.ndarray, levels: int) -> int:
+    """How many bins to keep, counted from the first, so that `levels` steps over them lose least."""
+    enough = 1 + int(np.searchsorted(np.cumsum(counts), (1 - CUT_OFF) * counts.sum()))
+    least = max(levels, enough)
+    if len(counts) <= least:
+        return len(counts)
+    thresholds = np.unique(np.linspace(least, len(counts), CUTS).astype(int))
+    losses = [divergence(counts, int(each), levels) - _chance(counts, int(each), levels) for each in thresholds]
+    return int(thresholds[len(losses) - 1 - int(np.argmin(losses[::-1]))])
+
+
+def _chance(counts: np.ndarray, threshold: int, levels: int) -> float:
+    """The expected divergence of counts that are even within each level: 2 N KL is chi-squared distributed, with one
+    degree of freedom less in each level than it has bins with values (the G-test)."""
+    present = counts[:threshold] > 0
+    held = len(np.unique(_steps(threshold, levels)[present]))
+    return float((present.sum() - held) / (2 * counts.sum()))
 
 
 def _magnitudes(seen: Histogram) -> tuple[np.ndarray, float]:
@@ -195,12 +229,38 @@ def _magnitudes(seen: Histogram) -> tuple[np.ndarray, float]:
     index = seen.first + np.arange(len(seen.counts))
     folded = np.where(index >= 0, index, -index - 1)
     counts, width = np.bincount(folded, weights=seen.counts), seen.width
-    while len(counts) > ENTROPY_BINS:
+    while len(counts) > _bins_for(counts[1:].sum()):
         counts = np.pad(counts, (0, len(counts) % 2)).reshape(-1, 2).sum(axis=1)
         width *= 2
     if len(counts) > 1:
         counts[0] = counts[1]
     return np.trim_zeros(counts, "b"), width
+
+
+def _both_sides(seen: Histogram) -> tuple[np.ndarray, int, float]:
+    """The histogram of values with both signs: counts, the index of the first bin, its width.
+
+    The two bins at zero count as their neighbours.
+    """
+    counts, first, width = seen.counts, seen.first, seen.width
+    while len(counts) > _bins_for(counts.sum() - counts[-first]):
+        before = first % 2
+        counts = np.pad(counts, (before, (before + len(counts)) % 2)).reshape(-1, 2).sum(axis=1)
+        first, width = (first - before) // 2, width * 2
+    counts = counts.copy()
+    for at, beside in ((-first, -first + 1), (-first - 1, -first - 2)):
+        if 0 <= beside < len(counts):
+            counts[at] = counts[beside]
+    return counts, first, width
+
+
+def _bins_for(values: float) -> int:
+    return max(1, min(ENTROPY_BINS, int(values / VALUES_A_BIN)))
+
+
+def _steps(threshold: int, levels: int) -> np.ndarray:
+    """The level of each bin."""
+    return np.minimum(np.arange(threshold) * levels // threshold, levels - 1)
 
 
 def divergence(counts: np.ndarray, threshold: int, levels: int) -> float:
@@ -209,7 +269,7 @@ def divergence(counts: np.ndarray, threshold: int, levels: int) -> float:
     kept = counts[:threshold]
     reference = kept.copy()
     reference[-1] += counts[threshold:].sum()
-    step = np.minimum(np.arange(threshold) * levels // threshold, levels - 1)
+    step = _steps(threshold, levels)
     present = kept > 0
     held = np.bincount(step, weights=present, minlength=levels)
     mass = np.bincount(step, weights=kept, minlength=levels)
