@@ -27,6 +27,7 @@
       legend: { ...text, labelColor: color("--text"), orient: "bottom", direction: "horizontal", symbolSize: 90,
         symbolStrokeWidth: 2, symbolBaseFillColor: color("--text"), symbolBaseStrokeColor: color("--text"), columns: Math.max(1, Math.floor(width / 170)), labelLimit: Math.max(120, width - 60) },
       text: { color: color("--text") },
+      bar: { color: color("--series-1") },
       style: { quiet: { stroke: color("--quiet") } },
       range: {
         category: Array.from({ length: 8 }, (_, i) => color(`--series-${i + 1}`)),

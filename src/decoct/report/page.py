@@ -19,6 +19,7 @@ from decoct.errors import DataError
 from decoct.report import charts, units
 from decoct.report.chain import teacher_of
 from decoct.report.charts import Chart
+from decoct.report.compression import Stage, stages
 from decoct.report.confusion import ClassChange, changes, mistakes, squares
 from decoct.report.curves import Log, read_log
 from decoct.report.highlights import Highlight, highlights
@@ -78,6 +79,14 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class StageView:
+    """A stage of the compression chain and its placed picture, where it has one."""
+
+    stage: Stage
+    picture: Placed | None
+
+
+@dataclass(frozen=True)
 class RunView:
     """What the template shows of one run."""
 
@@ -87,6 +96,7 @@ class RunView:
     findings: list[Finding]
     highlights: list[Highlight]
     rows: list[Row]
+    stages: list[StageView]
     training: list[Placed | None]
     validation: Placed | None
     matrices: list[Matrix]
@@ -207,6 +217,7 @@ def _view(anchor: int, run: Run, log: Log, columns: Sequence[Column], pictures: 
         findings=findings(results),
         highlights=highlights(results),
         rows=table(results, [column.title for column in columns]),
+        stages=[StageView(each, pictures.add(each.chart)) for each in stages(results)],
         training=[pictures.add(chart) for chart in charts.training(log, limit)],
         validation=pictures.add(charts.validation(log, results.metric, limit)),
         matrices=[_matrix(model, pictures) for model in compared],

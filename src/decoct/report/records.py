@@ -174,8 +174,8 @@ class Compression(Record):
     path: str = ""
     source: str = ""
     scheme: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
-    before: Costs = Costs()
-    after: Costs = Costs()
+    before: Annotated[Costs, BeforeValidator(_mapping)] = Costs()
+    after: Annotated[Costs, BeforeValidator(_mapping)] = Costs()
     changes: Annotated[list[LayerChange], BeforeValidator(_list)] = []
     rounds: Annotated[list[Round], BeforeValidator(_list)] = []
     quantization: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}

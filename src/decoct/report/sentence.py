@@ -293,12 +293,14 @@ def _integers(results: Results) -> Iterator[Finding]:
 
 def _paid(model: ModelRecord, twin: ModelRecord, ratio: float) -> Finding:
     its, size = f"its float file ({twin.name}) on this machine", size_told(model, twin)
+    noisy = any(each.latency is not None and each.latency.noisy for each in (model, twin))
     if max(ratio, 1 / ratio) < SAME_SPEED:
         return Finding(f"{names(model)} answers as fast as {its}: integers gained no speed here.{size}", "note")
     if ratio > 1:
-        return Finding(f"{names(model)} answers {units.times(ratio)} times faster than {its}.{size}", "better")
+        text = f"{names(model)} answers {units.times(ratio)} times faster than {its}.{size}"
+        return Finding(text, "open" if noisy else "better")
     slower = f"answers {units.times(1 / ratio)} times slower than {its}"
-    return Finding(f"{names(model)} {slower}: integers did not pay here.{size}", "worse")
+    return Finding(f"{names(model)} {slower}: integers did not pay here.{size}", "open" if noisy else "worse")
 
 
 def _warnings(results: Results) -> Iterator[Finding]:
