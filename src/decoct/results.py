@@ -77,7 +77,8 @@ def _compression(artifact: Artifact) -> dict[str, Any]:
         found |= _quantized(exported)
     if searched:
         names = ("setting", "chosen", "tries")
-        found |= {name: searched[name] for name in names if name in searched} | {"tried": searched.get("step", {})}
+        found |= {name: searched[name] for name in names} | {"tried": searched["step"]}
+        found["budgets"] = next(each["budgets"] for each in searched["tries"] if each["value"] == searched["chosen"])
     return found
 
 
