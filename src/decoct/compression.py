@@ -89,6 +89,10 @@ class Scheme(Spec):
         """
         raise RecipeError(f"scheme {self.use} works once; use another `recover` than iterative")
 
+    def following(self, first: Sequence[Change]) -> Self:
+        """This scheme of a round, told what the first round found; the scheme itself where shares are not of sizes."""
+        return self
+
     def companion(self, module: nn.Module, evidence: Evidence, until: float) -> Companion:
         """What works on `module` itself while it trains, done at progress `until`; RecipeError by default."""
         raise RecipeError(f"scheme {self.use} cannot work while the network trains; use another `recover` than joint")

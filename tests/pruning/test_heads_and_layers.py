@@ -171,3 +171,27 @@ def test_one_head_and_one_block_stay() -> None:
     with pytest.raises(RecipeError, match=r"heads: nothing can go.*protected"):
         dc.prune(module, example=example, scheme=Heads(protect=("encoder",)))
     assert len(dc.prune(module, example=example, scheme=Layers(ratio=0.99)).encoder.layers) == 1
+
+
+def in_rounds(scheme: Heads | Layers, module: nn.Module, evidence: Evidence, count: int) -> list[list[int]]:
+    """What is left of each layer after each round, as recover: iterative makes them."""
+    first, left = (), []
+    for number in range(1, count + 1):
+        stage = scheme.stage(number, count)
+        made = (stage.following(first) if number > 1 else stage).apply(module, evidence)
+        first, module = first or made.changes, made.module
+        left.append([each.after for each in made.changes])
+    return left
+
+
+def test_rounds_end_where_one_does() -> None:
+    x = torch.randn(6, 3)
+    left = in_rounds(Layers(ratio=0.5), chain(6), Evidence((x,)), 4)
+    assert [sum(each) for each in left] == [5, 4, 4, 3]
+    assert sum(each.after for each in Layers(ratio=0.5).apply(chain(6), Evidence((x,))).changes) == 3
+    module, example = zoo.make("vit")
+    once = Heads(ratio=0.5).apply(module, evidence(example))
+    left = in_rounds(Heads(ratio=0.5), module, evidence(example), 3)
+    assert left[-1] == [each.after for each in once.changes]
+    with pytest.raises(RecipeError, match=r"nothing can go.*protected"):
+        Heads(protect=("encoder",)).stage(1, 3).apply(module, evidence(example))

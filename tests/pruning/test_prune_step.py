@@ -52,6 +52,27 @@ def test_a_recipe_prunes_and_says_what_went(recover: dict[str, Any], fields: dic
     assert found["head"] == (10, 10)
 
 
+def test_rounds_report_the_blocks_of_the_first(tmp_path: Path) -> None:
+    """Blocks that are left get new paths in each round."""
+    learn = {"budget": {"steps": 3}, "batch_size": 16}
+    model = {"use": "small_vit", "patch": 4, "width": 8, "heads": 2, "depth": 5}
+    plain = recipe(
+        {
+            "use": "prune",
+            "name": "pruned",
+            "inputs": {"model": "student"},
+            "scheme": {"use": "layers", "ratio": 0.6},
+            "recover": {"use": "iterative", "rounds": 3},
+            **learn,
+        }
+    ).plain()
+    Recipe.parse({**plain, "models": {"net": model}}).run(tmp_path / "run")
+    made = Artifact.load(tmp_path / "run" / "02-pruned")
+    changes = made.json("compression.json")["changes"]
+    assert [each["path"] for each in changes] == [f"blocks.{i}" for i in range(5)]
+    assert sum(each["after"] for each in changes) == 2 == len(load_model(made).blocks)
+
+
 def test_apply_takes_a_ratio(tmp_path: Path) -> None:
     recipe().run(tmp_path / "run")
     settings = ["ratio=0.25", "scheme.round_to=2", "scheme.use=channels", "recover={use: none}"]

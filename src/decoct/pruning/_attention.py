@@ -110,14 +110,22 @@ def _set(count: str, total: str = "", *, width: int = 0) -> Callable[[nn.Module,
     return resize
 
 
-def cut_heads(module: nn.Module, scores: Scores, ratio: float, protected: Collection[str]) -> list[Change]:
-    """Removes the weakest heads of each attention module, in place; what became of each."""
+def cut_heads(
+    module: nn.Module,
+    scores: Scores,
+    ratio: float,
+    protected: Collection[str],
+    first_size: Callable[[str, int], int] = lambda path, now: now,
+) -> list[Change]:
+    """Removes the weakest heads of each attention module, in place; what became of each.
+
+    `first_size`: of a path and its heads now, how many the ratio is of."""
     found = list(attentions(module))
     gone: list[tuple[Group, np.ndarray]] = []
     changes = []
     for each in found:
         size, note = each.group.size, ""
-        kept = keep_count(size, ratio, 1)
+        kept = min(size, keep_count(first_size(each.path, size), ratio, 1))
         if each.path in protected or any(axis.tensor.rpartition(".")[0] in protected for axis in each.group.axes):
             kept, note = size, "protected"
         elif kept == size:

@@ -131,23 +131,31 @@ def weakest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def choose(
-    groups: Sequence[Group], scores: Sequence[np.ndarray], ratio: float, scope: str, round_to: int
+    groups: Sequence[Group],
+    scores: Sequence[np.ndarray],
+    ratio: float,
+    scope: str,
+    round_to: int,
+    firsts: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
-    """The units that go, for each group.
+    """The units that go, for each group; `ratio` is of the `firsts`, by default of the units that there are.
 
     scope "layer": the same share of each group. "global": the lowest of all groups, each group's scores divided by
     their mean; a group keeps at least one multiple.
     """
+    sizes = [len(each) for each in scores] if firsts is None else list(firsts)
     if scope == "layer":
-        counts = [keep_count(len(each), ratio, _step(group, round_to)) for each, group in zip(scores, groups)]
+        counts = [keep_count(first, ratio, _step(group, round_to)) for first, group in zip(sizes, groups)]
     else:
         relative = [each / max(each.mean(), 1e-30) for each in scores]
-        limit = np.quantile(np.concatenate(relative), ratio)
-        left = [float((each > limit).mean()) for each in relative]
+        every = np.concatenate(relative)
+        limit = np.quantile(every, max(0.0, 1 - (1 - ratio) * sum(sizes) / len(every)))
+        left = [int((each > limit).sum()) for each in relative]
         counts = [
-            keep_count(len(each), 1 - share, _step(group, round_to)) for each, share, group in zip(scores, left, groups)
+            keep_count(first, 1 - count / first, _step(group, round_to))
+            for first, count, group in zip(sizes, left, groups)
         ]
-    return [weakest(each, len(each) - count) for each, count in zip(scores, counts)]
+    return [weakest(each, max(0, len(each) - count)) for each, count in zip(scores, counts)]
 
 
 def _step(group: Group, round_to: int) -> int:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from decoct.compression import Change, Compressed, Evidence, Scheme, protected
+from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import RecipeError
 from decoct.pruning._attention import attentions, cut_heads, with_slim_attention
 from decoct.pruning._checked import cut_checked
-from decoct.pruning._graph import Group, groups_of
+from decoct.pruning._graph import Axis, Group, groups_of
+from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import Scores, choose, keep_count
 from decoct.pruning._sparsity import GroupLasso, ScaleLasso
 from decoct.training.companion import Companion
 
 
-class Channels(Scheme):
+class Channels(InRounds):
     """Removes whole channels of convolutions, linear and recurrent layers, and heads of attention.
 
     `ratio`: the share of channels that goes; what stays is rounded to a multiple of `round_to`, and a layer of no more
@@ -32,7 +33,6 @@ class Channels(Scheme):
 
     use: ClassVar[str] = "channels"
     positional: ClassVar[tuple[str, ...]] = ("ratio",)
-    ratio: float = Field(default=0.5, gt=0, lt=1)
     score: Literal["l1", "l2", "taylor", "bn_scale"] = "l2"
     scope: Literal["layer", "global"] = "layer"
     round_to: PositiveInt = 8
@@ -41,23 +41,22 @@ class Channels(Scheme):
     def apply(self, module: nn.Module, evidence: Evidence) -> Compressed:
         keep = dict.fromkeys(sorted(protected(module, self.protect)), "protected")
         work = with_slim_attention(copy.deepcopy(module), keep)
-        heads = cut_heads(work, Scores(work, self._head_score, evidence), self.ratio, keep)
+        heads = cut_heads(work, Scores(work, self._head_score, evidence), self.ratio, keep, self.first_size)
         groups = groups_of(work, evidence, keep)
         scored = self._scored(Scores(work, self.score, evidence), groups)
         chosen, notes = self._chosen(groups, scored)
         result, failed = cut_checked(work, [(groups[i], units) for i, units in chosen.items()], evidence)
         notes |= {list(chosen)[number]: reason for number, reason in failed.items()}
         changes = [*heads, *_changes(groups, notes, work, result)]
-        if all(each.before == each.after for each in changes):
+        if all(each.before == each.after == self.first_size(each.path, each.before) for each in changes) and not (
+            self.waits and scored
+        ):
             raise RecipeError(_nothing(changes, self.ratio))
         return Compressed(result.train(module.training), tuple(changes))
 
     @property
     def _head_score(self) -> Literal["l1", "l2", "taylor"]:
         return "l2" if self.score == "bn_scale" else self.score
-
-    def stage(self, number: int, count: int) -> Self:
-        return self.replace(ratio=1 - (1 - self.ratio) ** (1 / count))
 
     def companion(self, module: nn.Module, evidence: Evidence, until: float) -> Companion:
         keep = dict.fromkeys(protected(module, self.protect), "protected")
@@ -67,6 +66,15 @@ class Channels(Scheme):
         if not found.parts:
             raise RecipeError(f"scheme {self.use}: nothing here can train towards sparsity with score {self.score}")
         return found
+
+    def _first(self, group: Group) -> int:
+        """How many units the group had before the first of several rounds."""
+        for axis in group.roots:
+            channels = sum(len(each) for each in group.axes[axis])
+            first = self.first_size(_path(axis), channels)
+            if first != channels:
+                return first * group.size // channels
+        return group.size
 
     def _scored(self, scores: Scores, groups: Sequence[Group]) -> dict[int, np.ndarray]:
         """Scores of the groups that may shrink, by number."""
@@ -81,13 +89,18 @@ class Channels(Scheme):
         for i, each in enumerate(groups):
             if not each.frozen and i not in scored:
                 notes[i] = f"score {self.score} does not apply: no batch norm goes with it"
-            elif not each.frozen and keep_count(each.size, self.ratio, self.round_to) == each.size:
+            elif not each.frozen and keep_count(self._first(each), self.ratio, self.round_to) >= each.size:
                 notes[i] = f"{each.size} channels, kept in multiples of {self.round_to}"
         if not scored:
             return {}, notes
         members = [groups[i] for i in scored]
-        units = choose(members, list(scored.values()), self.ratio, self.scope, self.round_to)
+        firsts = [self._first(each) for each in members]
+        units = choose(members, list(scored.values()), self.ratio, self.scope, self.round_to, firsts)
         return dict(zip(scored, units)), notes
+
+
+def _path(axis: Axis) -> str:
+    return axis.tensor.rpartition(".")[0]
 
 
 def _changes(groups: Sequence[Group], notes: Mapping[int, str], before: nn.Module, after: nn.Module) -> list[Change]:
@@ -99,7 +112,7 @@ def _changes(groups: Sequence[Group], notes: Mapping[int, str], before: nn.Modul
         for axis in group.roots:
             if axis.tensor in inside:
                 continue
-            path = axis.tensor.rpartition(".")[0]
+            path = _path(axis)
             sizes = old[axis.tensor].shape[axis.dim], new[axis.tensor].shape[axis.dim]
             note = notes.get(i, "") if sizes[0] == sizes[1] else ""
             if path not in made or note:

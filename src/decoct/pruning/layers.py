@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
-from decoct.compression import Change, Compressed, Evidence, Scheme, protected
+from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import PathError, RecipeError
 from decoct.outputs import Captured, capture
 from decoct.pruning._checked import cut_checked
+from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import gradients, weakest
 
 
-class Layers(Scheme):
+class Layers(InRounds):
     """Removes whole blocks whose output has the shape of their input: encoder layers, residual blocks.
 
     `ratio`: the share of the blocks that goes; one stays at least. `score`: output (the distance of a block's output
@@ -30,20 +30,20 @@ class Layers(Scheme):
 
     use: ClassVar[str] = "layers"
     positional: ClassVar[tuple[str, ...]] = ("ratio",)
-    ratio: float = Field(default=0.5, gt=0, lt=1)
     score: Literal["output", "taylor", "even"] = "output"
 
     def apply(self, module: nn.Module, evidence: Evidence) -> Compressed:
         keep = protected(module, self.protect)
         blocks = _blocks(module, evidence)
         free = [path for path in blocks if path not in keep]
-        count = min(len(free), len(blocks) - 1, int(len(blocks) * self.ratio + 0.5))
-        if count < 1:
+        went = max(0, len(self.rounds.sizes) - len(blocks)) if self.rounds and self.begun else 0
+        count = min(len(free), len(blocks) - 1, int((len(blocks) + went) * self.ratio + 0.5) - went)
+        if count < 1 and not went and not (self.waits and free and len(blocks) > 1):
             raise RecipeError(
                 f"layers: nothing can go at ratio {self.ratio:g}: {len(blocks)} blocks of equal input and output, "
                 f"{len(blocks) - len(free)} of them protected; use the scheme channels, or raise ratio"
             )
-        gone = set(self._gone(module, evidence, blocks, free, count))
+        gone = set(self._gone(module, evidence, blocks, free, count)) if count > 0 else set()
         work = _without(copy.deepcopy(module), gone)
         _, problems = cut_checked(work, [], evidence)
         assert not problems
@@ -62,9 +62,6 @@ class Layers(Scheme):
         else:
             scores = _distances(module, evidence, free)
         return [free[i] for i in weakest(scores, count)]
-
-    def stage(self, number: int, count: int) -> Self:
-        return self.replace(ratio=1 - (1 - self.ratio) ** (1 / count))
 
 
 def _note(path: str, keep: Collection[str]) -> str:

@@ -186,12 +186,24 @@ def _facts(module: nn.Module, at_work: Lesson) -> dict[str, Any]:
     }
 
 
+def _blocks_over(rounds: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What became of the blocks of the first round: those that are left get new paths in each round, in order."""
+    found = {each["path"]: each for each in rounds[0]}
+    left = list(found)
+    for changes in rounds:
+        assert len(changes) == len(left)
+        found |= {path: {**each, "path": path} for path, each in zip(left, changes)}
+        left = [path for path in left if found[path]["after"]]
+    return list(found.values())
+
+
 def save_last(made: Sequence[Artifact], step: Compressing, context: Context) -> Artifact:
     """The last of several rounds as the step's own artifact, with a report of the whole way."""
     reports = [each.json(REPORT) for each in made]
     first = {(each["path"], each["kind"]): each for each in reversed([c for r in reports for c in r["changes"]])}
     last = {(each["path"], each["kind"]): each for report in reports for each in report["changes"]}
-    merged = [{**each, "before": first[key]["before"]} for key, each in last.items()]
+    merged = [{**each, "before": first[key]["before"]} for key, each in last.items() if each["kind"] != "layers"]
+    merged += _blocks_over([[each for each in r["changes"] if each["kind"] == "layers"] for r in reports])
     record = {
         "scheme": step.scheme.plain(),
         "before": reports[0]["before"],

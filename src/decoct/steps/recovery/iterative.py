@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from decoct.artifact import Artifact
+from decoct.compression import Change
 from decoct.steps.base import Context, Inputs
 from decoct.steps.recovery.after import After
 from decoct.steps.recovery.base import Recovery
-from decoct.steps.shrinking import save_last
+from decoct.steps.shrinking import REPORT, save_last
 
 if TYPE_CHECKING:
     from decoct.steps.compressing import Compressing
@@ -29,6 +30,8 @@ class Iterative(Recovery):
         made: list[Artifact] = []
         for number in range(1, self.rounds + 1):
             scheme = step.scheme.stage(number, self.rounds)
+            if made:
+                scheme = scheme.following([Change(**each) for each in made[0].json(REPORT)["changes"]])
             part = step.replace(
                 name=f"round_{number}",
                 scheme=scheme,
