@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import decoct as dc
 from decoct.report.sentence import sentences
 from decoct.report.table import rows
 
@@ -25,7 +26,10 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {
     "fashion_mnist": "fashion-mnist",
     "fashion_mnist_few_labels": "fashion-mnist",
+    "fashion_mnist_compressed": "fashion-mnist",
+    "cifar10_compressed": "cifar10-subset",
     "sst2": "sst2",
+    "sst2_compressed": "sst2",
     "credit_default": "credit-default",
     "california_housing": "california-housing",
 }
@@ -66,6 +70,7 @@ def summary(name: str, folder: Path, command: str, note: str) -> str:
         *(f"- {sentence}" for sentence in sentences(results)),
         *_comparisons(results),
         "",
+        *(_speeds(folder, results) if name.endswith("_compressed") else []),
         f"Command: `{command}`" + (f" ({note})" if note else ""),
         "",
         f"Machine: {machine.get('cpu', machine)}, {machine.get('cores', '?')} cores, shared. Date: "
@@ -75,6 +80,27 @@ def summary(name: str, folder: Path, command: str, note: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _speeds(folder: Path, results: dict) -> list[str]:
+    """Latency of each file at 1 and 2 threads and at batch 1 and 16, interleaved, beside the teacher's."""
+    files = {each["name"]: folder / each["artifact"] for each in results["models"]}
+    settings = [(threads, batch) for threads in (1, 2) for batch in (1, 16)]
+    found = {each: dc.benchmark(files, threads=each[0], batch=each[1], repeats=200) for each in settings}
+    titles = [f"{threads} thread{'s' * (threads > 1)}, batch {batch}" for threads, batch in settings]
+    lines = [
+        "Latency of the files in ONNX Runtime, median of 200 interleaved calls (times faster than the teacher's):",
+        "",
+        "| file | " + " | ".join(titles) + " |",
+        "|---" * (len(titles) + 1) + "|",
+    ]
+    for name in files:
+        cells = []
+        for each in settings:
+            own, teacher = (found[each][key]["latency"]["p50_ms"] for key in (name, "teacher"))
+            cells.append(f"{1e3 * own:.1f} µs ({teacher / own:.1f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _comparisons(results: dict) -> list[str]:

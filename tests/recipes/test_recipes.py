@@ -21,6 +21,7 @@ RECIPES = sorted(FOLDER.rglob("*.yaml"))
 PLACES = {
     "fashion_mnist": "fashion-mnist",
     "sst2": "sst2",
+    "cifar10": "cifar10-subset",
     "credit_default": "credit-default",
     "california_housing": "california-housing",
 }
@@ -30,10 +31,10 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "transformers": {
         "config": {
             "model_type": "bert",
-            "hidden_size": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            "intermediate_size": 8,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
         }
     },
 }
