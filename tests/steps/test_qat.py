@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from decoct.errors import IntegrityError, RecipeError
 from decoct.models.saving import load_model
 from decoct.quantization.aware.modules import QuantizedNet
 from decoct.steps.qat import QAT
+from decoct.verify import _parity, verify_run
 from tiny import TAUGHT, recipe
 
 RUN = {
@@ -33,6 +35,11 @@ RUN = {
             "batch_size": 32,
         },
         {"use": "export", "name": "file", "inputs": {"model": "rounded"}},
+        {"use": "quantize", "name": "again", "inputs": {"model": "rounded"}},
+        {"use": "quantize", "name": "static", "inputs": {"model": "teacher"}},
+        {"use": "export", "name": "float", "inputs": {"model": "teacher"}},
+        {"use": "quantize", "name": "from_file", "inputs": {"model": "float"}},
+        {"use": "export", "name": "program", "inputs": {"model": "teacher"}, "target": {"use": "torch_export"}},
     ],
 }
 
@@ -78,6 +85,8 @@ def test_the_file_runs_in_integers_and_agrees_with_the_model(finished: Path, tmp
     record = exported.json("exported.json")
     assert record["verified"]["agreement"] >= 0.98
     assert record["verified"]["max_abs_diff"] <= record["verified"]["tolerance"]
+    assert record["audit"]["int8"] == 10
+    assert record["audit"]["float"] == 0
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
     session = onnxruntime.InferenceSession(str(exported.file("model.onnx")), options, ["CPUExecutionProvider"])
@@ -154,3 +163,41 @@ def test_settings_survive_python_and_json() -> None:
     assert QAT.parse(json.loads(json.dumps(step.plain()))) == step
     assert step.scheme.weight_bits == 4
     assert np.isfinite(step.budget.epochs)
+
+
+def test_quantize_keeps_the_quantizers_that_were_learned(finished: Path) -> None:
+    """Its file is the exported one: scheme and calibration are not used, and the record says so."""
+    made = artifact(finished, "again")
+    record = made.json("exported.json")
+    assert made.file("model.onnx").read_bytes() == artifact(finished, "file").file("model.onnx").read_bytes()
+    assert record["quantization"]["facts"] == {"quantizers": "learned with the weights"}
+    assert record["quantization"]["calibration"] == {}
+    assert record["quantization"]["changes"] == []
+    assert record["verified"]["agreement"] >= 0.99
+    assert record["audit"]["float"] == 0
+
+
+def test_at_4_bits_the_file_says_what_the_model_says(tmp_path: Path) -> None:
+    """A bias that is rounded in the file alone moves most answers by a tenth of their standard deviation."""
+    plain = changed(scheme={"use": "fake_quantize", "weight_bits": 4, "activation_bits": 4})
+    plain["steps"].append({"use": "export", "name": "file", "inputs": {"model": "rounded"}})
+    recipe(plain).run(tmp_path / "run")
+    record = artifact(tmp_path / "run", "file").json("exported.json")
+    assert record["verified"]["agreement"] >= 0.99
+    assert record["verified"]["max_abs_diff"] <= 0.5 * record["verified"]["tolerance"]
+    assert record["audit"]["float"] > 0
+
+
+def test_verify_runs_each_file_beside_what_it_was_made_from(finished: Path, tmp_path: Path) -> None:
+    found = {Path(each.artifact).name.partition("-")[2]: each for each in verify_run(finished)}
+    assert not any(each.wrong for each in found.values())
+    for name in ("file", "again", "static", "float", "from_file", "program"):
+        assert found[name].parity.startswith("says what its model says"), (name, found[name].parity)
+    copied = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name, other in (("static", "again"), ("from_file", "again"), ("file", "static"), ("again", "static")):
+        folder = artifact(copied, name).folder
+        shutil.copy(artifact(finished, other).file("model.onnx"), folder / "model.onnx")
+        with pytest.raises(IntegrityError, match="differs from its model"):
+            _parity(Artifact.load(folder, verify=False), offline=True)
+    wrong = {Path(each.artifact).name.partition("-")[2]: each.wrong for each in verify_run(copied) if each.wrong}
+    assert set(wrong) == {"static", "from_file", "file", "again"}

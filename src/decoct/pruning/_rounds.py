@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from decoct.compression import Change, Scheme
-from decoct.spec import Spec
 
 
-class Rounds(Spec):
+class Rounds(BaseModel):
     """One of several rounds: `final` is the ratio after the last; `sizes` what each layer had before the first, by
     path, empty in the first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     final: float = Field(gt=0, lt=1)
     sizes: dict[str, int] = {}
@@ -35,7 +36,7 @@ class InRounds(Scheme):
     def following(self, first: Sequence[Change]) -> Self:
         assert self.rounds is not None, "stage comes first"
         sizes = {each.path: each.before for each in first}
-        return self.replace(rounds=self.rounds.replace(sizes=sizes))
+        return self.replace(rounds=Rounds(final=self.rounds.final, sizes=sizes))
 
     def first_size(self, path: str, now: int) -> int:
         """How many a layer had before the first round."""
