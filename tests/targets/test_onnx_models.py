@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import decoct as dc
 from decoct.models.base import Interface, Model
-from decoct.models.bilstm import BiLSTM
+from decoct.models.bilstm import BiLSTM, BiLSTMNet
+from decoct.models.onnx_file import open_session
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
 from decoct.models.small_vit import SmallViT
@@ -59,3 +61,14 @@ def test_image_nets(tmp_path: Path, spec: Model) -> None:
     x = torch.randn(3, 1, 16, 16)
     with torch.no_grad():
         np.testing.assert_allclose(Onnx().load(path)({"image": x.numpy()})["logits"], program(x).numpy(), atol=1e-4)
+
+
+def test_a_recurrent_net_given_as_a_plain_module(tmp_path: Path) -> None:
+    """Two inputs whose batches must agree: torch's own check of that has no place in the file."""
+    net = BiLSTMNet(BiLSTM(embedding=8, hidden=8), 50, 0, 3).eval()
+    ids = torch.randint(1, 50, (4, 7), generator=torch.Generator().manual_seed(0))
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    record = dc.export(net, tmp_path / "net.onnx", example=example)
+    assert record["verified"]["max_abs_diff"] < 1e-5
+    [said] = open_session(tmp_path / "net.onnx")({name: value[:1].numpy() for name, value in example.items()}).values()
+    torch.testing.assert_close(torch.from_numpy(said), net(ids[:1], torch.ones_like(ids[:1])).detach())

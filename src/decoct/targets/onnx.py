@@ -132,6 +132,7 @@ def _convert(
 ) -> onnx.ModelProto:
     import torch
 
+    exported._guards_code = []  # what torch checks of inputs; with **kwargs its code has names that are not defined
     packed = any(value.dtype == torch.uint8 for value in exported.state_dict.values())
     try:
         program = torch.onnx.export(
