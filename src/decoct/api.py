@@ -29,8 +29,8 @@ from decoct.recipe import Recipe
 from decoct.run import Run
 from decoct.shipping import export
 from decoct.spec import Choice, Spec, as_recipe_error
+from decoct.steps.building import build_criterion
 from decoct.steps.distill import Distill
-from decoct.steps.learning import build_criterion
 from decoct.steps.train import Train
 from decoct.tasks.base import Task
 from decoct.teachers.frozen import Frozen

@@ -20,18 +20,13 @@ from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.run import Options, prepare
 from decoct.steps.base import Context, Step
+from decoct.steps.building import build_criterion, build_student, seed_everything
 from decoct.steps.distill import Distill
 from decoct.steps.drawing import class_counts, few
 from decoct.steps.dynamics import refuse_what_cannot_mix
 from decoct.steps.hearing import alignment_of, task_of, to_combined
-from decoct.steps.learning import (
-    PROBE_SAMPLES,
-    Learning,
-    Student,
-    build_criterion,
-    build_student,
-    seed_everything,
-)
+from decoct.steps.learning import Learning
+from decoct.steps.saving import PROBE_SAMPLES, Student
 from decoct.steps.self_distill import SelfDistill
 from decoct.teachers.combining import COMBINED
 

@@ -137,7 +137,8 @@ def test_unlabelled_samples_teach_through_the_teacher_alone(
 def test_a_step_by_hand_gives_the_same_weights(data: Dataset, task: ImageClassification, tmp_path: Path) -> None:
     """Six steps of AdamW on cross-entropy, written out, in the order that the seed and the keys give."""
     from decoct.data.hashing import keyed
-    from decoct.steps.learning import DEFAULT_OPTIMIZER, seed_everything
+    from decoct.steps.building import seed_everything
+    from decoct.steps.learning import DEFAULT_OPTIMIZER
     from decoct.training.clock import Clock
     from decoct.training.schedules import at
 

@@ -278,6 +278,7 @@ class TestSeveralTeachers:
             ran(tmp_path, step("distill", objective=[hint]))
 
 
+OTHER = {"model": "net", "teacher": "teacher"}
 AUTO = [{"use": "task_loss"}, {"use": "attention_transfer", "weight": 10, "layers": "auto"}]
 
 
@@ -286,8 +287,12 @@ AUTO = [{"use": "task_loss"}, {"use": "attention_transfer", "weight": 10, "layer
     [
         ("mutual", {"inputs": {"model": "net", "peer": "large"}}, {("layer1", "layer1"), ("layer3", "layer3")}),
         ("ema_distill", {"objective": [*AUTO[:1], {**AUTO[1], "teacher": "average"}]}, {("layer2", "layer2")}),
-        ("adversarial_distill", {"inputs": {"model": "net", "teacher": "teacher"}}, {("layer2", "layer2")}),
-        ("meta_distill", {"inputs": {"model": "net", "teacher": "teacher"}, "tune": ["weights"]}, {("layer3", "layer3")}),
+        ("adversarial_distill", {"inputs": OTHER}, {("layer2", "layer2")}),
+        (
+            "meta_distill",
+            {"inputs": {"model": "net", "teacher": "teacher"}, "tune": ["weights"]},
+            {("layer3", "layer3")},
+        ),
     ],
 )
 def test_layers_are_chosen_in_every_step_with_teachers(use, fields, pairs, tmp_path):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,14 +16,13 @@ from torch import Tensor, nn
 from decoct.artifact import Artifact, Draft
 from decoct.data.base import Source
 from decoct.errors import RecipeError
-from decoct.models.given import fresh
-from decoct.models.saving import load_model
-from decoct.objectives.base import Objective, Probe
+from decoct.objectives.base import Objective
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, layers_text, undecided_roles
 from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.building import build_criterion, build_student, seed_everything
 from decoct.steps.drawing import class_counts, evaluation_batches, few, has_split, scores, training_source
 from decoct.steps.dynamics import observed, refuse_what_cannot_mix
 from decoct.steps.hearing import alignment_of, open_teacher, to_combined
@@ -44,7 +41,7 @@ from decoct.training.state import State, Stateful
 from decoct.training.updates import Descent, Engine
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Side, Task
+    pass
 
 DEFAULT_OPTIMIZER = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
 
@@ -379,41 +376,3 @@ def decided(
         return choose_layers(
             objective, roles, lambda role, needs: seen.look("student" if role in alike else role, needs)
         )
-
-
-def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) -> Student:
-    """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further."""
-    if not isinstance(value, Artifact):
-        return Student(fresh(value, task.interface(side), given), value, side)
-    spec = Choice("decoct.models").validate(value.json("model.json")["base"])
-    return Student(load_model(value, given=given), spec, value.meta["side"])
-
-
-def build_criterion(
-    objective: Objective,
-    task: Task,
-    batch: Batch,
-    forward: Callable[[Batch], Outputs],
-    teachers: Mapping[str, Predictor],
-    modules: Mapping[str, nn.Module],
-    known: Mapping[str, tuple[int, ...]] | None = None,
-    *,
-    counts: tuple[int, ...] | None = None,
-) -> Criterion:
-    """The criterion for an objective, its terms shaped by one small batch seen in eval mode."""
-    training = {name: module.training for name, module in modules.items()}
-    for module in modules.values():
-        module.eval()
-    with torch.no_grad():
-        said = forward(batch)
-        heard = {name: teacher(batch) for name, teacher in teachers.items()}
-    for name, module in modules.items():
-        module.train(training[name])
-    return Criterion.build(objective, Probe(task, batch, said, heard, modules, known or {}, counts))
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds torch, NumPy's global state and `random`."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)

@@ -19,7 +19,8 @@ from decoct.objectives.task_loss import TaskLoss
 from decoct.outputs import Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.learning import Learning, Lesson, build_criterion, build_student, lesson
+from decoct.steps.building import build_criterion, build_student
+from decoct.steps.learning import Learning, Lesson, lesson
 from decoct.steps.saving import Student, save_part, save_student, scores_of
 from decoct.training.mutual import Mutual
 
