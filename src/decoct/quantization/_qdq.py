@@ -57,6 +57,7 @@ class Writer:
     def _node(self, node: Any, layer: Layer | None, plan: Flow) -> None:
         if layer is not None and layer.table:
             self._table(node, layer)
+            self._quantizer(node.output[0], node.output[0], plan)
             return
         copied = type(node)()
         copied.CopyFrom(node)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from decoct.errors import PathError, RecipeError, did_you_mean
+from decoct.quantization.folding import folded
 
 if TYPE_CHECKING:
     import onnx
@@ -30,16 +31,13 @@ class Product:
 
 
 class Editing:
-    """A copy of a graph in work: constants by name, new nodes in place of old ones, unused constants removed.
+    """A copy of a graph in work: moved constants folded, new nodes in place of old ones, unused constants removed.
 
     `protect`: patterns of nodes or modules that stay as they are; PathError for one that names none.
     """
 
     def __init__(self, proto: onnx.ModelProto, protect: Sequence[str] = ()) -> None:
-        import onnx
-
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(proto)
+        self.model = folded(proto)
         self._nodes = list(self.model.graph.node)  # kept: nodes are told apart by identity
         self.constants = {each.name: each for each in self.model.graph.initializer}
         self._uses = Counter(name for node in self._nodes for name in node.input)
