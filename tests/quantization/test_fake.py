@@ -94,13 +94,28 @@ def test_dynamic_gradient_is_straight_through() -> None:
 
 
 def lsq_gradients(v: float, scale: float, low: int, high: int) -> tuple[float, float]:
-    """Of one number, to itself and to the scale: Esser et al. 2020, equations 3 and 5."""
+    """Of one number, to itself and to the scale: Esser et al. 2020, equations 3 and 5; to itself the ends included."""
     q = v / scale
+    passes = float(low <= np.rint(q) <= high)
     if q <= low:
-        return 0.0, float(low)
+        return passes, float(low)
     if q >= high:
-        return 0.0, float(high)
-    return 1.0, float(np.rint(q) - q)
+        return passes, float(high)
+    return passes, float(np.rint(q) - q)
+
+
+@given(SEEDS, BITS)
+def test_the_largest_weight_of_each_channel_learns(seed: int, bits: int) -> None:
+    weight = torch.tensor(np.random.default_rng(seed).normal(size=(8, 5)), dtype=torch.float32, requires_grad=True)
+    low, high = symmetric_levels(bits)
+    scale = symmetric_scale(weight, bits).view(-1, 1)
+    outer = torch.arange(1.0, 41.0).view(8, 5)
+    (fake_quantize(weight, scale, low=low, high=high) * outer).sum().backward()
+    assert torch.equal(weight.grad, outer)
+    theirs = weight.detach().clone().requires_grad_()
+    zero = torch.zeros(8, dtype=torch.int32)
+    (torch.fake_quantize_per_channel_affine(theirs, scale.flatten(), zero, 0, low, high) * outer).sum().backward()
+    assert torch.equal(weight.grad, theirs.grad)
 
 
 @given(SEEDS, BITS, st.booleans())

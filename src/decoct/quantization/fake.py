@@ -44,8 +44,9 @@ def fake_quantize(
     """`scale * (clip(round(x / scale) + zero_point, low, high) - zero_point)`, in the shape of `x`.
 
     `scale` and `zero_point` (integers in floating point) broadcast over `x`: `[]` per tensor, `[C, 1, 1, 1]` per
-    channel. Halves round to even, as ONNX rounds. Gradient to `x`: straight through inside the range, zero outside.
-    Gradient to `scale`: `round(v) - v` inside with `v = x / scale`, the bound outside, times `gradient_scale`.
+    channel. Halves round to even, as ONNX rounds. Gradient to `x`: straight through where `round(v)`, `v = x / scale`,
+    lies on the grid, its ends included, so that the largest weight of a channel learns too; zero elsewhere.
+    Gradient to `scale`: `round(v) - v` where `v` is between the ends, else the end, times `gradient_scale`.
     Bengio et al. 2013 (straight-through estimator); Esser et al. 2020 (LSQ), equations 3 and 5.
 
     >>> fake_quantize(torch.tensor([-9.0, 0.26, 9.0]), torch.tensor(0.5), low=-7, high=7).tolist()
@@ -69,12 +70,12 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         v, scale, zero = ctx.saved_tensors
         low, high = ctx.low - zero, ctx.high - zero
-        inside = (v > low) & (v < high)
+        rounded = v.round()
         to_scale = None
         if ctx.needs_input_grad[1]:
-            slope = torch.where(inside, v.round() - v, torch.minimum(torch.maximum(v, low), high))
+            slope = torch.where((v > low) & (v < high), rounded - v, torch.minimum(torch.maximum(v, low), high))
             to_scale = (gradient * slope).sum_to_size(scale.shape) * ctx.factor
-        return gradient * inside, to_scale, None, None, None, None
+        return gradient * ((rounded >= low) & (rounded <= high)), to_scale, None, None, None, None
 
 
 def lsq_gradient_scale(count: int, high: int) -> float:
