@@ -31,7 +31,7 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "transformers": {
         "config": {
             "model_type": "bert",
-            "hidden_size": 16,
+            "hidden_size": 32,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "intermediate_size": 32,
