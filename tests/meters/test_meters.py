@@ -18,6 +18,7 @@ from decoct.meters.macs import macs
 from decoct.meters.memory import peak_memory
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
+from decoct.models.clustered import ClusteredLinear, pack
 
 
 class Call(nn.Module):
@@ -65,6 +66,16 @@ def test_macs_by_module_and_type_add_up() -> None:
     counted = macs(Call(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))), {"x": torch.zeros(1, 3)})
     assert counted.by_module == {"body": 20, "body.0": 12, "body.2": 8}
     assert counted.by_type == {"Linear": 20}
+
+
+def test_parameters_of_a_codebook_are_the_weights_it_stands_for() -> None:
+    layer = nn.Linear(6, 4)
+    centroids = nn.Parameter(torch.tensor([0.0, 1.0]))
+    codes = torch.tensor([0, 1] * 12)
+    made = ClusteredLinear(layer, pack(codes, 1), centroids, 1)
+    count = parameters(nn.Sequential(made, made, nn.ReLU()))
+    assert (count.total, count.trainable) == (6 * 4 + 4, 2 + 4)
+    assert count.nonzero == 12 + int(layer.bias.count_nonzero())
 
 
 def test_parameters_count_shared_ones_once() -> None:

@@ -179,9 +179,10 @@ def _facts(module: nn.Module, at_work: Lesson) -> dict[str, Any]:
     program = task.program(module, side)
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     example = {name: value.to(device) for name, value in task.example(side, 1).items()}
+    count = parameters(module)
     return {
-        "parameters": parameters(module).total,
-        "nonzero": int(sum(torch.count_nonzero(each) for each in module.parameters())),
+        "parameters": count.total,
+        "nonzero": count.nonzero,
         "macs": macs(program, example).total,
     }
 
