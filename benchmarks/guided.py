@@ -3,10 +3,11 @@
     python benchmarks/guided.py --data DIR [--seeds 3] [--steps 400] [--labels 500] [--out DIR]
 
 One student, distilled on all training images, is compressed in each way twice from the same weights, with the same
-budget and order of samples: guided (9 KD at temperature 1 + 0.1 cross-entropy on all images, labels for few; the weights
-that objectives_table.py found) and plain (cross-entropy on the labelled few). Channels pruned at 50, 70, 90 %; quantization-aware training at 8 and 4 bits, with learned and
-with observed step sizes; 8 bits after training beside it. Accuracy on test data, paired differences with 95 %
-intervals. What is done already is skipped. Writes benchmarks/results/guided.md.
+budget and order of samples: guided (9 KD at temperature 1 + 0.1 cross-entropy on all images, labels for few, as
+objectives_table.py found best for KD) and plain (cross-entropy on the labelled few). Channels pruned at 50, 70, 90 %;
+quantization-aware training at 8 and 4 bits, with learned and with observed step sizes; 8 bits after training beside
+it. Accuracy on test data, paired differences with 95 % intervals. What is done already is skipped. Writes
+benchmarks/results/guided.md.
 """
 
 from __future__ import annotations
