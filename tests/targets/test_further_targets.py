@@ -19,7 +19,7 @@ from decoct.models.bilstm import BiLSTM
 from decoct.models.small_resnet import SmallResNet
 from decoct.spec import Choice
 from decoct.targets.base import Target
-from decoct.targets.inspection import is_size, why_unsafe
+from decoct.targets.inspection import is_operator, is_size, is_tree, why_unsafe
 
 IMAGE = Interface(kind="image", shape=(1, 8, 8), outputs=4)
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=50, padding=0)
@@ -179,6 +179,118 @@ def test_a_pickle_in_a_program_is_not_opened(pt2: Path, tmp_path: Path, monkeypa
         with pytest.raises(IntegrityError, match="is not opened"):
             target("torch_export").load(rewritten(pt2, dict(change)))
     assert not Path("exploded").exists()
+
+
+def graph_of(path: Path) -> tuple[str, dict]:
+    """Name and content of the graph in a .pt2 file."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(each for each in archive.namelist() if each.endswith("models/model.json"))
+        return name, json.loads(archive.read(name))
+
+
+LEAF = {"type": None, "context": None, "children_spec": []}
+
+
+def spec(kind: str, context: object, children: list) -> str:
+    return json.dumps([1, {"type": kind, "context": json.dumps(context), "children_spec": children}])
+
+
+ENUM = {"__enum__": True, "fqn": "intruder:X", "name": "A"}
+FACTORY = {"default_factory_module": "intruder", "default_factory_name": "X", "dict_context": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        spec("builtins.dict", [ENUM], [LEAF]),
+        spec("builtins.tuple", ENUM, [LEAF]),
+        spec("collections.defaultdict", FACTORY, [LEAF]),
+        spec("builtins.list", None, [{"type": "builtins.tuple", "context": json.dumps(ENUM), "children_spec": []}]),
+        json.dumps([2, LEAF]),
+        "[" * 5000,
+        "no JSON",
+    ],
+)
+def test_a_tree_spec_that_names_a_module_imports_nothing(
+    pt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "intruder.py").write_text("open('exploded', 'w').close()\n")
+    name, graph = graph_of(pt2)
+    graph["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = text
+    with pytest.raises(IntegrityError, match="is not opened: its in_spec"):
+        target("torch_export").load(rewritten(pt2, {name: json.dumps(graph).encode()}))
+    assert not Path("exploded").exists()
+
+
+def test_tree_specs_of_torch_itself_are_taken() -> None:
+    import torch.utils._pytree as pytree
+
+    plain = pytree.tree_structure({"a": (1, [2, None]), "b": {"c": 3}})
+    assert is_tree(pytree.treespec_dumps(plain))
+
+
+@pytest.mark.parametrize("call", ["torch.ops.aten.from_file.default", "torch.ops.aten.from_file"])
+def test_a_graph_that_maps_a_file_is_not_opened(pt2: Path, tmp_path: Path, call: str) -> None:
+    name, graph = graph_of(pt2)
+    node = graph["graph_module"]["graph"]["nodes"][0]
+    node["target"] = call
+    text = {"name": "filename", "arg": {"as_string": str(tmp_path / "victim")}, "kind": 1}
+    node["inputs"] = [text, {"name": "shared", "arg": {"as_bool": True}, "kind": 1}]
+    with pytest.raises(IntegrityError, match="is not opened: its graph calls"):
+        target("torch_export").load(rewritten(pt2, {name: json.dumps(graph).encode()}))
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "aten.save.default",
+        "aten.set_.source_Storage",
+        "aten.set_data.default",
+        "aten.resize_.default",
+        "prims.resize.default",
+        "aten.warn.default",
+        "aten.__class__",
+        "aten.name",
+        "aten.gelu.__class__",
+        "aten.format.default",
+        "aten.gelu.unknown",
+        "higher_order.cond",
+    ],
+)
+def test_operators_on_files_storages_and_text_are_refused(call: str) -> None:
+    assert not is_operator(f"torch.ops.{call}")
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["linear.default", "gelu.default", "div.Tensor_mode", "conv2d.padding", "scaled_dot_product_attention.default"]
+    + [
+        "batch_norm.default",
+        "index.Tensor",
+        "to.dtype",
+        "sym_size.int",
+        "lstm.input",
+        "empty.memory_format",
+        "add_.Tensor",
+    ]
+    + ["scatter_reduce.two", "einsum.default", "split_with_sizes.default", "_assert_scalar.default"],
+)
+def test_operators_that_compute_are_taken(call: str) -> None:
+    assert is_operator(f"torch.ops.aten.{call}")
+
+
+def test_an_archive_that_two_readers_see_differently_is_not_opened(pt2: Path) -> None:
+    name, graph = graph_of(pt2)
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.load"
+    out = pt2.with_name("twice.pt2")
+    with zipfile.ZipFile(pt2) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        new.writestr(name.replace("model.json", "Model.json"), json.dumps(graph))
+        for each in old.namelist():
+            new.writestr(each, old.read(each))
+    assert "two ways" in why_unsafe(out)
 
 
 @pytest.mark.parametrize(
