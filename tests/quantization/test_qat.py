@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decoct.artifact import Artifact, writing
 from decoct.compression import Evidence
 from decoct.errors import PathError, RecipeError
+from decoct.meters.parameters import parameters
 from decoct.models.base import Interface
 from decoct.models.bilstm import BiLSTM
 from decoct.models.mlp import MLP
@@ -25,6 +26,7 @@ from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
 from decoct.outputs import capture
 from decoct.quantization.aware.fake_quantize import FakeQuantize
+from decoct.quantization.aware.insertion import FakeQuantizers
 from decoct.quantization.aware.modules import ActivationQuantizer, DynamicLinear, QuantizedLayer, QuantizedNet
 from decoct.targets.onnx import graph, save
 
@@ -353,3 +355,126 @@ def test_a_nearly_dead_channel_keeps_its_bias_in_the_file(tmp_path: Path) -> Non
     said, _, _ = written(module, x, tmp_path)
     expected = module(x).detach().numpy()
     assert np.abs(said - expected).max() < 0.1 * expected.std()
+
+
+class Dropping(nn.Module):
+    """Dropout by function, and stochastic depth that reads the mode."""
+
+    class Path(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.rand(len(x), 1) < 0.5) * 2 if self.training else x
+
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn(x.shape) if self.training else x * 1.0
+
+    def __init__(self, *, noise: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.path, self.noise = self.Path(), self.Noise() if noise else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.first(x).relu(), 0.25, self.training)
+        x = x + self.path(self.second(x))
+        return self.last(self.noise(x))
+
+
+def test_dropout_by_function_and_stochastic_depth_are_at_work_in_training(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Dropping().eval(), torch.randn(2000, 16)
+    found = FakeQuantize().apply(net, Evidence((x,)))
+    module = found.module
+    assert not any(change.note for change in found.changes)
+    paths = ["functional_dropouts.dropout", "path"]
+    module.train()
+    with torch.no_grad(), capture(module, [*paths, "path@input"]) as seen:
+        module(x)
+    first = (seen["functional_dropouts.dropout"] == 0).float().mean()
+    assert first == pytest.approx(0.25 + 0.75 * float((net.first(x) <= 0).float().mean()), abs=0.03)
+    dropped = (seen["path"] == 0).all(1)
+    assert float(dropped.float().mean()) == pytest.approx(0.5, abs=0.06)
+    assert torch.equal(seen["path"][~dropped], 2 * seen["path@input"][~dropped])
+    module.eval()
+    assert torch.equal(module(x), module(x))
+    said, operators, _ = written(module, x[:8], tmp_path)
+    assert sum(operators[each] for each in INTEGER) == 3
+    assert not FLOAT & set(operators)
+    assert np.abs(said - module(x[:8]).detach().numpy()).max() < 0.1 * said.std()
+
+
+def test_code_that_asks_for_the_mode_otherwise_is_said() -> None:
+    net, x = Dropping(noise=True).eval(), torch.randn(8, 16)
+    notes = {each.path: each.note for each in FakeQuantize().apply(net, Evidence((x,))).changes if each.note}
+    assert list(notes) == ["noise"]
+    assert "training mode" in notes["noise"]
+
+
+def test_the_norms_of_timm_are_folded_and_every_convolution_runs_in_integers(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net, x = timm.create_model("mobilenetv2_035", num_classes=10, drop_path_rate=0.2), torch.randn(8, 3, 32, 32)
+    for _ in range(10):
+        net(x)
+    net.eval()
+    found = FakeQuantize().apply(net, Evidence((x,)))
+    module = found.module
+    assert len(found.changes) == 53
+    assert not any(change.note for change in found.changes)
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in module.modules())
+    assert not any("running" in name for name in module.state_dict())
+    descend(module, x, steps=1)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    said, operators, path = written(module, x, tmp_path)
+    assert operators["QLinearConv"] == 52
+    assert operators["BatchNormalization"] == 0
+    assert not FLOAT & set(operators)
+    assert np.abs(said - expected).max() < 0.1 * expected.std()
+    integers = [each for each in onnx.load(path).graph.initializer if len(each.dims) > 1]
+    assert {each.data_type for each in integers} == {onnx.TensorProto.INT8}
+    assert len(integers) == 53
+
+
+def test_what_is_counted_and_kept_is_what_ships(tmp_path: Path) -> None:
+    spec = SmallResNet(width=8)
+    net, x = trained(spec)
+    module = FakeQuantize().apply(net, Evidence((x,))).module
+    layers = [each for each in net.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+    ships = sum(each.weight.numel() + len(each.weight) for each in layers)
+    assert parameters(module).total == parameters(module).trainable == ships
+    assert not any("running" in name or ".bn" in name for name in module.state_dict())
+    _, _, path = written(module, x, tmp_path)
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.INT32)
+    stored_ = [
+        each for each in onnx.load(path).graph.initializer if each.data_type in kinds and "zero" not in each.name
+    ]
+    sizes = [onnx.numpy_helper.to_array(each).size for each in stored_ if each.dims]
+    assert sum(sizes) >= ships
+
+
+def test_files_of_the_earlier_form_are_built_as_they_were(tmp_path: Path) -> None:
+    spec = SmallResNet(width=8)
+    net, x = trained(spec)
+    now = FakeQuantize(weight_bits=4).apply(net, Evidence((x,))).module
+    rewrite = rewritten(now).rewrite
+    assert rewrite.plain()["form"] == 2
+    earlier = rewrite.replace(form=1).apply(net)
+    state = now.state_dict()
+    assert set(state) < set(earlier.state_dict())
+    assert any("running_mean" in name for name in earlier.state_dict())
+    earlier.load_state_dict(state, strict=False)
+    artifact = stored(earlier.eval(), spec, tmp_path / "a", x)
+    record = artifact.json(STRUCTURE)
+    assert record["stages"][0].pop("form", 1) == 1
+    folder = tmp_path / "b"
+    with writing(folder, kind="model", name="student", meta={"side": "student"}) as draft:
+        draft.write_json(STRUCTURE, record)
+        (draft.folder / "model.safetensors").write_bytes(artifact.file("model.safetensors").read_bytes())
+    assert torch.equal(load_model(Artifact.load(folder))(x), now(x))
+    assert isinstance(rewrite, FakeQuantizers)
+
+
+def test_bits_of_the_ends_are_those_that_are_asked_for() -> None:
+    net, x = trained(SmallResNet(width=8))
+    found = FakeQuantize(weight_bits=8, ends_bits=4).apply(net, Evidence((x,)))
+    assert [each.after for each in found.changes] == [4, *[8] * 8, 4]

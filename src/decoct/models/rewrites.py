@@ -33,6 +33,10 @@ class Rewriting(Spec):
         """
 
 
+class Scaffold(nn.Module):
+    """A module whose own parameters serve training alone: files have none of them, and counts leave them out."""
+
+
 @dataclass(frozen=True)
 class Rewritten:
     """What a rewritten network was made with, and the structure it was made from, without numbers."""

@@ -63,9 +63,11 @@ class FakeQuantize(Scheme):
             )
         bits = dict.fromkeys(chosen, self.weight_bits)
         for path in {chosen[0], chosen[-1]}:
-            bits[path] = max(self.weight_bits, self.ends_bits)
+            bits[path] = self.ends_bits
         learned = self.method == "lsq"
-        rewrite = FakeQuantizers(layout=layout, bits=bits, activation_bits=self.activation_bits, learned=learned)
+        rewrite = FakeQuantizers(
+            layout=layout, bits=bits, activation_bits=self.activation_bits, learned=learned, form=2
+        )
         made = rewrite.apply(copy.deepcopy(module))
         self._settle(made, evidence)
         notes |= {path: "protected" for path in paths if path in kept}
@@ -132,6 +134,11 @@ def _left_out(module: nn.Module, layout: str) -> dict[str, str]:
             notes[path] = "transposed convolutions have no int8 kernel"
         elif layout == "modules" and isinstance(each, CONVOLUTIONS):
             notes[path] = "convolutions need static ranges"
+    if layout == "graph":
+        for path in trace(module).fixed:
+            notes[path or type(module).__name__] = (
+                "its code asks for the training mode; it trains as it runs in eval mode"
+            )
     return notes
 
 

@@ -21,7 +21,8 @@ JOINING: tuple[Any, ...] = (
     operator.add, operator.iadd, torch.add, "add", "add_", operator.mul, operator.imul, torch.mul, "mul", torch.cat
 )  # fmt: skip
 VANISHING: tuple[Any, ...] = (
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, "contiguous", Tap
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    F.dropout, "contiguous", Tap,
 )  # fmt: skip
 PASSING: tuple[Any, ...] = (
     *VANISHING, nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, F.max_pool2d, F.max_pool1d, torch.flatten, torch.reshape,
@@ -36,6 +37,7 @@ class FakeQuantizers(Rewriting):
 
     `bits` of the weights, by path of each quantized layer. graph: the network is traced by torch.fx and activations
     get ranges of their own, after ReLU and after additions. modules: linear layers alone, with dynamic activations.
+    `form` 1 is that of earlier files: folded batch norms keep their tensors, those of timm are not folded.
     """
 
     use: ClassVar[str] = "fake_quantizers"
@@ -43,10 +45,14 @@ class FakeQuantizers(Rewriting):
     bits: dict[str, int]
     activation_bits: int = 8
     learned: bool = True
+    form: Literal[1, 2] = 1
 
     def apply(self, module: nn.Module) -> nn.Module:
         device = next((each.device for each in module.parameters()), torch.device("cpu"))
-        made = self._graph(trace(module)) if self.layout == "graph" else self._modules(copy.deepcopy(module))
+        if self.layout == "graph":
+            made: nn.Module = self._graph(trace(module, whole_norms=self.form > 1))
+        else:
+            made = self._modules(copy.deepcopy(module))
         made.train(module.training)
         return mark(made.to(device), self, module)
 
@@ -73,7 +79,7 @@ class FakeQuantizers(Rewriting):
                 source = _quantizer(traced, sources[path])
                 made[id(layer)] = QuantizedLayer(layer, bits, learned=self.learned, source=source)
             put(traced.root, path, made[id(layer)])
-        return assemble(traced)
+        return assemble(traced, lean=self.form > 1)
 
     def _quantize_values(self, traced: Traced) -> None:
         wanted = wanted_values(traced, self.bits)
@@ -162,7 +168,7 @@ def is_one_of(traced: Traced, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
     """Whether a node calls a module of these classes, or one of these functions or methods."""
     module = traced.module_at(node)
     if module is not None:
-        return type(module) in kinds
+        return type(module) in kinds or (node.target in traced.random and nn.Dropout in kinds)
     return node.op in ("call_function", "call_method") and node.target in kinds
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.models.rewrites import Scaffold
 from decoct.quantization.aware.onnx_forms import OnnxActivation, OnnxDynamicLinear, OnnxLayer, apply_layer
 from decoct.quantization.fake import (
     Observer,
@@ -47,7 +48,7 @@ class Observed:
         self.values.append(flat[:: max(1, flat.numel() // SAMPLED)].cpu())
 
 
-class ActivationQuantizer(nn.Module, InOnnx):
+class ActivationQuantizer(Scaffold, InOnnx):
     """A value on an affine grid of unsigned integers, one scale for the tensor.
 
     `learned`: the scale is trained (in its logarithm, so that a step of Adam is relative; Jain et al. 2020); else it
@@ -97,7 +98,7 @@ class ActivationQuantizer(nn.Module, InOnnx):
         return OnnxActivation(self.scale().detach(), self.zero_point, self.bits)
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(Scaffold):
     """A weight on a symmetric grid, a scale for each channel of axis 0.
 
     `learned`: scales are trained (LSQ); else each is a fixed part of the channel's largest magnitude as it is now.
