@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decoct.compression import Change
-from decoct.quantization._graph import Graph
+from decoct.quantization._graph import Graph, attribute
 
 INTEGER = (
     "QLinearConv",
@@ -55,6 +55,9 @@ ACTIVATIONS = (
     "Clip",
 )
 RECTIFIERS = ("Relu", "Clip")
+PRODUCTS = (*INTEGER, *WEIGHTS, *FLOAT)
+TAKEN_IN = ("Relu", "LeakyRelu", "Sigmoid", "Add", "Mul", "Cast", "QuantizeLinear", "DequantizeLinear")
+"""Operators that the runtime may compute in one kernel with the product before them."""
 SUFFIX = re.compile(r"(_token_\d+|_nchwc|_quant|_fused|_bn)+$")
 
 
@@ -111,7 +114,7 @@ def audit(path: Path, changes: Iterable[Change] = ()) -> Audit:
 
     written = Graph(onnx.load(str(path)))
     chosen = Graph(_optimised(path))
-    sources = {name: node for node in written.nodes for name in (*node.output, node.name)}
+    names = {node.name: node for node in written.nodes}
     notes = {each.path.removeprefix("model."): each.note for each in changes if each.note}
     layers = []
     for node in chosen.nodes:
@@ -119,15 +122,68 @@ def audit(path: Path, changes: Iterable[Change] = ()) -> Audit:
         if not runs:
             continue
         name = SUFFIX.sub("", node.name.removeprefix("fused ").partition("/")[0])
-        source = sources.get(name)
+        source = _source(written, names.get(name), [*node.output, name])
         if source is not None and source.op_type == "BatchNormalization":
             continue  # which the runtime may compute as a convolution of each channel
-        module = name if source is None else written.module(source)
+        module = name if source is None else _module(written, source)
         cause = ""
-        if runs != "int8":
+        if runs == "float" and source is not None and _stored(written, source):
+            runs = "weights"
+        if runs == "weights":
+            cause = f"weights in {_stored(written, source) or 'int4'}, arithmetic in float by design"
+        elif runs != "int8":
             cause = notes.get(module) or _cause(written, source) or "the runtime chose the float kernel"
         layers.append(Kernel(module, node.op_type, runs, cause))
     return Audit(tuple(layers), _between(chosen), f"onnxruntime {onnxruntime.__version__}")
+
+
+def _source(graph: Graph, named: Any | None, outputs: Iterable[str]) -> Any | None:
+    """The product of the written graph that a kernel computes: the one of its name, else the one behind its outputs,
+    from which the runtime may have taken in an activation, a bias or a quantizer."""
+    if named is not None and named.op_type in PRODUCTS:
+        return named
+    for name in outputs:
+        node = graph.maker.get(SUFFIX.sub("", name), named)
+        while node is not None and node.op_type in (*TAKEN_IN, *ACTIVATIONS):
+            made = [graph.maker[each] for each in node.input if each in graph.maker]
+            node = next((each for each in made if each.op_type in (*PRODUCTS, *TAKEN_IN, *ACTIVATIONS)), None)
+        if node is not None:
+            return node
+    return named
+
+
+def _module(graph: Graph, node: Any) -> str:
+    """The module of a product, by the names of its weights, else by the bias that is added to what it gives."""
+    known = graph.module(node)
+    after: Any | None = node
+    while known == node.name and after is not None and after.output:
+        after = graph.alone(after.output[0])
+        if after is None or after.op_type not in ("Cast", "Mul", "Add"):
+            break
+        if after.op_type == "Add":
+            added = graph.module(after)
+            return added if added != after.name else known
+    return known
+
+
+def _stored(graph: Graph, node: Any) -> str:
+    """In which integers the weights of a product in float are stored; empty where they are in float.
+
+    They are turned into floats in the graph, and what they are multiplied with is no integer.
+    """
+    from onnx import TensorProto
+
+    codes = {TensorProto.INT8: "int8", TensorProto.UINT8: "int8", TensorProto.INT4: "int4", TensorProto.UINT4: "int4"}
+    if node.op_type in WEIGHTS:
+        return f"int{attribute(node, 'bits', 4)}"
+    if node.op_type not in FLOAT or len(node.input) < 2:
+        return ""
+    taken, weights = (graph.maker.get(name) for name in node.input[:2])
+    if weights is None or (taken is not None and taken.op_type == "DequantizeLinear"):
+        return ""
+    if weights.op_type not in ("Cast", "DequantizeLinear") or weights.input[0] not in graph.constants:
+        return ""
+    return codes.get(graph.constants[weights.input[0]].data_type, "")
 
 
 def _optimised(path: Path) -> Any:
@@ -163,6 +219,9 @@ def _cause(graph: Graph, node: Any | None) -> str:
     quantized = [each is not None and each.op_type == "DequantizeLinear" for each in inputs]
     if quantized == [False, True]:
         return "only its weights are integers"
+    dynamic = any(each.op_type == "DynamicQuantizeLinear" for each in graph.nodes)
+    if node.op_type == "Conv" and dynamic and node.input[1] in graph.constants:
+        return "dynamic quantization leaves convolutions in float; use static"
     if not any(quantized):
         weight = len(node.input) > 1 and node.input[1] in graph.constants
         return "its weights and its input are in float" if weight else "both factors are activations in float"

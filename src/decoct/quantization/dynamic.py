@@ -51,7 +51,7 @@ class Dynamic(Quantization):
         if not any(each.after == 8 for each in changes):
             raise nothing_found(self.use, "product by a constant and no LSTM", "use static for convolutions")
         changes += [
-            Change(editing.path(node), "bits", 32, 32, "a convolution; dynamic leaves it in float, use static")
+            Change(editing.path(node), "bits", 32, 32, "dynamic quantization leaves convolutions in float; use static")
             for node in editing.nodes("Conv")
         ]
         return Quantized(editing.finish(microsoft=has_lstm), tuple(changes), {"weights_sqnr_db": noise})
