@@ -229,7 +229,17 @@ def test_keys_are_those_in_the_manifests_and_measuring_alone_hangs_on_the_machin
     for node in graph(made, [0]):
         assert execution.key(node) == read_manifest(copied / node.folder)["key"]
         execution.artifacts[node.id] = Artifact.load(copied / node.folder)
-        assert node.step.machine_bound == (node.step.use == "benchmark")
+        assert node.step.depends_on_machine == (node.step.use == "benchmark")
+
+
+@pytest.mark.parametrize("use", ["export", "quantize", "search"])
+def test_a_budget_in_time_hangs_on_the_machine_and_no_other_does(use: str) -> None:
+    from decoct.steps import CATALOGUE
+
+    inner = {"step": {"use": "prune"}, "setting": "scheme.ratio", "low": 0.1, "high": 0.9} if use == "search" else {}
+    step = CATALOGUE.resolve(use)
+    assert step.parse({"name": "it", **inner, "max_latency_ms": 5.0}).depends_on_machine
+    assert not step.parse({"name": "it", **inner, "max_size_bytes": 5}).depends_on_machine
 
 
 # What is found damaged.

@@ -300,7 +300,7 @@ def key_of(
         "data": data.fingerprint,
         "task": task.digest(),
         "seed": derive(seed, step.seed_name()) if step.learns else 0,
-        "machine": _machine() if step.machine_bound else "",
+        "machine": _machine() if step.depends_on_machine else "",
     }
     plugins = plugin_sources([step, task, *models])
     if plugins:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoct.artifact import Artifact, writing
+from decoct.artifact import Artifact, write_whole, writing
 from decoct.data.digits import Digits
 from decoct.errors import BudgetMissed, RecipeError
 from decoct.models.saving import save_model
@@ -111,8 +111,8 @@ def test_budgets_that_are_kept_are_recorded_as_the_file_has_them(tmp_path: Path)
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        ({"max_size_bytes": 1000}, r"max_size_bytes: the file takes \d+ bytes, \d+ \(\d+%\) above 1000"),
-        ({"max_latency_ms": 1e-6}, r"max_latency_ms: one call takes .* above 0.000 ms"),
+        ({"max_size_bytes": 1000}, r"max_size_bytes: the file takes \d+ bytes, \d+ \([\d.]+.*\) above 1000"),
+        ({"max_latency_ms": 1e-6}, r"one call takes [\d.]*[1-9]\d* ms, .* times .* above 0.000001 ms"),
         ({"min_quality": 1.1}, r"min_quality: validation accuracy is 0\.\d+, \d\.\d+ below the 1.1000 asked for"),
     ],
 )
@@ -179,6 +179,33 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert found.json("search.json")["tries"] == [
         {"value": 0.1, "good": True, "budgets": {"max_size_bytes": {"budget": 20000.0, "measured": 123.0}}}
     ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "budget", "good", "chosen"),
+    [
+        (1, 2, {"min_quality": 0.5}, [1], 1),
+        (2, 3, {"max_size_bytes": 100}, [3], 3),
+        (2, 3, {"min_quality": 0.5}, [2], 2),
+        (1, 2, {"max_size_bytes": 100}, [2], 2),
+        (1, 6, {"min_quality": 0.5}, [1, 2, 3], 3),
+        (1, 6, {"max_size_bytes": 100}, [6], 6),
+    ],
+)
+def test_of_whole_numbers_both_ends_are_tried(
+    tmp_path: Path, low: int, high: int, budget: dict, good: list[int], chosen: int
+) -> None:
+    source, context = saved(tmp_path), room(tmp_path, "fit")
+    step = search(setting="scheme.round_to", low=low, high=high, whole=True, **budget)
+    (name,) = budget
+    for value in range(low, high + 1):  # as an interrupted search has measured them
+        kept = {"min_quality": 0.9, "max_size_bytes": 50.0} if value in good else {}
+        found = {"min_quality": 0.1, "max_size_bytes": 500.0} | kept
+        write_whole(context.work / f"fit-{value}.json", json.dumps({name: found[name]}))
+    record = step.run({"model": source}, context).json("search.json")
+    assert record["chosen"] == chosen
+    tried = [each["value"] for each in record["tries"]]
+    assert len(set(tried)) == len(tried) <= 5
 
 
 def test_a_budget_out_of_reach_is_said(tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ class Step(Spec):
     """Whether the result depends on the seed, so that `--seeds` repeats it."""
     machine_bound: ClassVar[bool] = False
     """Whether the result depends on the machine, which then is part of the key."""
+    machine_bound_by: ClassVar[tuple[str, ...]] = ()
+    """Settings that make the result depend on the machine where they are set."""
+
+    @property
+    def depends_on_machine(self) -> bool:
+        """Whether the result depends on the machine: of this kind of step always, or under its settings."""
+        return self.machine_bound or any(getattr(self, name) is not None for name in self.machine_bound_by)
 
     def seed_name(self) -> str:
         """What the step's seed is derived from, beside the run's: by default its name."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from decoct.artifact import MANIFEST, Artifact
@@ -76,8 +78,24 @@ class Measured:
             side = "above" if self.errors else "below"
             return f"validation {self.metric} is {found:.4f}, {gap:.4f} {side} the {asked:.4f} asked for"
         if name == "max_latency_ms":
-            return f"one call takes {found:.3f} ms, {gap:.3f} ms ({gap / asked:.0%}) above {asked:.3f} ms"
-        return f"the file takes {found:.0f} bytes, {gap:.0f} ({gap / asked:.0%}) above {asked:.0f}"
+            return f"one call takes {digits(found)} ms, {digits(gap)} ms ({_part(gap, asked)}) above {digits(asked)} ms"
+        return f"the file takes {found:.0f} bytes, {gap:.0f} ({_part(gap, asked)}) above {asked:.0f}"
+
+
+def digits(value: float) -> str:
+    """A number with three significant digits, more where it is large, and no exponent.
+
+    >>> [digits(each) for each in (0.0001, 0.01909, 1.5, 12345.6)]
+    ['0.0001', '0.0191', '1.5', '12346']
+    """
+    if not isfinite(value) or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
+
+
+def _part(gap: float, asked: float) -> str:
+    """How much a gap is of what was asked: per cent, or so many times where that says more."""
+    return f"{gap / asked:.3g} times what was asked" if gap > 10 * asked else f"{digits(100 * gap / asked)}%"
 
 
 def measured(budgets: Budgets, target: Target, path: Path, context: Context, side: str) -> Measured:

@@ -81,6 +81,7 @@ class Export(Step, Budgets):
     use: ClassVar[str] = "export"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "estimator", "spec")}
     gives: ClassVar[str] = "exported"
+    machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)
 
     target: Annotated[Target, Choice("decoct.targets")] = Onnx()
     tolerance: float = Field(default=1e-4, gt=0)

@@ -61,6 +61,7 @@ class Quantize(Step, Budgets):
     use: ClassVar[str] = "quantize"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "exported")}
     gives: ClassVar[str] = "exported"
+    machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)
 
     scheme: Annotated[Quantization, Choice("decoct.quantization")] = Static()
     calibration_split: str = "train"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -64,6 +64,7 @@ class Search(Step, Budgets):
         "*": ("model", "estimator", "exported", "spec"),
     }
     learns: ClassVar[bool] = True
+    machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)
 
     step: Annotated[Step, Choice("decoct.steps"), BeforeValidator(_named)]
     setting: str
@@ -155,16 +156,20 @@ class Search(Step, Budgets):
                 mild = value
             else:
                 strong = value
-            value = self._between(mild, strong)
+            value = self._between(mild, strong, [each.value for each in found])
         return found
 
     def _met(self, tried: Tried) -> bool:
         """Whether what decides the direction is kept: what the file costs, or its quality where that is all."""
         return tried.good if self._strongest_wins else not set(tried.measured.missed) - {"min_quality"}
 
-    def _between(self, mild: float, strong: float) -> float:
+    def _between(self, mild: float, strong: float, tried: Sequence[float]) -> float:
+        """The middle; of two neighbouring whole numbers the one that was not tried."""
         middle = (mild + strong) / 2
-        return float(round(middle)) if self.whole else float(f"{middle:.6g}")
+        if not self.whole:
+            return float(f"{middle:.6g}")
+        near = float(round(middle))
+        return next((end for end in (near, mild, strong) if end not in tried), near)
 
     def _try(self, value: float, inputs: Inputs, context: Context) -> Tried:
         """Runs the inner step and measures the file; an interrupted search takes what it has measured before."""
