@@ -15,7 +15,7 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.models.base import Model, shorthand
 from decoct.spec import Choice, Spec
 from decoct.steps.base import Step
-from decoct.steps.ordering import order_problem
+from decoct.steps.ordering import order_problem, quantized_already
 from decoct.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -103,14 +103,26 @@ def _graph_problems(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str, An
         for number, role in enumerate(step.roles):
             if role not in inputs and role != "*" and not (number and others):
                 wrong.append(((*at, "inputs", role), f"missing; {step.use} needs it: name a step or model", None))
-        made = {each.name: each for each in recipe.steps[:index]}
-        order = order_problem(step, made.get(inputs.get("model", "")))
+        line = _line(recipe.steps, index)
+        order = order_problem(step, line[0] if line else None) or quantized_already(step, line)
         if order:
             wrong.append(((*at, "inputs", "model"), order, inputs["model"]))
         if step.name in gives:
             wrong.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))
         gives[step.name] = step.gives
     return wrong
+
+
+def _line(steps: Sequence[Step], index: int) -> list[Step]:
+    """The steps that a step's model came through, the nearest first."""
+    found: list[Step] = []
+    numbers = {each.name: number for number, each in reversed(list(enumerate(steps[:index])))}
+    source = _inputs(steps, index).get("model", "")
+    while source in numbers and numbers[source] < index:
+        index = numbers[source]
+        found.append(steps[index])
+        source = _inputs(steps, index).get("model", "")
+    return found
 
 
 def _input_problem(step: Step, role: str, source: str, gives: Mapping[str, str]) -> str | None:

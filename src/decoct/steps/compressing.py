@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from decoct.artifact import Artifact
 from decoct.compression import Scheme
@@ -43,6 +43,16 @@ class Compressing(Learning):
     budget: Budget = Budget(epochs=5)
 
     scheme: Scheme
+
+    @model_validator(mode="after")
+    def _scheme_can_recover_so(self) -> Compressing:
+        if not self.recover.allows(self.scheme):
+            how = "works once" if self.recover.needs == "stage" else "cannot work while the network trains"
+            raise ValueError(
+                f"recover is {self.recover.use}, and the scheme {self.scheme.use} {how}; use recover: after, "
+                "or another scheme"
+            )
+        return self
 
     def lesson_for(self, roles: Sequence[str]) -> Objective:
         """The objective under teachers in `roles`."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from decoct.steps.base import Step
 from decoct.steps.compressing import Compressing
+from decoct.steps.export import Export
 from decoct.steps.learning import Learning
 from decoct.steps.prune import Prune
 from decoct.steps.qat import QAT
 from decoct.steps.quantize import Quantize
 from decoct.steps.recovery.none import NoRecovery
 from decoct.steps.recovery.sparsify import Sparsify
+from decoct.steps.rewrite import Rewrite
 from decoct.steps.share import Share
 
 
@@ -25,10 +29,11 @@ def order_problem(step: Step, source: Step | None) -> str | None:
             f"{source.name!r} is trained with its quantizers inside, and {step.use} changes the layers that they were "
             f"fitted to; put {step.use} before qat"
         )
-    if isinstance(step, Quantize) and isinstance(source, Prune) and _unrecovered(source):
+    if isinstance(step, Quantize) and isinstance(source, Prune | Rewrite) and _unrecovered(source):
+        done = "cut" if isinstance(source, Prune) else "rewritten"
         return (
-            f"{source.name!r} was cut and has not recovered: calibration would fit ranges to a network that answers "
-            "at random; give the prune step a recovery (recover: {use: after}), or distill in between"
+            f"{source.name!r} was {done} and has not recovered: calibration would fit ranges to a network that answers "
+            f"at random; give the {source.use} step a recovery (recover: {{use: after}}), or distill in between"
         )
     if isinstance(step, Learning) and _masked(source) and not _holds(step, source):
         return (
@@ -40,7 +45,21 @@ def order_problem(step: Step, source: Step | None) -> str | None:
     return None
 
 
-def _unrecovered(source: Prune) -> bool:
+def quantized_already(step: Step, line: Sequence[Step]) -> str | None:
+    """Why `step` cannot quantize: what it takes is in integers; `line` are the steps behind it, the nearest first."""
+    if not isinstance(step, Quantize) or not line:
+        return None
+    source = line[0]
+    learned = isinstance(source, Export) and any(isinstance(each, QAT) for each in line)
+    if isinstance(source, Quantize) or learned:
+        return (
+            f"{source.name!r} writes a file in integers already; leave {step.name!r} out, or give it the float model "
+            "that the file was made from"
+        )
+    return None
+
+
+def _unrecovered(source: Prune | Rewrite) -> bool:
     return source.scheme.removes and isinstance(source.recover, NoRecovery)
 
 
@@ -50,4 +69,6 @@ def _masked(source: Step) -> bool:
 
 def _holds(step: Learning, source: Step) -> bool:
     """Whether the step's own scheme keeps zeros as they are."""
+    if isinstance(step, Share):
+        return step.scheme.use == "codebook"  # of pruned weights one centroid is zero and stays so
     return isinstance(step, Prune) and not step.scheme.removes

@@ -24,6 +24,7 @@ class Iterative(Recovery):
     """
 
     use: ClassVar[str] = "iterative"
+    needs: ClassVar[str] = "stage"
     rounds: int = Field(default=3, ge=2)
 
     def run(self, step: Compressing, inputs: Inputs, context: Context) -> Artifact:

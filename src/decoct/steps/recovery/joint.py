@@ -25,6 +25,7 @@ class Joint(Recovery):
     """
 
     use: ClassVar[str] = "joint"
+    needs: ClassVar[str] = "companion"
     share: float = Field(default=0.6, gt=0, lt=1)
 
     def run(self, step: Compressing, inputs: Inputs, context: Context) -> Artifact:

@@ -17,6 +17,7 @@ class Sparsify(Recovery):
     """Trains the student while the scheme works on its weights; its structure stays, for a later step to remove."""
 
     use: ClassVar[str] = "sparsify"
+    needs: ClassVar[str] = "companion"
 
     def run(self, step: Compressing, inputs: Inputs, context: Context) -> Artifact:
         return accompany(step, inputs, context, until=1.0)
