@@ -103,7 +103,7 @@ class Quantize(Step, Budgets):
                 (draft.folder / name).write_text(text, encoding="utf-8")
             numbers = {name: value for name, value in record["verified"].items() if isinstance(value, float | int)}
             draft.meta.update({"parameters": record["parameters"], "macs": record["macs"], "verified": numbers})
-            draft.scores.update(source.scores)
+            draft.scores.update(scores_of(path, context, side))
             draft.write_json(RECORD, finite(record))
             draft.write_json("task.json", context.task.plain())
         return Artifact.load(context.folder)
@@ -214,6 +214,13 @@ def judge_of(context: Context, side: str) -> Judge | None:
         return score if better == "max" else -score
 
     return judge
+
+
+def scores_of(path: Path, context: Context, side: str) -> dict[str, float]:
+    """The figures of the file itself on the validation split; none without such a split."""
+    if not has_split(context, "validation"):
+        return {}
+    return scores(file_predictor(open_session(path), context.task, side), context, "validation")
 
 
 def written(
