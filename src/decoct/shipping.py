@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.tasks.base import Task
 
 CALIBRATION_SAMPLES = 256
+NAMES = ("int8", *SCHEMES)
 
 
 def export(
@@ -70,11 +73,30 @@ def export(
         if scheme is not None:
             return _quantize_artifact(model, path, example, scheme, calibration, given or {})
         return _export_artifact(model, path, example, tolerance, given or {})
+    with _modes_kept(model):
+        return _export_module(model, path, example, scheme, calibration, tolerance)
+
+
+@contextlib.contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Each module in training or evaluation again, as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _export_module(
+    model: nn.Module, path: Path, example: Any, scheme: Quantization | None, calibration: Any, tolerance: float
+) -> dict[str, Any]:
+    """Writes a plain module, in integers where there is a scheme."""
     program, feed = _program(model, example)
     axes = {name: {0: "batch"} for name in feed}
     if scheme is not None:
         proto = graph(program, feed, axes=axes, output="logits", opset=Onnx().opset)
-        feeds = _feeds(calibration, lambda item: _named(item, list(feed)))
+        feeds = _feeds(calibration, lambda item: _like("calibration", _named(item, list(feed)), feed, axes))
         found = {name: value.numpy() for name, value in feed.items()}
         return _write_quantized(path, scheme, proto, program, found, feeds)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +140,9 @@ def _scheme(quantize: str | Quantization | None, calibration: Any) -> Quantizati
         return None
     if isinstance(quantize, str):
         if quantize != "int8" and quantize not in SCHEMES:
-            raise RecipeError(f"quantize is {quantize!r}; {did_you_mean(quantize, ['int8', *SCHEMES])}")
+            bits = "; for 4 bits give the scheme WeightOnly(bits=4)" if quantize.endswith("4") else ""
+            hint = f"allowed: {', '.join(NAMES)}{bits}"
+            raise RecipeError(f"quantize is {quantize!r}; {hint if bits else did_you_mean(quantize, NAMES)}")
         found = SCHEMES.resolve("static" if quantize == "int8" else quantize).parse({})
         assert isinstance(found, Quantization)
         quantize = found
@@ -141,17 +165,16 @@ def _quantize_artifact(
 
     def feed_of(item: Any) -> Mapping[str, np.ndarray]:
         batch = _samples(task, side, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)
-        return task.feed(batch, side)
+        return _like("calibration", task.feed(batch, side), task.example(side), task.axes(side))
 
     proto = graph(program, task.example(side), axes=task.axes(side), output=task.output, opset=Onnx().opset)
     feed = task.feed(_samples(task, side, example), side)
     numbers = task.output == "values"
-    record = _write_quantized(path, scheme, proto, program, feed, _feeds(calibration, feed_of), numbers=numbers)
+    assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in task.assets(side).items()}
+    feeds = _feeds(calibration, feed_of)
+    record = _write_quantized(path, scheme, proto, program, feed, feeds, numbers=numbers, assets=assets)
     if example is None:
         record["verified"]["made_up"] = True
-    assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in task.assets(side).items()}
-    for place, text in assets.items():
-        write_whole(place, text)
     return {**record, "assets": [str(each) for each in assets]} if assets else record
 
 
@@ -164,8 +187,9 @@ def _write_quantized(
     feeds: Feeds | None,
     *,
     numbers: bool = False,
+    assets: Mapping[Path, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Quantizes a graph, runs the file on `feed` beside the float program, and writes it."""
+    """Quantizes a graph, runs the file on `feed` beside the float program, and writes it after its `assets`."""
     found = scheme.quantize(proto, feeds, None)
     inputs = {name: torch.from_numpy(value) for name, value in feed.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -177,6 +201,8 @@ def _write_quantized(
         if not np.isfinite(verified["max_abs_diff"]):
             raise IntegrityError(f"{path}: the quantized file answers with numbers that are not finite")
         kernels = audit(written, found.changes)
+        for place, text in assets.items():
+            write_whole(place, text)
         write_whole(path, written.read_bytes())
     if kernels.warning():
         warnings.warn(f"{path}: {kernels.warning()}", stacklevel=4)
@@ -233,7 +259,24 @@ def _samples(task: Task, side: str, example: Any) -> Batch:
             raise RecipeError(
                 f"example: {name} is {value.dtype}, the artifact's task takes raw inputs, {made_up[name].dtype}"
             )
+    _like("example", feed, made_up, task.axes(side))
     return Batch({side: feed if len(made_up) > 1 else next(iter(feed.values()))})
+
+
+def _like(
+    what: str, feed: Mapping[str, Any], wanted: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]
+) -> Mapping[str, Any]:
+    """The feed itself; RecipeError where a shape, beside the free axes, or a type is not the one wanted."""
+    for name, value in feed.items():
+        free = axes.get(name, {})
+        shape = [free.get(axis, size) for axis, size in enumerate(wanted[name].shape)]
+        given = list(value.shape)
+        fits = len(given) == len(shape) and all(isinstance(size, str) or size == own for size, own in zip(shape, given))
+        types = [str(each.dtype).removeprefix("torch.") for each in (wanted[name], value)]
+        if not fits or types[0] != types[1]:
+            told = ", ".join(map(str, shape))
+            raise RecipeError(f"{what}: {name} is {types[1]} {given}; the model takes {types[0]} [{told}]")
+    return feed
 
 
 def _within(path: Path, verified: Mapping[str, Any], tolerance: float) -> None:
@@ -318,7 +361,20 @@ def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tenso
     if example is None:
         raise RecipeError("example is missing; give one batch of real inputs, example=x")
     feed = dict(example) if isinstance(example, Mapping) else {"input": example}
-    return _Plain(model).eval(), {name: value.detach().cpu() for name, value in feed.items()}
+    for name, value in feed.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            raise RecipeError(f"example: {name} is a {type(value).__name__}; give a tensor, or a mapping of tensors")
+    program, feed = _Plain(model).eval(), {name: torch.as_tensor(each).detach().cpu() for name, each in feed.items()}
+    try:
+        with torch.no_grad():
+            program(**feed)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = ", ".join(f"{name} {str(each.dtype)[6:]} {list(each.shape)}" for name, each in feed.items())
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise RecipeError(
+            f"example: the model does not run on {given}: {reason}; give a batch of real inputs, the batch axis first"
+        ) from error
+    return program, feed
 
 
 def _compared(program: nn.Module, session: FileSession, feed: Mapping[str, Tensor]) -> dict[str, Any]:

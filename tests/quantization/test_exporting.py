@@ -61,6 +61,9 @@ def test_an_artifact_in_integers(tmp_path: Path) -> None:
     assert record["audit"]["float"] == 0
     assert record["verified"]["samples"] == 8
     assert record["verified"]["sqnr_db"] > 20
+    for wrong in ({"example": images[:8, :, :4]}, {"example": images[:8], "calibration": images[:, :, 1:]}):
+        with pytest.raises(RecipeError, match=r"is uint8 .*the model takes uint8 \[batch, "):
+            dc.export(artifact, tmp_path / "d.onnx", **{"quantize": "int8", "calibration": images, **wrong})
     assert dc.export(artifact, tmp_path / "c.onnx", quantize="int8", calibration=images)["verified"]["made_up"] is True
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
     assert open_session(tmp_path / "c.onnx").inputs[0].type == "uint8"
@@ -72,6 +75,14 @@ def test_errors_leave_no_file(tmp_path: Path, net: nn.Module) -> None:
         dc.export(net, path, example=some, quantize="int8")
     with pytest.raises(RecipeError, match="quantize is 'int9'; did you mean int8"):
         dc.export(net, path, example=some, quantize="int9", calibration=some)
+    with pytest.raises(RecipeError, match=r"allowed: int8, dynamic, static, weight_only; .*WeightOnly\(bits=4\)"):
+        dc.export(net, path, example=some, quantize="int4")
+    for wrong in (torch.zeros(4, 3, 12, 12), torch.zeros(4, 10, 10), some.double()):
+        with pytest.raises(RecipeError, match=r"input is float.. \[4, .*the model takes float32 \[batch, 3, 10, 10\]"):
+            dc.export(net, path, example=some, quantize="int8", calibration=wrong)
+    for wrong in (torch.zeros(4, 3, 12, 12), torch.zeros(3, 10, 10), some.double(), [1, 2]):
+        with pytest.raises(RecipeError, match=r"example: (the model does not run on input float|input is a list)"):
+            dc.export(net, path, example=wrong)
     with pytest.raises(RecipeError, match="calibration is for a quantized file"):
         dc.export(net, path, example=some, calibration=some)
     with pytest.raises(DataError, match="calibration: the data are empty"):
