@@ -62,6 +62,18 @@ def test_explain_knows_default_range_and_paper() -> None:
     assert {each.catalogue for each in explain("onnx")} == {"models", "targets", "teachers"}
 
 
+def test_explain_lists_what_a_setting_may_hold_and_marks_what_is_required() -> None:
+    [scheme] = explain("prune.scheme")
+    assert scheme.settings[0].choices == listed(["pruning"])["pruning"]
+    [teachers] = explain("prune.teachers")
+    assert set(teachers.settings[0].choices) == set(catalogues()["teachers"])
+    assert explain("steps.prune.ratio")[0].settings[0].choices == {}
+    assert "heads" in explain("steps.prune.ratio")[0].settings[0].about
+    rows = [each.row() for entry in explain("recipe") for each in entry.settings if each.required]
+    assert rows
+    assert {each["default"] for each in rows} == {"(required)"}
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [("kdd", "did you mean kd"), ("temperature", "the setting temperature of"), ("qqqqqq", "see `decoct list`")],

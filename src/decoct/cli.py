@@ -260,7 +260,9 @@ def explain(
     for entry in found:
         shown += [f"{entry.catalogue}.{entry.key}: {entry.summary}"]
         shown += [entry.about] if entry.about and "." not in key else []
-        shown += [table([{k: v for k, v in vars(each).items() if k != "required"} for each in entry.settings])]
+        shown += [table([each.row() for each in entry.settings])]
+        for each in entry.settings if "." in key else ():
+            shown += [table([{each.name: use, "what": line} for use, line in each.choices.items()])]
         shown += [f"Paper: {paper}" for paper in entry.papers] + [f"Python: {entry.target}", ""]
     return Answer({"key": key, "entries": [each.record() for each in found]}, shown)
 

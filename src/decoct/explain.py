@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -27,6 +27,13 @@ class Setting:
     required: bool
     range: str
     about: str
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """By key the one line of each entry that the setting may hold, where it is chosen from a catalogue."""
+
+    def row(self) -> dict[str, str]:
+        """A row of a table; in place of a default, that the setting is required."""
+        default = "(required)" if self.required else self.default
+        return {"name": self.name, "type": self.type, "default": default, "range": self.range, "about": self.about}
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,22 @@ def _settings(found: type[Spec]) -> Iterator[Setting]:
             required=info.is_required(),
             range=_range(schema),
             about=_about(found, name),
+            choices=_choices(schema),
         )
+
+
+def _choices(schema: Mapping[str, Any]) -> dict[str, str]:
+    """What a field may hold, where its schema, or that of its items, is a catalogue."""
+    known = catalogues()
+    word = str(schema.get("$ref", "")).rpartition("/")[2]
+    if word in known:
+        return {key: known[word].summary(key) for key in known[word]}
+    inner = [*(schema.get(kind) or [] for kind in ("anyOf", "oneOf", "allOf", "prefixItems"))]
+    parts = [part for each in inner for part in each] + [schema.get("items"), schema.get("additionalProperties")]
+    found: dict[str, str] = {}
+    for part in parts:
+        found |= _choices(part) if isinstance(part, Mapping) else {}
+    return found
 
 
 def _written(value: Any) -> str:

@@ -16,7 +16,8 @@ from decoct.steps.compressing import Compressing
 class Prune(Compressing):
     """Removes channels, heads or layers of a student, or sets weights to zero, and lets it recover.
 
-    `scheme`: what is done, one of `decoct list pruning`; channels by default. `ratio`: short for the scheme's own.
+    `scheme`: what is done, one of `decoct list pruning`; channels by default. `ratio`: short for the scheme's own, of
+    channels, heads, layers, magnitude or movement.
     """
 
     use: ClassVar[str] = "prune"
