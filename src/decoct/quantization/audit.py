@@ -245,6 +245,22 @@ def _signed(graph: Graph, dequantizer: Any) -> bool:
     return zero in graph.constants and graph.constants[zero].data_type == TensorProto.INT8
 
 
+def _whole(graph: Graph, node: Any) -> str:
+    """The name of an activation; HardSwish where x * HardSigmoid(x) is written out."""
+    after = graph.alone(node.output[0])
+    if node.op_type == "HardSigmoid" and after is not None and after.op_type == "Mul":
+        before = {_stored_codes(graph, name) for name in after.input if name != node.output[0]}
+        if before == {_stored_codes(graph, node.input[0])}:
+            return "HardSwish"
+    return str(node.op_type)
+
+
+def _stored_codes(graph: Graph, name: str) -> str:
+    """The codes that a tensor is made from by a dequantizer; else the tensor itself."""
+    maker = graph.maker.get(name)
+    return str(maker.input[0]) if maker is not None and maker.op_type == "DequantizeLinear" else name
+
+
 def _between(graph: Graph) -> dict[str, int]:
     """Activations that read what was dequantized and lead to a quantizer again."""
     found: Counter[str] = Counter()
@@ -253,5 +269,5 @@ def _between(graph: Graph) -> dict[str, int]:
             continue
         made = [graph.maker.get(name) for name in node.input if name]
         if any(each is not None and each.op_type in ("DequantizeLinear", *INTEGER) for each in made):
-            found[node.op_type] += 1
+            found[_whole(graph, node)] += 1
     return dict(found)
