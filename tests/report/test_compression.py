@@ -113,6 +113,8 @@ def test_whether_integers_paid_is_said(records, p50, tone, text):
     results["models"][1]["latency"]["noisy"] = True
     noisy = next(each for each in findings(results) if "its float file" in each.text)
     assert noisy.tone == ("note" if tone == "note" else "open")
+    assert ("it may be chance" in noisy.text) == (tone != "note")
+    assert tone == "note" or "did not pay" not in noisy.text
 
 
 def test_the_twin_has_the_same_steps_and_was_measured_alike(records):

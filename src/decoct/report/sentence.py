@@ -296,11 +296,13 @@ def _paid(model: ModelRecord, twin: ModelRecord, ratio: float) -> Finding:
     noisy = any(each.latency is not None and each.latency.noisy for each in (model, twin))
     if max(ratio, 1 / ratio) < SAME_SPEED:
         return Finding(f"{names(model)} answers as fast as {its}: integers gained no speed here.{size}", "note")
+    way = "faster" if ratio > 1 else "slower"
+    text = f"{names(model)} answers {units.times(max(ratio, 1 / ratio))} times {way} than {its}"
+    if noisy:
+        return Finding(f"{text}, measured with noise, so that it may be chance.{size}", "open")
     if ratio > 1:
-        text = f"{names(model)} answers {units.times(ratio)} times faster than {its}.{size}"
-        return Finding(text, "open" if noisy else "better")
-    slower = f"answers {units.times(1 / ratio)} times slower than {its}"
-    return Finding(f"{names(model)} {slower}: integers did not pay here.{size}", "open" if noisy else "worse")
+        return Finding(f"{text}.{size}", "better")
+    return Finding(f"{text}: integers did not pay here.{size}", "worse")
 
 
 def _warnings(results: Results) -> Iterator[Finding]:
