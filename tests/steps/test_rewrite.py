@@ -18,6 +18,7 @@ from decoct.errors import PathError, RecipeError
 from decoct.models.saving import load_model
 from decoct.models.small_resnet import SmallResNet
 from decoct.models.transformers import Transformers
+from decoct.pruning.channels import Channels
 from decoct.pruning.magnitude import Magnitude
 from decoct.rewriting.grouped_attention import GroupedAttention
 from decoct.rewriting.low_rank import LowRank
@@ -147,6 +148,19 @@ def test_named_blocks_and_refusals(tmp_path: Path, data: Dataset, task: ImageCla
         with pytest.raises(error, match=text):
             rewritten(tmp_path / str(number), data, task, trained, recover=LayerByLayer(blocks=blocks, share=1))
         assert not (tmp_path / str(number) / "small").exists()
+
+
+def test_channels_that_no_block_keeps_are_refused_in_short(
+    tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact
+) -> None:
+    step = Prune(
+        name="thin", budget=Budget(steps=2), recover=LayerByLayer(share=1), scheme=Channels(round_to=2), **SHORT
+    )
+    with pytest.raises(
+        RecipeError, match=r"no changed layer \(.* and \d+ more\).*name `blocks`.*recover: after"
+    ) as found:
+        step.run({"model": trained}, context(tmp_path, data, task, "thin"))
+    assert len(str(found.value)) < 320
 
 
 def test_masks_and_zeros_are_held(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:

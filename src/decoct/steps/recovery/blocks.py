@@ -17,7 +17,7 @@ from decoct.steps.learning import Lesson
 from decoct.steps.shrinking import EVIDENCE_BATCHES
 from decoct.training.blockwise import Block, Calls, first_tensor
 
-SHOWN = 6
+SHOWN, NAMED = 6, 3
 Reference = Callable[[Batch], Calls]
 
 
@@ -129,7 +129,8 @@ def _try(original: nn.Module, module: nn.Module, call: Call) -> Block | str:
         again = first_tensor(original(*copied(call.args), **copied(call.kwargs)))
         said = first_tensor(module(*copied(call.args), **copied(call.kwargs)))
     except (TypeError, RuntimeError) as error:
-        return f"alone it does not run on what its original took ({str(error).splitlines()[0]})"
+        reason = next(iter(str(error).splitlines()), "")[:80]
+        return f"alone it does not run on what its original took ({reason})"
     if said.shape != wanted.shape:
         return f"it gives {tuple(said.shape)}, its original {tuple(wanted.shape)}"
     if not torch.allclose(again, wanted, atol=1e-3, rtol=1e-3):
@@ -140,7 +141,7 @@ def _try(original: nn.Module, module: nn.Module, call: Call) -> Block | str:
 def _nearest(changed: Sequence[str], verdicts: Mapping[str, Block | str]) -> dict[str, Block]:
     """For each changed layer the first module upwards that will do."""
     found: dict[str, Block] = {}
-    reasons = []
+    refused = []
     for path in changed:
         for each in _upwards(path):
             verdict = verdicts[each]
@@ -148,11 +149,12 @@ def _nearest(changed: Sequence[str], verdicts: Mapping[str, Block | str]) -> dic
                 found[each] = verdict
                 break
         else:
-            reasons.append(f"{path}: {verdicts[path]}")
+            refused.append(path)
     if not found:
-        why = f": {'; '.join(reasons[:SHOWN])}" if reasons else ""
+        more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
+        which = f" ({', '.join(refused[:NAMED])}{more})" if refused else ""
         raise RecipeError(
-            f"layer_by_layer: blocks is auto, and no changed layer, nor a module around one, takes and gives what it "
-            f"did{why}; name `blocks`, or use another `recover`"
+            f"layer_by_layer: blocks is auto, and no changed layer{which}, nor a module around one, keeps the shapes "
+            "of what it takes and gives; name `blocks` that do, or use recover: after"
         )
     return found
