@@ -147,6 +147,20 @@ def test_masks_are_complete_when_until_is_the_end_of_the_budget():
         Magnitude(begin=0.6).companion(module, NONE, 0.6)
 
 
+@pytest.mark.parametrize("scheme", [Magnitude(ratio=0.5), Movement(ratio=0.5), NM(schedule="gradual")])
+def test_a_budget_that_ends_early_completes_the_masks(scheme):
+    module = net()
+    companion = scheme.companion(module, NONE, 1.0)
+    with torch.no_grad():
+        companion.after_step(Clock(0, 0, 0.0), torch.optim.SGD(module.parameters()))
+        assert not companion.ready
+        assert companion.finish()
+        after = zeros(module)
+        assert not companion.finish()
+    assert companion.ready
+    assert after == zeros(module) == sum(each.before - each.after for each in scheme.changes(module)) > 0
+
+
 def test_stages_make_up_the_whole():
     assert [Magnitude(ratio=0.8).stage(k, 4).ratio for k in (1, 2, 4)] == pytest.approx([0.4625, 0.7, 0.8])
     assert Magnitude(ratio=0.8, schedule="linear").stage(1, 4).ratio == pytest.approx(0.2)
@@ -326,3 +340,13 @@ def test_a_companion_goes_on_from_its_state(scheme):
     train(*again, clocks(10)[5:])
     assert all(torch.equal(a, b) for a, b in zip(whole[0].parameters(), again[0].parameters()))
     assert zeros(again[0]) > 0
+
+
+def test_movement_at_once_leaves_statistics_and_modes_alone():
+    module = net().train()
+    before = {name: each.clone() for name, each in module.state_dict().items()}
+    x = torch.randn(16, 8, 3, 3)
+    evidence = Evidence((x,), losses=lambda each: iter([each(x).square().mean()]))
+    Movement(ratio=0.5).apply(module, evidence)
+    assert all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
+    assert all(each.training for each in module.modules())

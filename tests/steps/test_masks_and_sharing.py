@@ -130,6 +130,32 @@ def test_shared_weights_learn_and_ship_small(folder, name):
         assert count[1] < count[0]
 
 
+@pytest.mark.parametrize("budget", [{"steps": 1}, {"seconds": 0.2}])
+@pytest.mark.parametrize("recover", ["joint", "sparsify"])
+def test_masks_are_complete_whatever_the_budget(folder, budget, recover):
+    made = recipe(TEACHER, STUDENT, case("magnitude_joint", budget=budget, recover={"use": recover}))
+    found = made.run(folder).artifact("made")
+    assert zeros(load_model(found)) == pytest.approx(0.7, abs=1e-3)
+    assert found.scores
+    again = [json.loads(line) for line in (found.folder / "log.jsonl").read_text().splitlines()]
+    scores = [each["scores"]["chosen"] for each in again if each["kind"] == "validation"]
+    assert scores[-1] is not None
+    assert 0 <= scores[-1] <= 1
+
+
+def test_zeros_stay_in_a_codebook(folder):
+    """Deep Compression: prune, then share; layers too small for a codebook keep their zeros too."""
+    pruned = {**case("magnitude_joint"), "name": "pruned"}
+    run = recipe(TEACHER, STUDENT, pruned, case("codebook_after", inputs={**TAUGHT, "model": "pruned"})).run(folder)
+    before, after = (dict(load_model(run.artifact(each)).named_modules()) for each in ("pruned", "made"))
+    layers = {path: each.weight for path, each in before.items() if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)}
+    assert any(isinstance(each, Clustered) for each in after.values())
+    assert any(not isinstance(after[path], Clustered) and (each == 0).any() for path, each in layers.items())
+    for path, weight in layers.items():
+        if (weight == 0).float().mean() >= 1 / 16:
+            assert (after[path].weight[weight == 0] == 0).all(), path
+
+
 class Stop(Exception):
     pass
 

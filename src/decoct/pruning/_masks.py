@@ -228,11 +228,20 @@ class Growing(Companion):
             self.scoring.observe(self.projection.masks)
             due = clock.step % self.pace.every == 0 or wanted == 1
             if wanted is not None and due and (wanted > self.strength or self.scoring.moves):
-                self.strength = max(wanted, self.strength)
-                masks = self.rule(self.scoring.scores(), self.strength)
-                self.scoring.restore()
-                self.projection.replace(masks)
+                self._grow(max(wanted, self.strength))
         return self.projection.after_step(clock, optimizer)
+
+    def finish(self) -> bool:
+        if self.ready:
+            return False
+        self._grow(1.0)
+        return True
+
+    def _grow(self, strength: float) -> None:
+        self.strength = strength
+        masks = self.rule(self.scoring.scores(), strength)
+        self.scoring.restore()
+        self.projection.replace(masks)
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"projection": self.projection.state_dict(), "scoring": self.scoring.state_dict()}

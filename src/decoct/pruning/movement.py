@@ -10,6 +10,7 @@ from torch import nn
 
 from decoct.compression import Compressed, Evidence
 from decoct.pruning._masks import ByMovement, Unstructured, masked
+from decoct.pruning._scores import gradients
 
 
 class Movement(Unstructured):
@@ -26,11 +27,9 @@ class Movement(Unstructured):
     def apply(self, module: nn.Module, evidence: Evidence) -> Compressed:
         weights = self.weights(module)
         scores = {name: torch.zeros_like(each) for name, each in weights.items()}
-        for loss in evidence.losses_of(module, "movement pruning at once"):
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for (name, each), gradient in zip(weights.items(), found):
-                if gradient is not None:
-                    scores[name] -= each.detach() * gradient
+        for found in gradients(module, evidence, "movement pruning at once"):
+            for name in weights.keys() & found.keys():
+                scores[name] -= weights[name].detach() * found[name]
         lowest = {name: torch.where(each.detach() == 0, -torch.inf, scores[name]) for name, each in weights.items()}
         return masked(module, self.masks(lowest, 1.0))
 

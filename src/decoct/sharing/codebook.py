@@ -87,7 +87,9 @@ class Codebook(Scheme):
         return self.replace(clusters=round(256 * (self.clusters / 256) ** (number / count)))
 
     def hold(self, module: nn.Module) -> Companion | None:
+        """Keeps at zero the centroids that are, and weights of layers without a codebook that were pruned."""
         zeros = {path: each.centroids for path, each in _clustered(module) if bool((each.centroids == 0).any())}
+        zeros |= _pruned(module)
         return Projection(zeros, {path: each.detach() != 0 for path, each in zeros.items()}) if zeros else None
 
 
@@ -95,6 +97,16 @@ def _clustered(module: nn.Module) -> Iterator[tuple[str, Clustered]]:
     for path, each in module.named_modules():
         if isinstance(each, Clustered):
             yield path, each
+
+
+def _pruned(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of plain layers, by name, some of which are zero and not all."""
+    books = {id(each) for _, layer in _clustered(module) for each in layer._parameters.values()}
+    return {
+        name: each
+        for name, each in module.named_parameters()
+        if "weight" in name and each.ndim > 1 and id(each) not in books and 0 < each.count_nonzero() < each.numel()
+    }
 
 
 def _with(root: nn.Module, replaced: dict[int, nn.Module]) -> nn.Module:

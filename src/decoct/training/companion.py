@@ -30,6 +30,13 @@ class Companion(ABC):
     def ready(self) -> bool:
         """Whether the module is as the scheme wants it in the end, so that its scores may be compared."""
 
+    def finish(self) -> bool:
+        """Completes its work when the budget ends before that, as one of seconds may; whether it changed the module.
+
+        Nothing by default. Works in place, without gradient.
+        """
+        return False
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """What must be checkpointed."""
@@ -50,6 +57,11 @@ class Accompanied(ManagedUpdate):
         with torch.no_grad():
             more = self.companion.after_step(clock, self.optimizer)
         return {**logged, **more}
+
+    def finish(self) -> bool:
+        """Lets the companion complete its work after the last step; whether it changed the module."""
+        with torch.no_grad():
+            return self.companion.finish()
 
     def settings(self, clock: Clock) -> dict[str, Any]:
         return self.update.settings(clock)

@@ -20,6 +20,7 @@ from decoct.training.base import History, ManagedUpdate, Options, Update
 from decoct.training.budget import Budget
 from decoct.training.checkpoint import Checkpoints
 from decoct.training.clock import Clock
+from decoct.training.companion import Accompanied
 from decoct.training.guards import NonFinite, Origin
 from decoct.training.log import Log, Means
 from decoct.training.packing import pack, unpack
@@ -169,8 +170,10 @@ class Run:
         return History(self.log.records, self.position.step, *found, resumed)
 
     def _last_things_to_do(self) -> bool:
-        """What is left when the budget is used up: validation, the last record, the last checkpoint."""
+        """What is left when the budget is used up: a companion's end, validation, the last record and checkpoint."""
         position = self.position
+        if position.step and isinstance(self.update, Accompanied) and self.update.finish():
+            position.validated, self.changed = -1, True
         if self.validate is not None and position.validated != position.step:
             position.pending = True
             return True
@@ -236,8 +239,6 @@ class Run:
         self.position.batch = 0
         if self.validate is not None and self._due():
             self.position.pending = True
-
-    # Validation.
 
     def _due(self) -> bool:
         """Whether an epoch's end asks for a validation: a twentieth of the run after the last one, at least."""
@@ -365,8 +366,6 @@ class Run:
         elif self._load() is None:
             raise Diverged("loss or gradient is not finite and there is no whole checkpoint to go back to; start anew")
         self.changed = True
-
-    # Clock.
 
     def _progress(self) -> float:
         done, total = self._done()
