@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from decoct import cli
 from decoct.apply import apply, changed
 from decoct.artifact import Artifact
-from decoct.errors import RecipeError
+from decoct.errors import BudgetMissed, DataError, RecipeError
 from decoct.models.onnx_file import open_session
 from decoct.recipe import Recipe
 
@@ -100,6 +100,43 @@ def test_a_calibration_that_cannot_be_is_refused(
     with pytest.raises(RecipeError, match=words):
         apply(step, student, tmp_path / "out", calibration=calibration)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_folder_that_gives_no_other_data_is_refused(student: Path, tmp_path: Path, full: bool) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    if full:
+        (other / "a.txt").write_text("a")
+    with pytest.raises(DataError, match=f"--calibration {other}: .*train, validation"):
+        apply("quantize", student, tmp_path / "out", calibration=str(other))
+    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+
+
+def test_orders_that_recipes_refuse_are_refused_here_too(student: Path, tmp_path: Path) -> None:
+    cut = ["recover={use: none}", "ratio=0.5", "round_to=1"]
+    apply("prune", student, tmp_path / "cut", cut)
+    with pytest.raises(RecipeError, match="'prune' was cut and has not recovered"):
+        apply("quantize", tmp_path / "cut", tmp_path / "int8", recipe=student.parent / "recipe.yaml")
+    apply("prune", student, tmp_path / "kept", [*cut[1:], "budget.steps=2"])
+    apply("quantize", tmp_path / "kept", tmp_path / "int8", recipe=student.parent / "recipe.yaml")
+    with pytest.raises(RecipeError, match="quantized already"):
+        apply("quantize", tmp_path / "int8", tmp_path / "again", recipe=student.parent / "recipe.yaml")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["cut", "int8", "kept"]
+
+
+def test_a_step_that_is_refused_leaves_nothing_and_one_that_is_stopped_its_checkpoints(
+    student: Path, tmp_path: Path
+) -> None:
+    def stop(event: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(BudgetMissed):
+        apply("quantize", student, tmp_path / "out", ["max_size_bytes=10"])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        apply("quantize", student, tmp_path / "out", watch=stop)
+    assert [each.name for each in tmp_path.iterdir()] == [".out.applying"]
 
 
 def test_a_scheme_setting_that_is_wrong_is_named_with_the_nearest(student: Path, tmp_path: Path) -> None:

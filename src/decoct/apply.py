@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoct import recipe_file, run
 from decoct.artifact import Artifact
-from decoct.errors import DataError, RecipeError, did_you_mean
+from decoct.errors import DataError, DecoctError, RecipeError, did_you_mean
 from decoct.models.saving import WEIGHTS
 from decoct.recipe import Recipe
 from decoct.steps import CATALOGUE
 from decoct.steps.base import Context, Step
 from decoct.steps.export import RECORD as EXPORTED
+from decoct.steps.ordering import order_problem
 from decoct.steps.quantize import SPLITS
 from decoct.steps.shrinking import REPORT
 
@@ -66,10 +68,11 @@ def apply(
     data, task = run.prepare(origin, options)
     if source is not None:
         data = _calibrated_by(origin, data, source, offline)
+    _in_order(step, inputs.get("model"))
     listed = {each: [value] for each, value in inputs.items()}
     key = run.key_of(step, listed, data, task, origin.seed)
     beside = out.with_name(f".{out.name}.applying")
-    with run.lock(beside):
+    with run.lock(beside), _removed_when_refused(beside):
         context = Context(
             task=task,
             data=data,
@@ -87,6 +90,34 @@ def apply(
         made = step.run(listed if step.gives == "records" else inputs, context)
     shutil.rmtree(beside, ignore_errors=True)
     return made
+
+
+@contextlib.contextmanager
+def _removed_when_refused(beside: Path) -> Iterator[None]:
+    """Removes the folder of checkpoints where a step says what is wrong; what is interrupted goes on from them."""
+    try:
+        yield
+    except DecoctError:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _in_order(step: Step, source: Any) -> None:
+    """RecipeError where a recipe would refuse the step after what made the artifact, as its report says."""
+    if not isinstance(source, Artifact) or not (source.folder / REPORT).is_file():
+        return
+    record = source.json(REPORT)
+    if record.get("step") not in CATALOGUE:  # of an older version
+        return
+    fields = {"name": source.name, "scheme": record["scheme"], "recover": record["recover"]}
+    try:
+        made_by = CATALOGUE.resolve(record["step"]).parse(fields)
+    except RecipeError:  # a plugin that is not allowed here, or settings of another version
+        return
+    assert isinstance(made_by, Step)
+    problem = order_problem(step, made_by)
+    if problem:
+        raise RecipeError(f"{source.folder}: {problem}")
 
 
 def changed(made: Artifact, given: Path | str) -> list[dict[str, Any]]:
@@ -130,7 +161,15 @@ def _calibrating(name: str, settings: Sequence[str], calibration: str) -> tuple[
 
 def _calibrated_by(origin: Recipe, data: Dataset, folder: Path, offline: bool) -> Dataset:
     """The data with the training split of another folder, read as the recipe's data are."""
+    if not any(each.is_file() for each in folder.rglob("*")):
+        raise DataError(f"--calibration {folder}: the folder holds no file; give data, or one of {', '.join(SPLITS)}")
     other = origin.data.replace(path=folder).open(offline=offline)
+    own = origin.data.path
+    if other.fingerprint == data.fingerprint and (own is None or folder.resolve() != own.resolve()):
+        raise DataError(
+            f"--calibration {folder}: read as {origin.data.use}, this gives the recipe's own data; calibrate on one "
+            f"of their splits ({', '.join(SPLITS)}), or name a folder of other data of that kind"
+        )
     if other.classes != data.classes:
         raise DataError(f"--calibration {folder}: its classes are not those of the recipe's data; give like data")
     fingerprint = hashlib.sha256(f"{data.fingerprint} {other.fingerprint}".encode()).hexdigest()

@@ -166,12 +166,16 @@ def reporting(
     """What writes compression.json: the scheme, what became of each layer, parameters and MACs before and after."""
     facts = [_facts(module, at_work) for module in modules]
     record = {
-        "scheme": step.scheme.plain(),
+        **_made_by(step),
         "before": facts[0],
         "after": facts[1],
         "changes": [each.data() for each in changes],
     }
     return lambda draft: draft.write_json(REPORT, record)
+
+
+def _made_by(step: Compressing) -> dict[str, Any]:
+    return {"step": step.use, "scheme": step.scheme.plain(), "recover": step.recover.plain()}
 
 
 def _facts(module: nn.Module, at_work: Lesson) -> dict[str, Any]:
@@ -206,7 +210,7 @@ def save_last(made: Sequence[Artifact], step: Compressing, context: Context) -> 
     merged = [{**each, "before": first[key]["before"]} for key, each in last.items() if each["kind"] != "layers"]
     merged += _blocks_over([[each for each in r["changes"] if each["kind"] == "layers"] for r in reports])
     record = {
-        "scheme": step.scheme.plain(),
+        **_made_by(step),
         "before": reports[0]["before"],
         "after": reports[-1]["after"],
         "changes": merged,
