@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader
 
 import decoct as dc
 from decoct.errors import RecipeError
+from decoct.quantization.dynamic import Dynamic
+from decoct.shipping import _write_quantized
+from decoct.targets.onnx import graph
 from test_api import SHORT, Rows, Texts, loader, network, text_rows
 
 
@@ -53,3 +56,27 @@ def test_a_regression_student_gives_values(tmp_path: Path) -> None:
     assert [each.name for each in session.get_outputs()] == ["values"]
     with pytest.raises(RecipeError, match=r"features is torch\.float64"):
         found.export(tmp_path / "small.onnx", example=x.double())
+
+
+def test_export_leaves_a_module_in_its_modes(tmp_path: Path) -> None:
+    x = torch.randn(8, 4)
+    module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
+    module[2].eval()
+    before = [each.training for each in module.modules()]
+    dc.export(module, tmp_path / "a.onnx", example=x)
+    assert [each.training for each in module.modules()] == before == [True, True, True, False]
+    with pytest.raises(RecipeError):
+        dc.export(module, tmp_path / "b.onnx", example=None)
+    assert [each.training for each in module.modules()] == before
+
+
+def test_a_quantized_model_is_written_after_what_it_needs(tmp_path: Path) -> None:
+    module, x = nn.Linear(4, 2).eval(), torch.randn(3, 4)
+    proto = graph(module, {"input": x}, axes={"input": {0: "batch"}}, output="logits", opset=20)
+    blocked = tmp_path / "model.tokenizer.json"
+    blocked.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        _write_quantized(
+            tmp_path / "model.onnx", Dynamic(), proto, module, {"input": x.numpy()}, None, assets={blocked: "{}"}
+        )
+    assert not (tmp_path / "model.onnx").exists()

@@ -7,7 +7,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -169,9 +168,8 @@ def _quantize_artifact(
 
     proto = graph(program, task.example(side), axes=task.axes(side), output=task.output, opset=Onnx().opset)
     feed = task.feed(_samples(task, side, example), side)
-    numbers = task.output == "values"
     assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in task.assets(side).items()}
-    feeds = _feeds(calibration, feed_of)
+    feeds, numbers = _feeds(calibration, feed_of), task.output == "values"
     record = _write_quantized(path, scheme, proto, program, feed, feeds, numbers=numbers, assets=assets)
     if example is None:
         record["verified"]["made_up"] = True
@@ -187,7 +185,7 @@ def _write_quantized(
     feeds: Feeds | None,
     *,
     numbers: bool = False,
-    assets: Mapping[Path, str] = MappingProxyType({}),
+    assets: Mapping[Path, str] | None = None,
 ) -> dict[str, Any]:
     """Quantizes a graph, runs the file on `feed` beside the float program, and writes it after its `assets`."""
     found = scheme.quantize(proto, feeds, None)
@@ -201,7 +199,7 @@ def _write_quantized(
         if not np.isfinite(verified["max_abs_diff"]):
             raise IntegrityError(f"{path}: the quantized file answers with numbers that are not finite")
         kernels = audit(written, found.changes)
-        for place, text in assets.items():
+        for place, text in (assets or {}).items():
             write_whole(place, text)
         write_whole(path, written.read_bytes())
     if kernels.warning():
