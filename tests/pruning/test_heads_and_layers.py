@@ -154,6 +154,7 @@ def test_scores_of_blocks() -> None:
     assert [each.after for each in even.changes] == [1, 0, 1, 0, 1]
     kept = Layers(ratio=0.4, score="even", protect=("2",)).apply(net, Evidence((x,)))
     assert [(each.after, each.note) for each in kept.changes][1] == (1, "protected")
+    assert sum(each.after for each in kept.changes) == 3, "protection leaves the number that goes as it is"
 
 
 def test_residual_blocks_of_one_shape_go_and_others_stay() -> None:

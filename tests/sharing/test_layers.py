@@ -123,3 +123,14 @@ def test_groups_by_path_and_what_is_wrong_with_them():
     kept = SharedLayers(protect=("layer1.1",)).apply(net(), NONE).module
     assert kept.layer1[0].conv1.weight is kept.layer1[2].conv1.weight
     assert kept.layer1[0].conv1.weight is not kept.layer1[1].conv1.weight
+
+
+def test_what_is_protected_is_shared_by_no_group() -> None:
+    groups = (("layer2.1", "layer2.2"),)
+    with pytest.raises(RecipeError, match=r"groups names layer2.1, and protect keeps"):
+        SharedLayers(groups=groups, protect=("layer2.1.conv1",)).apply(net(), NONE)
+    made = SharedLayers(groups=groups, protect=("layer2.3",)).apply(net(), NONE).module
+    assert made.layer2[1].conv1.weight is made.layer2[2].conv1.weight
+    apart = SharedLayers(protect=("layer2.2.conv1",)).apply(net(), NONE).module
+    assert apart.layer2[1].conv1.weight is apart.layer2[3].conv1.weight
+    assert apart.layer2[1].conv2.weight is not apart.layer2[2].conv2.weight

@@ -148,7 +148,7 @@ def _compare(module: nn.Module, again: nn.Module, probe: Probe | None) -> None:
         return
     device = next((tensor.device for tensor in all_tensors(module).values()), torch.device("cpu"))
     again.to(device)
-    with _evaluating(module), _evaluating(again), torch.no_grad():
+    with evaluating(module, again), torch.no_grad():
         if _same(probe(module), probe(again)):
             return
         with _laid_out_plainly(module):
@@ -190,13 +190,23 @@ def _laid_out_plainly(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = {each: each.training for each in module.modules()}
-    module.eval()
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode while the body runs; then each module has its own mode again, also after an exception.
+
+    >>> module = nn.Sequential(nn.Dropout()).train()
+    >>> with evaluating(module):
+    ...     module[0].training
+    False
+    >>> module[0].training
+    True
+    """
+    modes = [(each, each.training) for module in modules for each in module.modules()]
     try:
+        for module in modules:
+            module.eval()
         yield
     finally:
-        for each, mode in modes.items():
+        for each, mode in modes:
             each.training = mode
 
 

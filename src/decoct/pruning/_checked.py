@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from decoct.compression import Evidence
+from decoct.models.saving import evaluating
 from decoct.pruning._cut import cut
 from decoct.pruning._graph import Group, tensors_in
 from decoct.pruning._scores import removed
@@ -56,11 +57,5 @@ def _tried(
 
 
 def _shapes(module: nn.Module, evidence: Evidence) -> list[torch.Size]:
-    modes = {each: each.training for each in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            return [each.shape for each in tensors_in(evidence.run(module))]
-    finally:
-        for each, mode in modes.items():
-            each.training = mode
+    with torch.no_grad(), evaluating(module):
+        return [each.shape for each in tensors_in(evidence.run(module))]

@@ -13,6 +13,7 @@ from torch import nn
 
 from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import PathError, RecipeError
+from decoct.models.saving import evaluating
 from decoct.outputs import Captured, capture
 from decoct.pruning._checked import cut_checked
 from decoct.pruning._rounds import InRounds
@@ -56,7 +57,11 @@ class Layers(InRounds):
         if self.score == "even":
             at = np.linspace(0, len(blocks) - 1, len(blocks) - count).round().astype(int)
             stay = {blocks[i] for i in at} | (set(blocks) - set(free))
-            return [path for path in free if path not in stay][:count]
+            gone = [path for path in free if path not in stay]
+            if len(gone) >= count:
+                return gone[:count]
+            at = np.linspace(0, len(free) - 1, len(free) - count).round().astype(int)  # protected blocks are in the way
+            return [path for i, path in enumerate(free) if i not in at]
         if self.score == "taylor":
             scores = _taylor(module, evidence, free)
         else:
@@ -89,15 +94,9 @@ def _blocks(module: nn.Module, evidence: Evidence) -> list[str]:
 
 
 def _seen(module: nn.Module, evidence: Evidence, paths: Sequence[str]) -> Captured:
-    modes = {each: each.training for each in module.modules()}
     wanted = [text for path in paths for text in (path, f"{path}[0]", f"{path}@input")]
-    module.eval()
-    try:
-        with torch.no_grad(), capture(module, wanted) as found:
-            evidence.run(module)
-    finally:
-        for each, mode in modes.items():
-            each.training = mode
+    with torch.no_grad(), evaluating(module), capture(module, wanted) as found:
+        evidence.run(module)
     return found
 
 

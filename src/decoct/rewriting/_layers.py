@@ -13,6 +13,7 @@ from torch import nn
 
 from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import PathError, RecipeError, did_you_mean
+from decoct.models.saving import evaluating
 from decoct.spec import Spec
 
 SHOWN = 6
@@ -104,15 +105,11 @@ def _reasons(found: Mapping[str, Rewritten | Kept]) -> str:
 
 def _must_run(scheme: Spec, work: nn.Module, evidence: Evidence, paths: list[str]) -> None:
     """RecipeError where the network reads what the replaced layers no longer have, as their weight."""
-    modes = {each: each.training for each in work.modules()}
-    work.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(work):
             evidence.run(work)
     except AttributeError as error:
         raise RecipeError(
             f"{scheme.use}: the network does not run with {', '.join(paths[:SHOWN])} replaced, for its code reads into "
             f"a layer directly ({error}); protect these layers"
         ) from error
-    for each, mode in modes.items():
-        each.training = mode

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from decoct.compression import Evidence
 from decoct.errors import PathError, RecipeError
+from decoct.models.saving import evaluating
 from decoct.outputs import capture
 
 Take = Callable[[str, Mapping[str, Tensor]], None]
@@ -48,13 +49,9 @@ def watch(module: nn.Module, evidence: Evidence, paths: Sequence[str], take: Tak
             idle.discard(path)
             take(path, seen)
 
-    modes = {each: each.training for each in module.modules()}
-    module.eval()
     every = [name for names in wanted.values() for name in names]
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(module):
         evidence.passes(_Watched(module, every, look).eval())
-    for each, mode in modes.items():
-        each.training = mode
     return idle
 
 

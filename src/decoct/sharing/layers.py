@@ -53,6 +53,9 @@ class SharedLayers(Scheme):
     def _groups(self, root: nn.Module, kept: set[str]) -> Iterator[tuple[str, list[list[str]]]]:
         """Where, and the blocks of each group by path."""
         if isinstance(self.groups, tuple):
+            for path in (path for each in self.groups for path in each):
+                if _touched(path, kept):
+                    raise RecipeError(f"groups names {path}, and protect keeps it or a part of it; drop one of the two")
             yield "groups", [list(each) for each in self.groups]
             return
         for path, stack in _stacks(root, kept):
@@ -114,12 +117,17 @@ def _stacks(root: nn.Module, kept: set[str]) -> Iterator[tuple[str, list[str]]]:
         alike: dict[Any, list[str]] = {}
         for name, child in module.named_children():
             here = f"{path}.{name}" if path else name
-            if here not in kept and list(child.children()) and any(True for _ in child.parameters()):
+            if not _touched(here, kept) and list(child.children()) and any(True for _ in child.parameters()):
                 alike.setdefault(_shape(child), []).append(here)
         for stack in alike.values():
             if len(stack) > 1:
                 inside += stack
                 yield path, stack
+
+
+def _touched(path: str, kept: set[str]) -> bool:
+    """Whether a block or a part of it is protected."""
+    return path in kept or any(each.startswith(f"{path}.") for each in kept)
 
 
 def _parts(stack: Sequence[str], groups: int) -> list[list[str]]:

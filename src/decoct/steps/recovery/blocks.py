@@ -12,6 +12,7 @@ from torch import nn
 
 from decoct.compression import Change
 from decoct.errors import PathError, RecipeError, did_you_mean
+from decoct.models.saving import evaluating
 from decoct.outputs import Batch, Call, Needs, copied, recorded
 from decoct.steps.learning import Lesson
 from decoct.steps.shrinking import EVIDENCE_BATCHES
@@ -36,13 +37,8 @@ def find_blocks(
     paths = [name for name, _ in student.named_modules() if name]
     asked = _matching(patterns, paths) if patterns is not None else _changed(changes, paths)
     wanted = asked if patterns is not None else list(dict.fromkeys(p for each in asked for p in _upwards(each)))
-    modes = [(each, each.training) for part in (original, student) for each in part.modules()]
-    for part in (original, student):
-        part.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(original, student):
         verdicts = dict(_tried(wanted, original, at_work))
-    for module, training in modes:
-        module.training = training
     if patterns is not None:
         if refused := [f"{path}: {verdict}" for path, verdict in verdicts.items() if isinstance(verdict, str)]:
             raise RecipeError(f"blocks: {'; '.join(refused[:SHOWN])}")
@@ -65,16 +61,11 @@ def scaled(blocks: Mapping[str, Block], reference: Reference, at_work: Lesson) -
 
 def errors(blocks: Mapping[str, Block], reference: Reference, at_work: Lesson) -> dict[str, float]:
     """The error of each block in eval mode, the mean over a few training batches."""
-    module = at_work.student.module
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
     seen: dict[str, list[float]] = {path: [] for path in blocks}
-    with torch.no_grad(), at_work.engine.autocast():
+    with torch.no_grad(), evaluating(at_work.student.module), at_work.engine.autocast():
         for calls in _few(reference, at_work):
             for path, block in blocks.items():
                 seen[path].append(float(block.error(calls[path])))
-    for each, training in modes:
-        each.training = training
     return {path: sum(each) / len(each) for path, each in seen.items()}
 
 
