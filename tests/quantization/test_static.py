@@ -170,8 +170,8 @@ def test_layers_in_float_are_named_with_their_cause(tmp_path: Path) -> None:
     seen = audited(found, tmp_path)
     left = {each.layer: each.cause for each in seen.layers if each.runs == "float"}
     assert left == {"4": "protected", "5": "the runtime has no int8 kernel for ConvTranspose"}
-    assert seen.between == {"HardSigmoid": 1}
-    assert "1 HardSigmoid in float" in seen.warning()
+    assert seen.between == {"HardSwish": 1}
+    assert "1 HardSwish in float" in seen.warning()
     assert "2 of 4 layers run in float: 4 (" in seen.warning()
     notes = {each.path: each.note for each in found.changes if each.after == 32}
     assert notes["4"] == "protected"
@@ -182,7 +182,7 @@ def test_signed_activations_are_seen(tmp_path: Path) -> None:
     """The pattern of other tools: codes from -128 to 127 with zero inside block the rectifier."""
     proto = Static().quantize(two(), feeds(), None).graph
     for each in proto.graph.initializer:
-        if each.name.endswith("_zero_point") and each.data_type == onnx.TensorProto.UINT8:
+        if each.name.endswith("_z") and each.data_type == onnx.TensorProto.UINT8:
             each.CopyFrom(numpy_helper.from_array(np.int8(0) + np.zeros((), np.int8), each.name))
     left = [each for each in audit(save(proto, tmp_path / "signed.onnx")).layers if each.runs == "float"]
     assert left

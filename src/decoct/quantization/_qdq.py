@@ -75,28 +75,28 @@ class Writer:
         for name in node.output:
             self._quantizer(name, f"{name}_float" if name in outputs else name, plan)
             if name in outputs:
-                self._dequantize(f"{name}_quantized", plan.tensors[name], name, f"{name}_DequantizeLinear")
+                self._dequantize(f"{name}_q", plan.tensors[name], name)
 
     def _quantizer(self, name: str, floating: str, plan: Flow) -> None:
         if name not in plan.tensors:
             return
         scale, zero = self._code_of(plan.tensors[name])
-        self._add("QuantizeLinear", [floating, scale, zero], f"{name}_quantized", f"{name}_QuantizeLinear")
+        self._add("QuantizeLinear", [floating, scale, zero], f"{name}_q")
 
     def _dequantizer(self, name: str, reader: str, plan: Flow) -> str:
         """A pair's second half for one reader alone, as kernels want it."""
         out = f"{name}_for_{reader}"
         if out not in self._pairs:
             self._pairs.add(out)
-            self._dequantize(f"{name}_quantized", plan.tensors[name], out, f"{out}_DequantizeLinear")
+            self._dequantize(f"{name}_q", plan.tensors[name], out)
         return out
 
-    def _dequantize(self, codes: str, source: str, out: str, name: str) -> None:
-        self._add("DequantizeLinear", [codes, *self._code_of(source)], out, name)
+    def _dequantize(self, codes: str, source: str, out: str) -> None:
+        self._add("DequantizeLinear", [codes, *self._code_of(source)], out)
 
     def _code_of(self, source: str) -> tuple[str, str]:
         code = self.codes[source]
-        scale, zero = f"{source}_scale", f"{source}_zero_point"
+        scale, zero = f"{source}_s", f"{source}_z"
         self._constant(scale, np.float32(code.scale))
         self._constant(zero, np.uint8(code.zero_point))
         return scale, zero
@@ -110,9 +110,7 @@ class Writer:
         name = self._weight(layer.weight, weight, axis, scales)
         out = f"{layer.weight}_for_{layer.node}"
         at = {"axis": axis} if axis is not None else {}
-        self._add(
-            "DequantizeLinear", [f"{name}_quantized", f"{name}_scale", f"{name}_zero_point"], out, f"{out}_dq", **at
-        )
+        self._add("DequantizeLinear", [f"{name}_q", f"{name}_s", f"{name}_z"], out, "", **at)
         copied.input[1] = out
         if bias is not None:
             copied.input[2] = self._bias(layer, bias, scales, code.scale)
@@ -124,12 +122,12 @@ class Writer:
             shape[axis] = -1
         codes = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
         stored, number = name, 1
-        while not self._same(f"{stored}_scale", scales):
+        while not self._same(f"{stored}_s", scales):
             number += 1
             stored = f"{name}_{number}"
-        self._constant(f"{stored}_quantized", codes)
-        self._constant(f"{stored}_scale", scales if axis is not None else scales[0])
-        self._constant(f"{stored}_zero_point", np.zeros(scales.shape if axis is not None else (), np.int8))
+        self._constant(f"{stored}_q", codes)
+        self._constant(f"{stored}_s", scales if axis is not None else scales[0])
+        self._constant(f"{stored}_z", np.zeros(scales.shape if axis is not None else (), np.int8))
         return stored
 
     def _same(self, name: str, scales: np.ndarray) -> bool:
@@ -143,13 +141,13 @@ class Writer:
         own = (np.float32(scale) * scales).astype(np.float32)
         codes = np.rint(bias.astype(np.float64) / own.astype(np.float64))
         limits = np.iinfo(np.int32)
-        self._constant(f"{name}_quantized", np.clip(codes, limits.min, limits.max).astype(np.int32))
+        self._constant(f"{name}_q", np.clip(codes, limits.min, limits.max).astype(np.int32))
         at = {"axis": 0} if self.per_channel else {}
-        self._constant(f"{name}_scale", own if self.per_channel else own[0])
-        self._constant(f"{name}_zero_point", np.zeros(own.shape if self.per_channel else (), np.int32))
-        inputs = [f"{name}_quantized", f"{name}_scale", f"{name}_zero_point"]
-        self._add("DequantizeLinear", inputs, f"{name}_dequantized", f"{name}_dq", **at)
-        return f"{name}_dequantized"
+        self._constant(f"{name}_s", own if self.per_channel else own[0])
+        self._constant(f"{name}_z", np.zeros(own.shape if self.per_channel else (), np.int32))
+        inputs = [f"{name}_q", f"{name}_s", f"{name}_z"]
+        self._add("DequantizeLinear", inputs, f"{name}_d", "", **at)
+        return f"{name}_d"
 
     def _table(self, node: Any, layer: Layer) -> None:
         """Rows of an embedding in int8 with a scale each: codes and scales are looked up, then multiplied."""
@@ -157,16 +155,16 @@ class Writer:
 
         table = self.graph.array(layer.weight)
         scales = np.maximum(weight_scales(table, 0, self.weights), TINY).astype(np.float32)
-        codes, own = f"{layer.weight}_rows", f"{layer.weight}_row_scale"
+        codes, own = f"{layer.weight}_rows", f"{layer.weight}_row_s"
         self._constant(codes, np.clip(np.rint(table / scales[:, None]), -127, 127).astype(np.int8))
         self._constant(own, scales[:, None])
         [out] = node.output
         self._add("Gather", [codes, node.input[1]], f"{out}_codes", f"{node.name}", axis=0)
-        self._add("Gather", [own, node.input[1]], f"{out}_row_scale", f"{node.name}_scale", axis=0)
+        self._add("Gather", [own, node.input[1]], f"{out}_row_s", f"{node.name}_s", axis=0)
         self._add("Cast", [f"{out}_codes"], f"{out}_cast", f"{node.name}_cast", to=TensorProto.FLOAT)
-        self._add("Mul", [f"{out}_cast", f"{out}_row_scale"], out, f"{node.name}_mul")
+        self._add("Mul", [f"{out}_cast", f"{out}_row_s"], out, f"{node.name}_mul")
 
-    def _add(self, operator: str, inputs: list[str], out: str, name: str, **attributes: Any) -> None:
+    def _add(self, operator: str, inputs: list[str], out: str, name: str = "", **attributes: Any) -> None:
         from onnx import helper
 
         self._made.append(helper.make_node(operator, inputs, [out], name=name, **attributes))
