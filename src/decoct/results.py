@@ -58,13 +58,13 @@ def compressions(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> li
             artifact, line = artifacts[node.id], chain(node.step.name, nodes)
             own = next(iter(node.inputs.get("model", ())), "")
             found[node.step.name] = {
+                **record,
                 "step": node.step.name,
                 "use": node.step.use,
                 "seed": node.seed,
                 "path": artifact.folder.name,
                 "source": line[-2] if len(line) > 1 else own,
                 **({"scores": dict(artifact.scores)} if artifact.kind == "model" else {}),
-                **record,
             }
     return [finite(each) for each in found.values()]
 
