@@ -265,7 +265,7 @@ def test_a_real_run_from_the_teacher_to_integers(tmp_path):
         (tmp_path / pruned["path"].replace("03-pruned", "08-student_int8") / "exported.json").read_text()
     )
     assert (pruned["step"], pruned["use"], pruned["source"], pruned["seed"]) == ("pruned", "prune", "student", 0)
-    assert {name: pruned[name] for name in report} == report
+    assert {name: pruned[name] for name in report if name != "step"} == {k: v for k, v in report.items() if k != "step"}
     assert (rounded["use"], rounded["source"]) == ("qat", "pruned")
     assert (int8["source"], int8["changes"]) == ("student_onnx", exported["quantization"]["changes"])
     assert int8["before"]["file_bytes"] == exported["float_bytes"] > int8["after"]["file_bytes"]
