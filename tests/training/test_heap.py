@@ -1,4 +1,4 @@
-"""Keeping freed memory changes no number and gives fewer page faults."""
+"""Keeping freed memory changes no number, and memory that was freed is taken again without a page fault."""
 
 import subprocess
 import sys
@@ -12,12 +12,18 @@ if sys.argv[1] == "kept":
     assert keep_freed_memory()
 torch.manual_seed(0)
 torch.set_num_threads(1)
-total = 0.0
-for _ in range(30):
-    a = torch.randn(1000, 1000)
-    total += float((a * 2).sum())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt, repr(total))
+
+def step():  # as a step does: activations pile up, then all are freed
+    held = [torch.full((500, 1000 + i), 1.0) for i in range(20)]
+    return float(sum(each.sum() for each in held))
+
+total = sum(step() for _ in range(5))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+total += sum(step() for _ in range(20))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, repr(total))
 """
+PAGES = 20 * 20 * 500 * 1000 * 4 // 4096
+"""Pages that the counted steps write to, at least."""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
@@ -28,4 +34,4 @@ def test_freed_memory_is_used_again() -> None:
         faults, total = done.stdout.split()
         found[way] = int(faults), total
     assert found["kept"][1] == found["default"][1]
-    assert found["kept"][0] <= found["default"][0]
+    assert found["kept"][0] < 0.02 * PAGES
