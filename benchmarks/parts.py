@@ -5,7 +5,8 @@
 The teacher and the distilled student are those of benchmarks/guided.py; each row starts from that student, and those
 that train do so under the teacher for `steps` optimizer steps. Bytes, MACs, latency (ONNX Runtime, one thread, one
 sample, interleaved) and accuracy are those of the exported files, mean and deviation over seeds. The picture shows what
-the int8 file loses when one layer alone is in int8. Writes benchmarks/results/parts.md and sensitivity.svg.
+the int8 file loses when one layer alone is in int8. Writes benchmarks/results/parts.md and
+docs/assets/sensitivity.svg.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def summary(results: dict[str, Any], command: str) -> str:
         )
     lines += [
         "",
-        "![What one layer alone costs in int8](sensitivity.svg)",
+        "![What one layer alone costs in int8](../../docs/assets/sensitivity.svg)",
         "",
         f"{len(results['seeds'])} seeds. Command: `python benchmarks/parts.py {command}`.",
         "",
@@ -120,8 +121,8 @@ def main() -> None:
 
     run = recipe(data, given.steps).run(given.out, seeds=given.seeds, watch=watch)
     folder = ROOT / "benchmarks" / "results"
-    found = run.artifact("int8").json("exported.json")["quantization"]
-    (folder / "sensitivity.svg").write_text(picture(found["sensitivity"]), encoding="utf-8")
+    found = run.artifact("int8").json("exported.json")["quantization"]["facts"]
+    (ROOT / "docs" / "assets" / "sensitivity.svg").write_text(picture(found["sensitivity"]), encoding="utf-8")
     text = summary(dict(run.results), f"--seeds {given.seeds} --steps {given.steps}")
     (folder / "parts.md").write_text(text, encoding="utf-8")
     print(text)
