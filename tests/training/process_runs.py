@@ -1,6 +1,7 @@
 """One process of several: an optimizer step on its share of a window; the gradients go to a file. Run by
 test_processes.py with RANK and WORLD_SIZE set, as torchrun sets them."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -62,3 +63,7 @@ def main(objective: str, cuts: list[int], out: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], [int(each) for each in sys.argv[2].split(",") if each], Path(sys.argv[3]))
+    if torch.distributed.is_initialized():  # neither leaves while the other still talks to it
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        os._exit(0)  # gloo's threads may not survive the interpreter's own end
