@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from decoct.models.modes import evaluating, plain_kernels
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> Macs:
     12
     """
     counter = FlopCounterMode(display=False)
-    with _eval(module), _plain_kernels(), torch.no_grad(), counter:
+    with evaluating(module), plain_kernels(), torch.no_grad(), counter:
         module(**inputs)
     inside = {name: sum(each.values()) // 2 for name, each in counter.get_flop_counts().items()}
     total = inside.pop("Global", 0)
@@ -54,27 +53,3 @@ def _by_type(module: nn.Module, by_module: Mapping[str, int]) -> dict[str, int]:
             if by_module[name] > inner:
                 types[type(child).__name__] += by_module[name] - inner
     return dict(types)
-
-
-@contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.backends.mkldnn.flags(enabled=False):
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextlib.contextmanager
-def _eval(module: nn.Module) -> Iterator[Any]:
-    modes = {each: each.training for each in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, mode in modes.items():
-            each.training = mode

@@ -17,6 +17,7 @@ from decoct.artifact import Artifact, Draft
 from decoct.errors import CannotRebuild, RecipeError
 from decoct.models.base import Interface, Model, OutsideModel
 from decoct.models.given import fresh
+from decoct.models.modes import evaluating
 from decoct.models.rewrites import parse, rewritten
 from decoct.models.structure import describe, rebuild
 from decoct.models.weights import all_tensors, fill, read_safetensors
@@ -187,27 +188,6 @@ def _laid_out_plainly(module: nn.Module) -> Iterator[None]:
     finally:
         for tensor, data in held.values():
             tensor.data = data
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode while the body runs; then each module has its own mode again, also after an exception.
-
-    >>> module = nn.Sequential(nn.Dropout()).train()
-    >>> with evaluating(module):
-    ...     module[0].training
-    False
-    >>> module[0].training
-    True
-    """
-    modes = [(each, each.training) for module in modules for each in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from decoct.compression import Evidence
-from decoct.models.saving import evaluating
+from decoct.models.modes import evaluating
 from decoct.pruning._cut import cut
 from decoct.pruning._graph import Group, tensors_in
 from decoct.pruning._scores import removed

@@ -7,9 +7,7 @@ only go as one. Where the size of an axis must stay (outputs, inputs, views that
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from decoct.compression import Evidence
+from decoct.models.modes import evaluating, plain_kernels
 from decoct.pruning._rules import ANY, Label, Labels, follow
 
 
@@ -131,30 +130,12 @@ def groups_of(module: nn.Module, evidence: Evidence, keep: Mapping[str, str]) ->
             for label in atoms.of(tensor):
                 atoms.freeze(label, reason)
     _tie_recurrent(module, atoms)
-    with _plain(module), torch.no_grad(), _Following(atoms):
+    with evaluating(module), plain_kernels(), torch.no_grad(), _Following(atoms):
         out = evidence.run(module)
     for each in tensors_in(out):
         for label in atoms.of(each):
             atoms.freeze(label, "it is an output of the network")
     return _grouped(module, atoms)
-
-
-@contextmanager
-def _plain(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no fused kernels, whose insides cannot be followed."""
-    modes = {each: each.training for each in module.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    module.eval()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.backends.mkldnn.flags(enabled=False):
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for each, mode in modes.items():
-            each.training = mode
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decoct.compression import Evidence
 from decoct.errors import RecipeError
+from decoct.models.modes import evaluating
 from decoct.pruning._graph import Axis, Group
 
 Score = Literal["l1", "l2", "taylor", "bn_scale"]
@@ -90,23 +91,19 @@ def sums(tensor: Tensor, dim: int, units: Sequence[np.ndarray]) -> np.ndarray:
 
 def gradients(module: nn.Module, evidence: Evidence, setting: str) -> list[dict[str, Tensor]]:
     """The gradient of each of the evidence's losses, by parameter; the module is left as it was."""
-    modes = {each: each.training for each in module.modules()}
     parameters = {name: each for name, each in module.named_parameters() if each.dtype.is_floating_point}
     wanted = {name: each.requires_grad for name, each in parameters.items()}
-    module.eval()
     found = []
     try:
         for each in parameters.values():
             each.requires_grad_(True)
-        with torch.enable_grad():
+        with evaluating(module), torch.enable_grad():
             for loss in evidence.losses_of(module, setting):
                 parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 found.append({name: part for name, part in zip(parameters, parts) if part is not None})
     finally:
         for name, each in parameters.items():
             each.requires_grad_(wanted[name])
-        for part_, mode in modes.items():
-            part_.training = mode
     if not found:
         raise RecipeError(f"{setting} needs losses on data, and there was no batch; give data")
     return found

@@ -13,7 +13,7 @@ from torch import nn
 
 from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import PathError, RecipeError
-from decoct.models.saving import evaluating
+from decoct.models.modes import evaluating
 from decoct.outputs import Captured, capture
 from decoct.pruning._checked import cut_checked
 from decoct.pruning._rounds import InRounds

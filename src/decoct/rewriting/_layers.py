@@ -13,7 +13,7 @@ from torch import nn
 
 from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import PathError, RecipeError, did_you_mean
-from decoct.models.saving import evaluating
+from decoct.models.modes import evaluating
 from decoct.spec import Spec
 
 SHOWN = 6

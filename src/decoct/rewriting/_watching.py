@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decoct.compression import Evidence
 from decoct.errors import PathError, RecipeError
-from decoct.models.saving import evaluating
+from decoct.models.modes import evaluating
 from decoct.outputs import capture
 
 Take = Callable[[str, Mapping[str, Tensor]], None]

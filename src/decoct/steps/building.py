@@ -12,6 +12,7 @@ from torch import nn
 
 from decoct.artifact import Artifact
 from decoct.models.given import fresh
+from decoct.models.modes import evaluating
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion
@@ -43,14 +44,9 @@ def build_criterion(
     counts: tuple[int, ...] | None = None,
 ) -> Criterion:
     """The criterion for an objective, its terms shaped by one small batch seen in eval mode."""
-    training = {name: module.training for name, module in modules.items()}
-    for module in modules.values():
-        module.eval()
-    with torch.no_grad():
+    with evaluating(*modules.values()), torch.no_grad():
         said = forward(batch)
         heard = {name: teacher(batch) for name, teacher in teachers.items()}
-    for name, module in modules.items():
-        module.train(training[name])
     return Criterion.build(objective, Probe(task, batch, said, heard, modules, known or {}, counts))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decoct.artifact import Artifact, Draft
 from decoct.data.base import Source
 from decoct.errors import RecipeError
+from decoct.models.modes import evaluating
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, layers_text, undecided_roles
@@ -106,12 +107,8 @@ class Lesson:
         """What the student in eval mode, or a teacher as it was opened, says about the few samples."""
         if role != "student":
             return self.teachers[role](self.batch)
-        module, training = self.student.module, self.student.module.training
-        module.eval()
-        with torch.no_grad():
-            said = self.student.forward(self.context.task, needs)(self.batch)
-        module.train(training)
-        return said
+        with evaluating(self.student.module), torch.no_grad():
+            return self.student.forward(self.context.task, needs)(self.batch)
 
     def criterion(
         self, objective: Objective, forward: Callable[[Batch], Outputs], teachers: Mapping[str, Predictor] | None = None

@@ -17,6 +17,7 @@ from decoct.compression import Change, Evidence
 from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
+from decoct.models.modes import evaluating
 from decoct.models.rewrites import rewritten
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import needs_of
@@ -129,11 +130,8 @@ def evidence_of(at_work: Lesson, objective: Objective) -> Evidence:
 def taken_by(module: nn.Module, at_work: Lesson) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments that the task gives a module for the lesson's few samples."""
     spy = _Spy(module)
-    training = module.training
-    module.eval()
-    with torch.no_grad():
+    with evaluating(module), torch.no_grad():
         at_work.context.task.forward(spy, at_work.batch, Needs(), at_work.student.side)
-    module.train(training)
     return spy.args, spy.kwargs
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from decoct.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.errors import RecipeError
+from decoct.models.modes import evaluating
 from decoct.models.rewrites import rewritten
 from decoct.quantization.aware.insertion import FakeQuantizers, quantizable
 from decoct.quantization.aware.modules import (
@@ -95,13 +96,11 @@ class FakeQuantize(Scheme):
         values = {path: each for path, each in module.named_modules() if isinstance(each, ActivationQuantizer)}
         for each in values.values():
             each.watching = Observed()
-        training = module.training
-        module.eval()
-        if values and evidence.passes is not None:
-            evidence.passes(module)
-        elif values:
-            evidence.run(module)
-        module.train(training)
+        with evaluating(module):
+            if values and evidence.passes is not None:
+                evidence.passes(module)
+            elif values:
+                evidence.run(module)
         for path, each in values.items():
             each.settle(path, self.observer)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from decoct.models.modes import evaluating
 from decoct.quantization.aware.modules import QuantizedNet, Tap
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -155,18 +156,13 @@ def _must_stay(node: fx.Node) -> bool:
 
 def traceable(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Why a network cannot be traced, or its graph gives something else on real samples; empty where it can be."""
-    modes = {each: each.training for each in module.modules()}
     try:
         found = trace(module)
-        module.eval()
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             said = tensors(fx.GraphModule(found.root, found.graph)(*args, **kwargs))
             wanted = tensors(module(*args, **kwargs))
     except UNTRACEABLE as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    finally:
-        for each, mode in modes.items():
-            each.training = mode
     alike = len(said) == len(wanted) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in zip(said, wanted)
     )

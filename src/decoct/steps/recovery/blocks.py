@@ -12,7 +12,7 @@ from torch import nn
 
 from decoct.compression import Change
 from decoct.errors import PathError, RecipeError, did_you_mean
-from decoct.models.saving import evaluating
+from decoct.models.modes import evaluating
 from decoct.outputs import Batch, Call, Needs, copied, recorded
 from decoct.steps.learning import Lesson
 from decoct.steps.shrinking import EVIDENCE_BATCHES

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -13,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.models.modes import evaluating
 from decoct.outputs import Batch, Outputs
 from decoct.spec import Spec
 
@@ -91,7 +91,7 @@ def attacked(
         changed = replace(batch, inputs={**batch.inputs, side: inputs})
         return loss(forward(changed), changed)
 
-    with _evaluating(module):
+    with evaluating(module):
         found = attack.perturb(at, clean)
     return replace(batch, inputs={**batch.inputs, side: found})
 
@@ -101,14 +101,3 @@ def ascent(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     with torch.enable_grad():
         inputs = inputs.detach().requires_grad_()
         return torch.autograd.grad(loss(inputs), inputs)[0].sign()
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training
