@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.errors import PathError, did_you_mean
+from decoct.top_k import TopK
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,21 @@ class Batch:
 
     `inputs` by side ("student", "teacher"): what that side's preprocessing takes, raw (pixels, ids, columns).
     `target` is what the task's loss takes; `labelled` `[B]` bool, None when every sample is;
-    `keys` `[B]` uint64 content keys; `view` says which augmented view this is (epoch or k); `also` a second source;
-    `views` further augmented views of the same samples, over which a teacher may average.
+    `keys` `[B]` uint64 content keys; `view` says which augmented view this is (epoch, or k of each sample); `seen`
+    `[B]` uint64: what a sample looks like here, H(key, view, partner), by which stored answers are found; `also` a
+    second source; `views` further augmented views, over which a teacher may average; `tickets` by teacher: answers
+    that were asked for ahead.
     """
 
     inputs: Mapping[str, Any]
     target: Any = None
     labelled: Tensor | None = None
     keys: Any = None
-    view: int = 0
+    view: Any = 0
     also: Batch | None = None
     views: tuple[Batch, ...] = ()
+    seen: Any = None
+    tickets: Mapping[Any, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return _length(next(iter(self.inputs.values())))
@@ -62,7 +67,8 @@ class Outputs:
     `logits` `[*B, C]`, class axis last (regression: `[*B, 1]` or `[*B, D]` predictions); `mask` `[*B]`, True where a
     position counts; `features` captured by path (`"a.b"`, `"a.b[0]"` of a tuple, `"a.b#1"` the second call of a
     shared module, `"a.b@input"` what went into it, `"a.b@weight"` its parameter); `values` boxes, embeddings, spectra;
-    `losses` computed inside the model; `heads` several tasks.
+    `losses` computed inside the model; `heads` several tasks; `top` a distribution of which only the largest
+    probabilities are known, in place of logits.
     """
 
     logits: Tensor | None = None
@@ -71,6 +77,7 @@ class Outputs:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Outputs] = field(default_factory=dict)
+    top: TopK | None = None
 
 
 Predictor = Callable[[Batch], Outputs]
