@@ -9,20 +9,19 @@ the sentences of the page, command, machine, date and commit. Data sets lie in $
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
-import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from _shared import ROOT, commit, data_folder, parser, table, write
+
 import decoct as dc
 from decoct.report.sentence import sentences
 from decoct.report.table import rows
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = {
     "fashion_mnist": "fashion-mnist",
     "fashion_mnist_few_labels": "fashion-mnist",
@@ -53,19 +52,16 @@ def run(name: str, data: Path | None, out: Path, seeds: int, settings: list[str]
     subprocess.run([*words, *where], check=True, cwd=ROOT)
 
 
-def summary(name: str, folder: Path, command: str, note: str) -> str:
+def summary(name: str, folder: Path, command: str, note: str) -> list[str]:
     """The Markdown of a finished run."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    table = rows(results)
-    titles = list(table[0])
+    found = rows(results)
+    titles = list(found[0])
     machine = results["machine"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    lines = [
+    return [
         f"# {name}",
         "",
-        "| " + " | ".join(titles) + " |",
-        "|" + "---|" * len(titles),
-        *("| " + " | ".join(str(row[title]) for title in titles) + " |" for row in table),
+        *table(titles, ([row[title] for title in titles] for row in found)),
         "",
         *(f"- {sentence}" for sentence in sentences(results)),
         *_comparisons(results),
@@ -74,12 +70,11 @@ def summary(name: str, folder: Path, command: str, note: str) -> str:
         f"Command: `{command}`" + (f" ({note})" if note else ""),
         "",
         f"Machine: {machine.get('cpu', machine)}, {machine.get('cores', '?')} cores, shared. Date: "
-        f"{datetime.date.today()}. Commit: {commit.strip()}. Versions: "
+        f"{datetime.date.today()}. Commit: {commit()}. Versions: "
         + ", ".join(f"{key} {value}" for key, value in results["versions"].items())
         + ".",
         "",
     ]
-    return "\n".join(lines)
 
 
 def _speeds(folder: Path, results: dict) -> list[str]:
@@ -88,19 +83,19 @@ def _speeds(folder: Path, results: dict) -> list[str]:
     settings = [(threads, batch) for threads in (1, 2) for batch in (1, 16)]
     found = {each: dc.benchmark(files, threads=each[0], batch=each[1], repeats=200) for each in settings}
     titles = [f"{threads} thread{'s' * (threads > 1)}, batch {batch}" for threads, batch in settings]
-    lines = [
-        "Latency of the files in ONNX Runtime, median of 200 interleaved calls (times faster than the teacher's):",
-        "",
-        "| file | " + " | ".join(titles) + " |",
-        "|---" * (len(titles) + 1) + "|",
-    ]
+    lines = []
     for name in files:
         cells = []
         for each in settings:
             own, teacher = (found[each][key]["latency"]["p50_ms"] for key in (name, "teacher"))
             cells.append(f"{1e3 * own:.1f} µs ({teacher / own:.1f})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+        lines.append((name, *cells))
+    return [
+        "Latency of the files in ONNX Runtime, median of 200 interleaved calls (times faster than the teacher's):",
+        "",
+        *table(["file", *titles], lines),
+        "",
+    ]
 
 
 def _comparisons(results: dict) -> list[str]:
@@ -116,27 +111,21 @@ def _comparisons(results: dict) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="credit_default", choices=[*FOLDERS])
-    parser.add_argument("settings", nargs="*")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--summarize", type=Path)
-    parser.add_argument("--note", default="")
-    given = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("name", nargs="?", default="credit_default", choices=[*FOLDERS])
+    made.add_argument("settings", nargs="*")
+    made.add_argument("--data", type=Path)
+    made.add_argument("--out", type=Path)
+    made.add_argument("--seeds", type=int, default=5)
+    made.add_argument("--summarize", type=Path)
+    made.add_argument("--note", default="")
+    given = made.parse_args()
     out = given.summarize or (given.out or ROOT / "runs" / given.name).resolve()
-    data = given.data
-    if data is None and os.environ.get("DECOCT_DATA"):
-        data = Path(os.environ["DECOCT_DATA"]) / FOLDERS[given.name]
+    data = data_folder(given.data, FOLDERS[given.name])
     if given.summarize is None:
         run(given.name, data, out, given.seeds, given.settings)
     words = ["python", "benchmarks/evidence.py", given.name, "--seeds", str(given.seeds), *given.settings]
-    target = ROOT / "benchmarks" / "results" / f"{given.name}.md"
-    target.parent.mkdir(exist_ok=True)
-    text = summary(given.name, out, shlex.join(words), given.note)
-    target.write_text(text, encoding="utf-8")
-    print(text)
+    write(given.name, summary(given.name, out, shlex.join(words), given.note))
 
 
 if __name__ == "__main__":

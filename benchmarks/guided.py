@@ -13,16 +13,14 @@ benchmarks/results/guided.md.
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
+
+from _shared import accuracy, arguments, command, difference, origin, table, watch, write
 
 import decoct as dc
 from decoct.training.schedules import Cosine
 
-ROOT = Path(__file__).parent.parent
 RATIOS = (50, 70, 90)
 
 
@@ -79,37 +77,19 @@ def recipe(path: Path | None, steps: int, labels: int) -> dc.Recipe:
     )
 
 
-def accuracy(results: dict[str, Any], name: str) -> str:
-    """Mean and deviation in percent."""
-    one = next(each for each in results["models"] if each["name"] == name)
-    spread = one.get("quality_sd", {}).get("accuracy")
-    return f"{100 * one['quality']['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-
-
-def difference(results: dict[str, Any], name: str, than: str) -> str:
-    """The paired difference in points with its interval."""
-    each = next(each for each in results["comparisons"] if (each["better"], each["than"]) == (name, than))
-    text = f"{100 * each['mean']:+.2f}"
-    return text if each["low"] is None else f"{text} ({100 * each['low']:+.2f} to {100 * each['high']:+.2f})"
-
-
-def summary(results: dict[str, Any], command: str) -> str:
+def summary(results: dict[str, Any], given: argparse.Namespace) -> list[str]:
     """The Markdown page."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     parameters = {each["name"]: each["parameters"] for each in results["models"]}
-    lines = [
-        "# Compression guided by the teacher, and by labels alone",
-        "",
-        "| compressed | parameters | guided, % | plain, % | guided − plain, points (95 %) |",
-        "|---|---|---|---|---|",
-    ]
+    titles = ["compressed", "parameters", "guided, %", "plain, %", "guided − plain, points (95 %)"]
+    rows = []
     for name in schemes():
         guided, plain = f"{name}_guided", f"{name}_plain"
-        lines.append(
-            f"| {name} | {parameters[guided]:,} | {accuracy(results, guided)} | {accuracy(results, plain)} "
-            f"| {difference(results, guided, plain)} |"
-        )
-    lines += [
+        both = (accuracy(results, guided), accuracy(results, plain))
+        rows.append((name, f"{parameters[guided]:,}", *both, difference(results, guided, plain)))
+    return [
+        "# Compression guided by the teacher, and by labels alone",
+        "",
+        *table(titles, rows),
         "",
         f"Teacher {accuracy(results, 'teacher')} % ({parameters['teacher']:,} parameters), float student "
         f"{accuracy(results, 'student')} % ({parameters['student']:,}), 8 bits after training "
@@ -120,38 +100,17 @@ def summary(results: dict[str, Any], command: str) -> str:
         f"{difference(results, 'qat_4_lsq_guided', 'qat_4_ste_guided')}.",
         f"- {len(results['seeds'])} seeds.",
         "",
-        f"Command: `python benchmarks/guided.py {command}`.",
+        command("guided", given),
         "",
-        f"Machine: {results['machine'].get('cpu')}, shared. Date: {datetime.date.today()}. Commit: {commit.strip()}. "
-        f"torch {results['versions']['torch']}.",
+        origin(results),
         "",
     ]
-    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "guided")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--labels", type=int, default=500)
-    given = parser.parse_args()
-    data = given.data
-    if data is None and os.environ.get("DECOCT_DATA"):
-        data = Path(os.environ["DECOCT_DATA"]) / "fashion-mnist"
-
-    def watch(event: Any) -> None:
-        if event["event"] in ("done", "skipped"):
-            print(event["step"], event["seed"], event["event"], event.get("scores", ""), flush=True)
-
-    run = recipe(data, given.steps, given.labels).run(given.out, seeds=given.seeds, watch=watch)
-    command = f"--seeds {given.seeds} --steps {given.steps} --labels {given.labels}"
-    text = summary(dict(run.results), command)
-    target = ROOT / "benchmarks" / "results" / "guided.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-    print(text)
+    given = arguments(__doc__, "guided", seeds=3, steps=400, labels=500)
+    run = recipe(given.data, given.steps, given.labels).run(given.out, seeds=given.seeds, watch=watch)
+    write("guided", summary(dict(run.results), given))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ Alternates the two; prints the medians over rounds of the median step's CPU time
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import platform
 import statistics
 import subprocess
 import sys
+
+from _shared import command, origin, paired, parser, table
 
 CHILD = """
 import os, statistics, sys, time
@@ -46,20 +45,22 @@ def once(way: str, steps: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
-    given = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--steps", type=int, default=20)
+    given = made.parse_args()
     found: dict[str, list[tuple[float, float]]] = {"default": [], "kept": []}
     for _ in range(given.rounds):
         for way, each in found.items():
             each.append(once(way, given.steps))
-    print("| way | CPU ms a step | kernel's share | machine | date |\n|---|---|---|---|---|")
+    rows = []
     for way, each in found.items():
         step, share = (statistics.median(column) for column in zip(*each))
-        print(f"| {way} | {step:.1f} | {share:.0%} | {platform.machine()}, 1 thread | {datetime.date.today()} |")
-    ratio = statistics.median(a[0] / b[0] for a, b in zip(found["kept"], found["default"]))
-    print(f"\nkept / default, median of paired ratios: {ratio:.2f}")
+        rows.append((way, f"{step:.1f}", f"{share:.0%}"))
+    print("\n".join(table(["way", "CPU ms a step", "kernel's share"], rows)))
+    kept, default = ([step for step, _ in found[way]] for way in ("kept", "default"))
+    print(f"\nkept / default, median of paired ratios: {paired(kept, default, 'ratio').median:.2f}")
+    print(f"\n{command('heap', given)}\n\n{origin()}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ inside one operation is not seen). Prints a Markdown table.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import sys
 import time
 import weakref
@@ -22,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _shared import command, origin, parser, table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from decoct.meters.machine import machine
 from decoct.objectives import CATALOGUE
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
@@ -260,7 +258,7 @@ def cost(pair: Pair, objective: Objective, key: str, rounds: int) -> tuple[str, 
     return shown.replace("bert.encoder.layer.", "layer "), spent, alive.most / 2**20
 
 
-def table(pair: Pair, rounds: int) -> list[str]:
+def section(pair: Pair, rounds: int) -> list[str]:
     both = sum(pair.passes.values())
     lines = [
         f"## {pair.name}",
@@ -268,9 +266,8 @@ def table(pair: Pair, rounds: int) -> list[str]:
         f"Forward pass of the teacher {pair.passes['teacher']:.0f} ms (without gradients), of the student "
         f"{pair.passes['student']:.0f} ms.",
         "",
-        "| term | on | ms, forward + backward | of both forward passes | extra MiB |",
-        "|---|---|---|---|---|",
     ]
+    rows = []
     for key in CATALOGUE:
         if key in LEFT_OUT:
             continue
@@ -278,35 +275,33 @@ def table(pair: Pair, rounds: int) -> list[str]:
         if objective is None:
             continue
         on, spent, memory = cost(pair, objective, key, rounds)
-        lines.append(f"| {key} | {on} | {spent:.1f} | {spent / both:.1%} | {memory:.1f} |")
+        rows.append((key, on, f"{spent:.1f}", f"{spent / both:.1%}", f"{memory:.1f}"))
         sys.stderr.write(f"{pair.name}: {key} {spent:.1f} ms, {memory:.1f} MiB\n")
-    return [*lines, ""]
+    titles = ["term", "on", "ms, forward + backward", "of both forward passes", "extra MiB"]
+    return [*lines, *table(titles, rows), ""]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=128, help="tokens")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--size", type=int, default=224, help="pixels of a side")
+    made.add_argument("--batch", type=int, default=32)
+    made.add_argument("--length", type=int, default=128, help="tokens")
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--out", type=Path)
+    options = made.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    host = machine()
-    command = f"python benchmarks/objective_cost.py {' '.join(sys.argv[1:])}".strip()
     lines = [
         "# What each objective costs",
         "",
         f"Batch {options.batch}, pictures of {options.size} pixels, {options.length} tokens; CPU time with one thread, "
         f"least of {options.rounds} rounds; memory: the most bytes of tensors alive beyond the features.",
         "",
-        f"{host['cpu']}, {host['logical_cores']} cores, shared; torch {host['versions']['torch']}; "
-        f"{datetime.date.today()}; `{command}`.",
+        f"{origin()} {command('objective_cost', options)}",
         "",
     ]
     for pair in (pictures(options.size, options.batch), encoders(options.length, options.batch)):
-        lines += table(pair, options.rounds)
+        lines += section(pair, options.rounds)
     text = "\n".join(lines)
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")

@@ -13,21 +13,17 @@ benchmarks/results/objectives_table.md.
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _shared import accuracy, arguments, command, difference, origin, table, watch, write
+
 import decoct as dc
 from decoct.training.schedules import Cosine
 
-ROOT = Path(__file__).parent.parent
 LAST = {"layer3": "layer3"}
 ALL = {f"layer{i}": f"layer{i}" for i in (1, 2, 3)}
-
-
 FACTORS = (0.1, 1.0, 10.0)
 TUNING_SEED = 100
 
@@ -103,77 +99,39 @@ def best_factors(run: Any) -> dict[str, float]:
     return found
 
 
-def difference(results: dict[str, Any], name: str, than: str) -> str:
-    """The paired difference in points with its interval."""
-    for each in results["comparisons"]:
-        if (each["better"], each["than"]) == (name, than):
-            if each["low"] is None:
-                return f"{100 * each['mean']:+.2f}"
-            return f"{100 * each['mean']:+.2f} ({100 * each['low']:+.2f} to {100 * each['high']:+.2f})"
-    return "–"
-
-
-def summary(results: dict[str, Any], command: str, factors: Mapping[str, float]) -> str:
-    """The Markdown table, best first."""
+def summary(results: dict[str, Any], given: argparse.Namespace, factors: Mapping[str, float]) -> list[str]:
+    """The Markdown page, best first."""
     models = {each["name"]: each for each in results["models"]}
     order = sorted(models, key=lambda name: -models[name]["quality"]["accuracy"])
-    lines = [
+    titles = ["objective", "factor", "test accuracy, %", "against alone, points (95 %)", "against kd, points (95 %)"]
+    rows = []
+    for name in order:
+        both = [difference(results, name, than) for than in ("student_alone", "kd")]
+        rows.append((name, factors.get(name, "–"), accuracy(results, name), *both))
+    small, large = models["kd"]["parameters"], models["teacher"]["parameters"]
+    return [
         "# Objectives at equal budget",
         "",
-        "| objective | factor | test accuracy, % | against alone, points (95 %) | against kd, points (95 %) |",
-        "|---|---|---|---|---|",
-    ]
-    for name in order:
-        one = models[name]
-        spread = one.get("quality_sd", {}).get("accuracy")
-        text = f"{100 * one['quality']['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-        lines.append(
-            f"| {name} | {factors.get(name, '–')} | {text} | {difference(results, name, 'student_alone')} "
-            f"| {difference(results, name, 'kd')} |"
-        )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    seeds = len(results["seeds"])
-    small, large = models["kd"]["parameters"], models["teacher"]["parameters"]
-    lines += [
+        *table(titles, rows),
         "",
-        f"Teacher {large:,} parameters, student {small:,}; {seeds} seeds.",
+        f"Teacher {large:,} parameters, student {small:,}; {len(results['seeds'])} seeds.",
         "",
-        f"Command: `python benchmarks/objectives_table.py {command}`.",
+        command("objectives_table", given),
         "",
-        f"Machine: {results['machine'].get('cpu')}, shared. Date: {datetime.date.today()}. Commit: {commit.strip()}. "
-        f"torch {results['versions']['torch']}.",
+        origin(results),
         "",
     ]
-    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "objectives_table")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--labels", type=int, default=500)
-    given = parser.parse_args()
-    data = given.data
-    if data is None and os.environ.get("DECOCT_DATA"):
-        data = Path(os.environ["DECOCT_DATA"]) / "fashion-mnist"
-
-    def watch(event: Any) -> None:
-        if event["event"] in ("done", "skipped"):
-            print(event["step"], event["seed"], event["event"], event.get("scores", ""), flush=True)
-
+    given = arguments(__doc__, "objectives_table", seeds=5, steps=500, labels=500)
     every = dict.fromkeys(objectives(), FACTORS)
-    tried = recipe(data, given.steps, given.labels, every, measure=False).run(given.out / "tuning", watch=watch)
-    factors = best_factors(tried)
-    chosen = recipe(data, given.steps, given.labels, {name: (each,) for name, each in factors.items()}, measure=True)
-    run = chosen.run(given.out / "table", seeds=given.seeds, watch=watch)
-    command = f"--seeds {given.seeds} --steps {given.steps} --labels {given.labels}"
-    target = ROOT / "benchmarks" / "results" / "objectives_table.md"
-    target.parent.mkdir(exist_ok=True)
-    text = summary(dict(run.results), command, factors)
-    target.write_text(text, encoding="utf-8")
-    print(text)
+    tried = recipe(given.data, given.steps, given.labels, every, measure=False)
+    factors = best_factors(tried.run(given.out / "tuning", watch=watch))
+    chosen = {name: (each,) for name, each in factors.items()}
+    compared = recipe(given.data, given.steps, given.labels, chosen, measure=True)
+    run = compared.run(given.out / "table", seeds=given.seeds, watch=watch)
+    write("objectives_table", summary(dict(run.results), given, factors))
 
 
 if __name__ == "__main__":

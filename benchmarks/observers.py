@@ -9,16 +9,22 @@ difference. Calibration samples come from the training split. Writes benchmarks/
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
+
+from _shared import arguments, command, origin, table, write
 
 import decoct as dc
 from decoct.training.schedules import Cosine
 
-ROOT = Path(__file__).parent.parent
+TITLES = (
+    "observer",
+    "test accuracy, %",
+    "agreement with float, %",
+    "SQNR of logits, dB",
+    "worst difference",
+    "bytes",
+)
 
 
 def schemes() -> dict[str, dc.Static]:
@@ -62,61 +68,32 @@ def _name(row: str) -> str:
     return f"int8_{row.replace('.', '_')}"
 
 
-def table(net: str, run: Any) -> list[str]:
+def rows(run: Any) -> list[tuple[Any, ...]]:
     """The rows of one net, in the order of the schemes."""
     models = {each["name"]: each for each in run.results["models"]}
-    lines = [
-        f"## {net}",
-        "",
-        "| observer | test accuracy, % | agreement with float, % | SQNR of logits, dB | worst difference | bytes |",
-        "|---|---|---|---|---|---|",
-    ]
+    found: list[tuple[Any, ...]] = []
     for label in ("float", *schemes()):
         one = models["float" if label == "float" else _name(label)]
         verified = one["verified"]
         noise = verified.get("sqnr_db")
-        lines.append(
-            f"| {label} | {100 * one['quality']['accuracy']:.2f} | {100 * one['fidelity'].get('agreement', 1):.2f} "
-            f"| {'–' if noise is None else f'{noise:.1f}'} | {verified['max_abs_diff']:.2g} | {one['file_bytes']:,} |"
-        )
-    return [*lines, ""]
+        shares = [100 * one["quality"]["accuracy"], 100 * one["fidelity"].get("agreement", 1)]
+        signal = "–" if noise is None else f"{noise:.1f}"
+        numbers = [f"{each:.2f}" for each in shares]
+        found.append((label, *numbers, signal, f"{verified['max_abs_diff']:.2g}", f"{one['file_bytes']:,}"))
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "observers")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=12000)
-    parser.add_argument("--calibration", type=int, default=256)
-    parser.add_argument("--seeds", type=int, default=1)
-    given = parser.parse_args()
-    data = given.data
-    if data is None and os.environ.get("DECOCT_DATA"):
-        data = Path(os.environ["DECOCT_DATA"]) / "fashion-mnist"
+    given = arguments(__doc__, "observers", epochs=2, limit=12000, calibration=256, seeds=1)
     nets = {
         "small_resnet": dc.SmallResNet(width=8, stem_stride=2),
         "small_mobilenet (relu6)": dc.SmallMobileNet(activation="relu6"),
     }
     lines = ["# Observers of static quantization", ""]
-    runs = {}
     for net, model in nets.items():
-        runs[net] = recipe(model, data, given).run(given.out / net.split()[0], seeds=given.seeds)
-        lines += table(net, runs[net])
-    results = dict(next(iter(runs.values())).results)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    lines += [
-        f"Command: `python benchmarks/observers.py --epochs {given.epochs} --limit {given.limit} "
-        f"--calibration {given.calibration} --seeds {given.seeds}`.",
-        "",
-        f"Machine: {results['machine'].get('cpu')}, shared. Date: {datetime.date.today()}. Commit: {commit.strip()}. "
-        f"torch {results['versions']['torch']}.",
-        "",
-    ]
-    target = ROOT / "benchmarks" / "results" / "observers.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+        run = recipe(model, given.data, given).run(given.out / net.split()[0], seeds=given.seeds)
+        lines += [f"## {net}", "", *table(TITLES, rows(run)), ""]
+    write("observers", [*lines, command("observers", given), "", origin(run.results), ""])
 
 
 if __name__ == "__main__":

@@ -12,18 +12,14 @@ docs/assets/sensitivity.svg.
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import guided
+from _shared import ROOT, accuracy, arguments, command, origin, table, watch, write
 
 import decoct as dc
 from decoct.training.schedules import Cosine
-
-ROOT = Path(__file__).parent.parent
 
 
 def rows(steps: int) -> dict[str, Any]:
@@ -61,33 +57,27 @@ def recipe(path: Path | None, steps: int) -> dc.Recipe:
     return base.replace(steps=(*base.steps[:2], *made, *exports, *integers, measured))
 
 
-def summary(results: dict[str, Any], command: str) -> str:
+def summary(results: dict[str, Any], given: argparse.Namespace) -> list[str]:
     """The Markdown page."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    lines = [
+    titles = ["file", "accuracy, %", "bytes", "parameters", "MACs", "p50, µs"]
+    rows = []
+    for each in results["models"]:
+        noisy = " (noisy)" if each["latency"]["noisy"] else ""
+        counts = [f"{each[key]:,}" for key in ("file_bytes", "parameters", "macs")]
+        p50 = f"{1e3 * each['latency']['p50_ms']:.1f}{noisy}"
+        rows.append((each["name"], accuracy(results, each["name"]), *counts, p50))
+    return [
         "# Codebooks, rewriting, integers",
         "",
-        "| file | accuracy, % | bytes | parameters | MACs | p50, µs |",
-        "|---|---|---|---|---|---|",
-    ]
-    for each in results["models"]:
-        lines.append(
-            f"| {each['name']} | {guided.accuracy(results, each['name'])} | {each['file_bytes']:,} "
-            f"| {each['parameters']:,} | {each['macs']:,} | {1e3 * each['latency']['p50_ms']:.1f}"
-            + (" (noisy)" if each["latency"]["noisy"] else "")
-            + " |"
-        )
-    lines += [
+        *table(titles, rows),
         "",
         "![What one layer alone costs in int8](../../docs/assets/sensitivity.svg)",
         "",
-        f"{len(results['seeds'])} seeds. Command: `python benchmarks/parts.py {command}`.",
+        f"{len(results['seeds'])} seeds. {command('parts', given)}",
         "",
-        f"Machine: {results['machine'].get('cpu')}, shared. Date: {datetime.date.today()}. Commit: {commit.strip()}. "
-        f"torch {results['versions']['torch']}.",
+        origin(results),
         "",
     ]
-    return "\n".join(lines)
 
 
 def picture(costs: list[dict[str, Any]]) -> str:
@@ -105,27 +95,11 @@ def picture(costs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "parts")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    given = parser.parse_args()
-    data = given.data
-    if data is None and os.environ.get("DECOCT_DATA"):
-        data = Path(os.environ["DECOCT_DATA"]) / "fashion-mnist"
-
-    def watch(event: Any) -> None:
-        if event["event"] in ("done", "skipped"):
-            print(event["step"], event["seed"], event["event"], event.get("scores", ""), flush=True)
-
-    run = recipe(data, given.steps).run(given.out, seeds=given.seeds, watch=watch)
-    folder = ROOT / "benchmarks" / "results"
+    given = arguments(__doc__, "parts", seeds=3, steps=200)
+    run = recipe(given.data, given.steps).run(given.out, seeds=given.seeds, watch=watch)
     found = run.artifact("int8").json("exported.json")["quantization"]["facts"]
     (ROOT / "docs" / "assets" / "sensitivity.svg").write_text(picture(found["sensitivity"]), encoding="utf-8")
-    text = summary(dict(run.results), f"--seeds {given.seeds} --steps {given.steps}")
-    (folder / "parts.md").write_text(text, encoding="utf-8")
-    print(text)
+    write("parts", summary(dict(run.results), given))
 
 
 if __name__ == "__main__":

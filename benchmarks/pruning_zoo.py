@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _shared import RESULTS, parser, table
 from torch import Tensor, nn
 
 import decoct as dc
 from decoct.meters.latency import measure
 from decoct.meters.machine import machine
 from decoct.models.onnx_file import open_session
-
-ROOT = Path(__file__).parents[1]
 
 
 class UNet(nn.Module):
@@ -125,7 +124,7 @@ def settled(module: nn.Module, example: Any) -> nn.Module:
     return module.eval()
 
 
-def row(name: str, module: nn.Module, example: Any, given: argparse.Namespace, folder: Path) -> str:
+def row(name: str, module: nn.Module, example: Any, given: argparse.Namespace, folder: Path) -> list[str]:
     """Prunes, exports both, measures them in turn."""
     begin = time.perf_counter()
     smaller = dc.prune(module, example=example, ratio=given.ratio)
@@ -144,7 +143,7 @@ def row(name: str, module: nn.Module, example: Any, given: argparse.Namespace, f
     spread = max(float(abs(each).max()) for each in calls["after"]().values())
     ratio = found["before"].p50_ms / found["after"].p50_ms
     noisy = " (noisy)" if found["before"].noisy or found["after"].noisy else ""
-    cells = [
+    return [
         name,
         f"{before['parameters'] / 1e6:.3g} M → {after['parameters'] / 1e6:.3g} M",
         f"{before['macs'] / 1e6:.3g} M → {after['macs'] / 1e6:.3g} M",
@@ -154,27 +153,26 @@ def row(name: str, module: nn.Module, example: Any, given: argparse.Namespace, f
         f"{after['verified']['max_abs_diff']:.1g} of ±{spread:.2g}",
         f"{seconds:.1f} s",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ratio", type=float, default=0.5)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "pruning_zoo.md")
-    given = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--ratio", type=float, default=0.5)
+    made.add_argument("--size", type=int, default=64)
+    made.add_argument("--repeats", type=int, default=100)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--batch", type=int, default=1)
+    made.add_argument("--out", type=Path, default=RESULTS / "pruning_zoo.md")
+    given = made.parse_args()
     torch.set_num_threads(given.threads)
     head = ["Network", "Parameters", "MACs", "File", "p50", "Faster", "Largest difference from torch", "Pruned in"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows = []
     for name, build in zoo(given.size).items():
         torch.manual_seed(0)
         module, example = build()
         with tempfile.TemporaryDirectory() as folder:
-            lines.append(row(name, settled(module, example), example, given, Path(folder)))
-        print(lines[-1], flush=True)
+            rows.append(row(name, settled(module, example), example, given, Path(folder)))
+        print(*rows[-1], sep=" | ", flush=True)
     facts = machine()
     about = f"{facts['cpu']}, {facts['logical_cores']} cores, shared"
     versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
@@ -183,7 +181,7 @@ def main() -> None:
         [
             f"# Structured pruning of many kinds of networks at {given.ratio:.0%}",
             f"{inputs} Random weights, not trained: size and speed only. Float files in ONNX Runtime, before → after.",
-            "\n".join(lines),
+            "\n".join(table(head, rows)),
             f"Command: `python {shlex.join(['benchmarks/pruning_zoo.py', *sys.argv[1:]])}`",
             f"Machine: {about}. Date: {datetime.date.today().isoformat()}. Versions: {versions}.",
         ]
