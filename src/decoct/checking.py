@@ -12,7 +12,7 @@ import torch
 from decoct import recipe_file
 from decoct.artifact import Artifact
 from decoct.errors import PathError, Problem, RecipeError
-from decoct.models.base import Model
+from decoct.models.base import KeptModel, Model
 from decoct.models.exits import WithExits
 from decoct.objectives.criterion import needs_of
 from decoct.objectives.layers import choose_layers
@@ -165,9 +165,7 @@ def _stand_in(recipe: Recipe, name: str, made: Mapping[str, StandIn], task: Task
 
 
 def _opened(value: Model) -> Any:
-    from decoct.models.saved import Saved
-
-    return value.open() if isinstance(value, Saved) else value
+    return value.open() if isinstance(value, KeptModel) else value
 
 
 def _answering(student: Student, task: Task) -> StandIn:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from decoct.artifact import Artifact, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
 from decoct.keys import plugin_sources
-from decoct.models.base import Model, OutsideModel
-from decoct.models.saved import Saved
+from decoct.models.base import KeptModel, Model, OutsideModel
 from decoct.nodes import Node, derive, folder_name, graph
 from decoct.results import gathered
 from decoct.spec import Spec
@@ -80,7 +79,7 @@ class Execution:
         if name in self.artifacts:
             return self.artifacts[name]
         model = self.recipe.models[name]
-        return model.open() if isinstance(model, Saved) else model
+        return model.open() if isinstance(model, KeptModel) else model
 
     def inputs(self, node: Node) -> dict[str, Any]:
         """By role an artifact or a Model Spec; for a step that gives records, those of all seeds."""

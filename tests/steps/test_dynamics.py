@@ -89,7 +89,7 @@ def test_further_views_are_of_the_same_samples_with_other_seeds(data, tmp_path):
     here = context(data, tmp_path, augment=Augment(crop=2))
     settings = {"batch_size": 32, "augment": True, "only": "all", "labels": None}
     plain = list(training_source(here, **settings))
-    several = list(training_source(here, **settings, views=3))
+    several = list(training_source(here, **settings, further=3))
     for a, b in zip(plain, several):
         assert torch.equal(a.side("student"), b.side("student"))
         assert len(b.views) == 2

@@ -13,6 +13,7 @@ import numpy as np
 
 from decoct.data.base import Source, Split
 from decoct.data.hashing import keyed, occurrences
+from decoct.data.views import Views
 from decoct.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Batches(Source):
 
     The order of epoch e sorts the samples by H(seed, e, key, occurrence); the view of a sample in it is seeded by
     H(seed, e, key), so neither depends on positions, workers or batch mates. `only="labelled"` leaves out unlabelled
-    samples. `prefetch` batches are collated ahead by a thread; results and positions stay the same.
+    samples. `views`: each sample comes in one of so many fixed views, in place of a new one each epoch. `prefetch`
+    batches are collated ahead by a thread; results and positions stay the same.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Batches(Source):
         drop_last: bool = False,
         only: Literal["all", "labelled"] = "all",
         prefetch: int = 0,
+        views: Views | None = None,
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch_size: {batch_size}; give 1 or more")
@@ -52,7 +55,7 @@ class Batches(Source):
             )
         self._split, self._collate, self._chosen = split, collate, chosen
         self._batch_size, self._seed = batch_size, seed
-        self._shuffle, self._augment, self._prefetch = shuffle, augment, prefetch
+        self._shuffle, self._augment, self._prefetch, self._views = shuffle, augment, prefetch, views
         self._occurrence = occurrences(split.keys, split.columns)[chosen] if shuffle else None
         whole, rest = divmod(len(chosen), batch_size)
         self._length = whole + (rest > 0 and not drop_last)
@@ -90,8 +93,14 @@ class Batches(Source):
         order = self.order(epoch)
         for number in range(first, self._length):
             indices = order[number * self._batch_size : (number + 1) * self._batch_size]
-            seeds = keyed(self._seed, "view", epoch, self._split.keys[indices]) if self._augment else None
-            yield self._collate(self._split, indices, seeds=seeds, view=epoch)
+            keys = self._split.keys[indices]
+            if self._views is None:
+                seeds = keyed(self._seed, "view", epoch, keys) if self._augment else None
+                yield self._collate(self._split, indices, seeds=seeds, view=epoch)
+            else:
+                numbers = self._views.numbers(epoch, keys)
+                seeds = self._views.seeds(numbers, keys) if self._augment else None
+                yield self._collate(self._split, indices, seeds=seeds, view=numbers)
 
 
 class Together(Source):

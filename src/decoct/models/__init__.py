@@ -6,6 +6,7 @@ CATALOGUE = Catalogue(
     "model",
     {
         "artifact": "decoct.models.saved:Saved",
+        "stored": "decoct.models.stored:Stored",
         "onnx": "decoct.models.onnx_model:OnnxFile",
         "torchvision": "decoct.models.torchvision:Torchvision",
         "timm": "decoct.models.timm:Timm",

@@ -13,6 +13,8 @@ from decoct.spec import Spec
 if TYPE_CHECKING:
     from torch import nn
 
+    from decoct.artifact import Artifact
+
 
 class Interface(Spec):
     """What a task puts in and expects out.
@@ -39,6 +41,14 @@ class Model(Spec):
         an artifact, whose weights follow). Image nets take `[B, C, H, W]` and return logits `[B, outputs]` (or an
         object with `.logits`); text nets take `input_ids=` and `attention_mask=` `[B, L]`; tabular nets `[B, F]`.
         """
+
+
+class KeptModel(Model):
+    """A Model that stands for an artifact which was made before."""
+
+    @abstractmethod
+    def open(self) -> Artifact:
+        """The artifact, checked."""
 
 
 class OutsideModel(Model):

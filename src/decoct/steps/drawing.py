@@ -14,6 +14,7 @@ from decoct.data.given import LoaderSource
 from decoct.data.hashing import keyed
 from decoct.data.sources import Batches, Collate, ordered
 from decoct.data.splits import keep_labels
+from decoct.data.views import Views
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.outputs import Batch, Predictor
 from decoct.steps.base import Context
@@ -43,27 +44,34 @@ def training_source(
     only: Literal["all", "labelled"],
     labels: int | None,
     mix: Mixing | None = None,
-    views: int = 1,
+    further: int = 1,
+    views: Views | None = None,
 ) -> Source:
-    """Batches of the training split, in an order that the step's seed decides; mixed, and in further `views`."""
+    """Batches of the training split, in an order that the step's seed decides.
+
+    Mixed where `mix` says so; with `further` - 1 more views of each sample beside it; in fixed `views`, or a new one in
+    each epoch.
+    """
     split = _split(context, "train")
     if not isinstance(split, Split):
-        if mix is not None or views > 1:
-            raise RecipeError("mix and teacher_views need a data set that decoct reads; do it in your own loader")
+        if mix is not None or further > 1 or (views is not None and views.count > 1):
+            raise RecipeError("mix, views and teacher_views need a data set that decoct reads, not loaders")
         return LoaderSource(split, context.task.from_loader, seed=context.seed)
     if labels is not None:
         split = keep_labels(split, labels)
     collate: Collate = context.task.collate
     if mix is not None:
-        collate = Mixer(context.task, mix, split, context.seed, only=only).collate
+        seed = context.seed if views is None else views.seed
+        collate = Mixer(context.task, mix, split, seed, only=only).collate
     return Batches(
         split,
-        collate if views == 1 else _in_views(collate, views),
+        collate if further == 1 else _in_views(collate, further),
         batch_size=batch_size,
         seed=context.seed,
         augment=augment,
         only=only,
         prefetch=PREFETCH,
+        views=views,
     )
 
 

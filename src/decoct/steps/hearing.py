@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from decoct.artifact import Artifact
@@ -10,19 +12,86 @@ from decoct.models.given import fresh
 from decoct.models.onnx_model import OnnxFile
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, Sum
-from decoct.outputs import Needs, Predictor
+from decoct.outputs import Batch, Needs, Predictor
 from decoct.spec import Choice
-from decoct.steps.base import Context
+from decoct.steps.base import Context, Inputs
+from decoct.steps.drawing import evaluation_batches, has_split, training_source
 from decoct.tasks.classification import Classification
 from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.classes import Alignment, align
-from decoct.teachers.combining import COMBINED
+from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, joined_classes
+from decoct.teachers.views import over_views
 from decoct.training.engine import Engine
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Teachers that are open: predictors by role, and of those that do not know all classes the ids of those known."""
+
+    teachers: dict[str, Predictor]
+    known: dict[str, tuple[int, ...]]
+
+
+@contextlib.contextmanager
+def heard(
+    inputs: Inputs,
+    needs: Mapping[str, Needs],
+    context: Context,
+    engine: Engine,
+    *,
+    kinds: Mapping[str, Teacher] | None = None,
+    combine: Combination | None = None,
+    labels: int | None = None,
+    averaged: bool = False,
+) -> Iterator[Heard]:
+    """Opens the inputs named in `needs` as teachers while the body runs, their classes matched by name.
+
+    `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
+    as one, under the role "combined", its weights learned on held-out samples, of which `labels` have labels;
+    `averaged` over the further views of a batch.
+    """
+    task = context.task
+    with contextlib.ExitStack() as stack:
+        teachers: dict[str, Predictor] = {}
+        known: dict[str, tuple[int, ...]] = {}
+        for role, wanted in needs.items():
+            kind = (kinds or {}).get(role)
+            opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind))
+            if averaged:
+                opened = over_views(opened, numbers=task.output == "values")
+            alignment = alignment_of(inputs[role], task, role)
+            teachers[role] = opened if alignment is None else alignment(opened)
+            if alignment is not None and alignment.known is not None:
+                known[role] = alignment.known
+        if combine is not None:
+            teachers = {role: Once(each) for role, each in teachers.items()}
+            members = {role: Member(each, known.get(role)) for role, each in teachers.items()}
+            outputs = task.interface("student").outputs
+            joined = joined_classes(members, outputs)
+            setting = Setting(task, outputs, lambda: _held_out(context, engine, labels))
+            teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
+            if joined is not None:
+                known[COMBINED] = joined
+        yield Heard(teachers, known)
+
+
+def _narrowed(predict: Predictor, known: tuple[int, ...] | None) -> Predictor:
+    return predict if known is None else Alignment(known, known)(predict)
+
+
+def _held_out(context: Context, engine: Engine, labels: int | None) -> Iterator[Batch]:
+    """Labelled samples that decide on the weights of teachers: of the validation split, else of the training split."""
+    if has_split(context, "validation"):
+        batches = evaluation_batches(context, "validation")
+    else:
+        batches = iter(training_source(context, batch_size=256, augment=False, only="labelled", labels=labels))
+    for batch in batches:
+        yield engine.move(batch)
 
 
 def open_teacher(

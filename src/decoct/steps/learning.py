@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from decoct.artifact import Artifact, Draft
 from decoct.data.base import Source
+from decoct.data.views import Views, ViewsSetting
 from decoct.errors import RecipeError
 from decoct.models.modes import evaluating
 from decoct.objectives.base import Objective
@@ -24,15 +24,14 @@ from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.building import build_criterion, build_student, seed_everything
-from decoct.steps.drawing import class_counts, evaluation_batches, few, has_split, scores, training_source
+from decoct.steps.drawing import class_counts, has_split, scores, training_source
 from decoct.steps.dynamics import observed, refuse_what_cannot_mix
-from decoct.steps.hearing import alignment_of, open_teacher, to_combined
+from decoct.steps.hearing import heard, to_combined
 from decoct.steps.saving import PROBE_SAMPLES, Student, save_student
+from decoct.steps.viewing import probe_batch, views_of
 from decoct.tasks.mixing.base import Mixing
 from decoct.teachers.base import Teacher
-from decoct.teachers.classes import Alignment
-from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, agreement, joined_classes
-from decoct.teachers.views import over_views
+from decoct.teachers.combining import COMBINED, Combination, agreement
 from decoct.training.budget import Budget
 from decoct.training.companion import CHOSEN, Accompanied, Companion, once_ready
 from decoct.training.fit import History, Options, Update, fit
@@ -54,7 +53,8 @@ class Learning(Step):
     weights that were best on the validation split, or the last; `side` is whose preprocessing the model gets;
     `labels`: how many training samples keep their label in this step, drawn evenly over the classes; `mix`: how two
     images become one view, the same for both models, as `{use: mixup, alpha: 0.4}`; `teacher_views`: over how many
-    augmented views of a sample the teacher's probabilities are averaged (the student sees the first).
+    augmented views of a sample the teacher's probabilities are averaged (the student sees the first); `views`: each
+    sample comes in one of so many fixed augmented views in place of a new one each epoch (a stored teacher says which).
     """
 
     learns: ClassVar[bool] = True
@@ -74,6 +74,7 @@ class Learning(Step):
         default=None, exclude_if=lambda value: value is None
     )
     teacher_views: int = Field(default=1, ge=1, exclude_if=lambda value: value == 1)
+    views: ViewsSetting | None = Field(default=None, exclude_if=lambda value: value is None)
     precision: Literal["no", "bf16", "fp16"] | None = None
     log_every: int = Field(default=10, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
@@ -88,7 +89,7 @@ class Lesson:
     """A step at work: its engine, the student, and the predictors that it listens to, by role.
 
     `known`: by role the ids of the classes that a teacher knows, where it does not know all; `batch` a few samples, on
-    the device, from which shapes are read.
+    the device, from which shapes are read; `views` those that samples are drawn in, where they are fixed.
     """
 
     step: Learning
@@ -98,6 +99,7 @@ class Lesson:
     teachers: Mapping[str, Predictor]
     known: Mapping[str, tuple[int, ...]]
     batch: Batch
+    views: Views | None = None
 
     def forward(self, needs: Needs) -> Callable[[Batch], Outputs]:
         """The student as it is now."""
@@ -136,7 +138,8 @@ class Lesson:
             only=only,
             labels=step.labels,
             mix=step.mix,
-            views=step.teacher_views,
+            further=step.teacher_views,
+            views=self.views,
         )
 
     def descent(
@@ -268,43 +271,20 @@ def lesson(
     seed_everything(context.seed)
     student = build_student(inputs["model"], task, step.side, context.given)
     student.module.to(engine.device)
-    roles = [role for role in needs if role not in ("student", COMBINED)]
-    with ExitStack() as stack:
-        teachers: dict[str, Predictor] = {}
-        known: dict[str, tuple[int, ...]] = {}
-        for role in roles:
-            kind = (kinds or {}).get(role)
-            opened = stack.enter_context(open_teacher(inputs[role], context, engine, needs[role], kind))
-            if step.teacher_views > 1:
-                opened = over_views(opened, numbers=task.output == "values")
-            alignment = alignment_of(inputs[role], task, role)
-            teachers[role] = opened if alignment is None else alignment(opened)
-            if alignment is not None and alignment.known is not None:
-                known[role] = alignment.known
-        if combine is not None:
-            teachers = {role: Once(each) for role, each in teachers.items()}
-            members = {role: Member(each, known.get(role)) for role, each in teachers.items()}
-            outputs = task.interface(student.side).outputs
-            joined = joined_classes(members, outputs)
-            setting = Setting(task, outputs, lambda: _held_out(context, engine, step.labels))
-            teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
-            if joined is not None:
-                known[COMBINED] = joined
-        yield Lesson(step, context, engine, student, teachers, known, few(context, PROBE_SAMPLES).to(engine.device))
-
-
-def _narrowed(predict: Predictor, known: tuple[int, ...] | None) -> Predictor:
-    return predict if known is None else Alignment(known, known)(predict)
-
-
-def _held_out(context: Context, engine: Engine, labels: int | None) -> Iterator[Batch]:
-    """Labelled samples that decide on the weights of teachers: of the validation split, else of the training split."""
-    if has_split(context, "validation"):
-        batches = evaluation_batches(context, "validation")
-    else:
-        batches = iter(training_source(context, batch_size=256, augment=False, only="labelled", labels=labels))
-    for batch in batches:
-        yield engine.move(batch)
+    views = views_of(step, inputs, context)
+    wanted = {role: each for role, each in needs.items() if role not in ("student", COMBINED)}
+    with heard(
+        inputs,
+        wanted,
+        context,
+        engine,
+        kinds=kinds,
+        combine=combine,
+        labels=step.labels,
+        averaged=step.teacher_views > 1,
+    ) as found:
+        batch = probe_batch(step, context, PROBE_SAMPLES, views).to(engine.device)
+        yield Lesson(step, context, engine, student, found.teachers, found.known, batch, views)
 
 
 def learn(

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
+from decoct.data.hashing import keyed
 from decoct.errors import DataError, RecipeError
 from decoct.models.base import Interface
 from decoct.outputs import Batch
@@ -71,10 +72,12 @@ class ImageClassification(Classification):
 
     def collate(self, split: Split, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: int = 0) -> Batch:
         images = _images(split, indices)
-        if seeds is not None:
+        seen = None
+        if seeds is not None and self.augment:
             images = augmented(images, seeds, self.augment)
+            seen = keyed("augmented", f"flip {self.augment.flip} crop {self.augment.crop}", split.keys[indices], seeds)
         image = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        return batch_of(split, indices, dict.fromkeys(SIDES, image), class_target(split, indices), view)
+        return batch_of(split, indices, dict.fromkeys(SIDES, image), class_target(split, indices), view, seen)
 
     def shaped_by(self, batch: Batch, outputs: int) -> Self:
         shapes = {side: shape_of(batch.side(side)) for side in SIDES}

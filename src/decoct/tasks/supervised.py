@@ -87,12 +87,20 @@ class Supervised(Task):
         return module(inputs)
 
 
-def batch_of(split: Split, indices: np.ndarray, inputs: Mapping[str, Any], target: Tensor, view: int) -> Batch:
-    """The Batch of samples whose inputs and (already masked) target are made."""
+def batch_of(
+    split: Split,
+    indices: np.ndarray,
+    inputs: Mapping[str, Any],
+    target: Tensor,
+    view: int,
+    seen: np.ndarray | None = None,
+) -> Batch:
+    """The Batch of samples whose inputs and (already masked) target are made; `seen` where it is not their keys."""
+    keys = split.keys[indices]
     labelled = None if split.labelled is None else torch.from_numpy(split.labelled[indices])
     if not {"label", "value"} & split.columns.keys():
         labelled = torch.zeros(len(indices), dtype=torch.bool)
-    return Batch(inputs, target, labelled, split.keys[indices], view)
+    return Batch(inputs, target, labelled, keys, view, seen=keys if seen is None else seen)
 
 
 def predictions(predict: Predictor, batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:

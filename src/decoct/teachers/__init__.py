@@ -8,5 +8,6 @@ CATALOGUE = Catalogue(
         "frozen": "decoct.teachers.frozen:Frozen",
         "estimator": "decoct.teachers.estimator:EstimatorTeacher",
         "onnx": "decoct.teachers.onnx:OnnxTeacher",
+        "stored": "decoct.teachers.stored:StoredTeacher",
     },
 )

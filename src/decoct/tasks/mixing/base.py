@@ -67,6 +67,7 @@ class Mixer:
                 "others: leave mix out"
             )
         self._task, self._mixing, self._seed = task, mixing, seed
+        self._name = mixing.digest()
         order = np.argsort(split.keys, kind="stable")
         self._known = np.ones(len(split), bool) if split.labelled is None else split.labelled
         if "label" not in split.columns:
@@ -84,7 +85,9 @@ class Mixer:
         image, partner = own.side("student"), other.side("student")
         assert all(each is image for each in own.inputs.values()), "both sides see one image"
         mixed, shares = self._mixing.blend(image, partner, self._mixing.shares(hashes), hashes)
-        return replace(own, inputs=dict.fromkeys(own.inputs, mixed), target=self._target(own, other, shares))
+        seen = keyed("mixed", self._name, hashes, own.seen, other.seen)
+        inputs = dict.fromkeys(own.inputs, mixed)
+        return replace(own, inputs=inputs, target=self._target(own, other, shares), seen=seen)
 
     def _partners(self, indices: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         drawn = keyed("partner", hashes)
