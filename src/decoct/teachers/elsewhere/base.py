@@ -1,0 +1,126 @@
+"""Ahead, a teacher that can be asked before its answer is needed."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decoct.outputs import Batch, Outputs
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """Stands for one answer that was asked for; `number` counts the questions of one teacher from 0."""
+
+    number: int
+    answer: Future[Outputs]
+
+
+@dataclass
+class Counts:
+    """What happened so far.
+
+    Questions `asked`, `answered`, and `dropped` before their answer was taken; `resent` after the death of a worker or
+    a failed request; `restarts` of workers; `waited_s`: seconds for which the caller stood still for an answer.
+    """
+
+    asked: int = 0
+    answered: int = 0
+    dropped: int = 0
+    resent: int = 0
+    restarts: int = 0
+    waited_s: float = 0.0
+
+
+class Ahead(ABC):
+    """A Predictor whose answers are made elsewhere and may be asked for ahead.
+
+    `teacher(batch)` takes the answer that the batch holds a ticket for, or asks and waits. A ticket may be redeemed
+    any number of times; the answer lives as long as the ticket does. Answers come back on the device of the inputs.
+    """
+
+    def __init__(self, side: str, room: int) -> None:
+        self.side = side
+        self.room = room
+        """How many questions may wait for their answers at a time."""
+        self.counts = Counts()
+
+    @abstractmethod
+    def send(self, batch: Batch) -> Future[Outputs]:
+        """Asks; returns at once. The answer comes on the CPU, or an exception does."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The answer for `batch`: the one that was asked for ahead, or a new one, for which it waits."""
+        ticket = batch.tickets.get(self)
+        outputs = self.result(self.submit(batch) if ticket is None else ticket)
+        return moved(outputs, device_of(batch, self.side))
+
+    def submit(self, batch: Batch) -> Ticket:
+        """Asks for the answer to `batch` and returns what it is redeemed with."""
+        ticket = Ticket(self.counts.asked, self.send(batch))
+        self.counts.asked += 1
+        return ticket
+
+    def result(self, ticket: Ticket) -> Outputs:
+        """The answer, waited for where it is not there yet; raises what went wrong."""
+        if not ticket.answer.done():
+            start = time.perf_counter()
+            try:
+                ticket.answer.result()
+            finally:
+                self.counts.waited_s += time.perf_counter() - start
+        return ticket.answer.result()
+
+    def drop(self, ticket: Ticket) -> None:
+        """Says that nobody will ask for this answer; it is not made where that is not begun."""
+        self.counts.dropped += 1
+        ticket.answer.cancel()
+
+
+def device_of(batch: Batch, side: str) -> torch.device:
+    """The device of the first tensor in the inputs of one side; the CPU where there is none."""
+    found = _first_tensor(batch.side(side))
+    return torch.device("cpu") if found is None else found.device
+
+
+def moved(outputs: Outputs, device: torch.device | str) -> Outputs:
+    """The same answer with its tensors on `device`."""
+    return mapped(outputs, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def mapped(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """The same answer with `change` applied to each tensor in it."""
+
+    def every(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: change(each) for name, each in tensors.items()}
+
+    top = outputs.top
+    if top is not None:
+        drawn = None if top.drawn is None else change(top.drawn)
+        top = replace(top, ids=change(top.ids), log_probs=change(top.log_probs), rest=change(top.rest), drawn=drawn)
+    return Outputs(
+        logits=None if outputs.logits is None else change(outputs.logits),
+        mask=None if outputs.mask is None else change(outputs.mask),
+        values=every(outputs.values),
+        features=every(outputs.features),
+        losses=every(outputs.losses),
+        heads={name: mapped(each, change) for name, each in outputs.heads.items()},
+        top=top,
+    )
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return next((found for each in value if (found := _first_tensor(each)) is not None), None)
+    return None

@@ -1,0 +1,93 @@
+"""Nets, tasks, sources and teachers for tests of teachers elsewhere; importable by worker processes."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from decoct.data.base import Split
+from decoct.data.sources import Batches
+from decoct.outputs import Batch, Outputs, capture
+from decoct.teachers.elsewhere.base import Ahead
+
+CLASSES, WIDTH = 5, 6
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The part of a task that a teacher uses."""
+
+    output: str = "logits"
+
+    def forward(self, model, batch, needs, side):
+        with capture(model, needs.features) as features:
+            logits = model(batch.side(side))
+        return Outputs(logits=logits, features=dict(features))
+
+
+def network(seed=0, width=WIDTH):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(width, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, CLASSES))
+
+
+def source(samples=23, batch_size=4, seed=0, **options):
+    """Batches over made-up rows."""
+    rows = np.random.default_rng(seed).normal(size=(samples, WIDTH)).astype(np.float32)
+    split = Split({"features": rows}, np.arange(samples, dtype=np.uint64) * 7)
+    return Batches(split, collate, batch_size=batch_size, seed=seed, **options)
+
+
+def collate(split, indices, *, seeds=None, view=0):
+    x = torch.from_numpy(split.columns["features"][indices])
+    if seeds is not None:
+        noise = [np.random.default_rng(int(each)).normal(size=WIDTH) for each in seeds]
+        x = x + torch.from_numpy(np.stack(noise).astype(np.float32))
+    return Batch({"student": x, "teacher": x}, torch.zeros(len(indices)), None, split.keys[indices], view)
+
+
+class Threaded(Ahead):
+    """Answers in a thread with the sums of the rows, and counts who asked for what."""
+
+    def __init__(self, room=3):
+        super().__init__("teacher", room)
+        self.pool = ThreadPoolExecutor(1)
+        self.asked = []
+
+    def send(self, batch) -> Future[Outputs]:
+        self.asked.append(batch.keys.tolist())
+        return self.pool.submit(lambda: Outputs(logits=batch.side("teacher").sum(1, keepdim=True)))
+
+
+class Deadly(nn.Module):
+    """Ends its process where the first number of a batch is above 1e6, once for each file in a folder."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.inner, self.folder = nn.Linear(WIDTH, CLASSES), str(folder)
+
+    def forward(self, x):
+        if x[0, 0] > 1e6 and (left := sorted(os.listdir(self.folder))):
+            os.remove(os.path.join(self.folder, left[0]))
+            os._exit(9)
+        return self.inner(x)
+
+
+class Faulty(nn.Module):
+    """Raises on large numbers, and writes to itself where it is told to."""
+
+    def __init__(self, writes=False):
+        super().__init__()
+        self.inner, self.writes = nn.Linear(WIDTH, CLASSES), writes
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if x[0, 0] > 1e6:
+            raise ZeroDivisionError("these numbers are too large")
+        if self.writes:
+            self.calls += 1
+        return self.inner(x)
