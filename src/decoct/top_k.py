@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from decoct.errors import RecipeError
 
 Tail = Literal["bucket", "uniform", "sample"]
 """How the classes that were not kept are taken: as one bucket, each with an equal part, or by random draws."""
@@ -19,7 +23,8 @@ class TopK:
     `ids` int64 `[*B, k]`; `log_probs` float32 `[*B, k]`, normalised over all C classes; `rest` float32 `[*B, S]`, for
     each temperature T of `temperatures` log Σ exp(log p_j / T) over the classes j that were not kept (at T = 1: the log
     of the tail's mass); -inf where nothing is left. `drawn` int64 `[*B, n]`, for `tail` "sample": classes of the tail,
-    drawn with replacement by their probability, each standing for 1/n of the tail's mass.
+    drawn with replacement by their probability, each standing for 1/n of the tail's mass; `drawn_log_probs` float32
+    `[*B, n]` their log-probabilities at temperature 1, where these are known.
     """
 
     ids: Tensor
@@ -29,12 +34,117 @@ class TopK:
     tail: Tail = "bucket"
     temperatures: tuple[float, ...] = (1.0,)
     drawn: Tensor | None = None
+    drawn_log_probs: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        k: int,
+        *,
+        tail: Tail = "bucket",
+        temperatures: tuple[float, ...] = (1.0,),
+        draws: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> TopK:
+        """What is kept of logits `[*B, C]`; with the tail "sample" `draws` of its classes, by `generator`.
+
+        >>> TopK.of(torch.tensor([[0.0, 2.0, 1.0]]), 2).ids
+        tensor([[1, 2]])
+        """
+        if not 1 <= k <= logits.shape[-1]:
+            raise RecipeError(f"top_k is {k}; allowed: 1 to the number of classes, {logits.shape[-1]}")
+        log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        log_probs, ids = log_p.topk(k, dim=-1)
+        others = log_p.scatter(-1, ids, -torch.inf)
+        left = (others != -torch.inf).any(-1, keepdim=True)
+        rest = [(others / each).logsumexp(-1) for each in temperatures]
+        found = cls(ids, log_probs.float(), torch.stack(rest, -1).float(), logits.shape[-1], tail, temperatures)
+        if tail != "sample":
+            return found
+        weights = (others - others.amax(-1, keepdim=True)).exp().masked_fill(~left, 1.0).flatten(0, -2)
+        drawn = torch.multinomial(weights, max(draws, 1), replacement=True, generator=generator)
+        drawn = drawn.reshape(*ids.shape[:-1], max(draws, 1))
+        return replace(found, drawn=drawn, drawn_log_probs=log_p.gather(-1, drawn).float())
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> TopK:
         """The same on `device`."""
-        drawn = None if self.drawn is None else self.drawn.to(device, non_blocking=True)
-        ids, log_probs, rest = (each.to(device, non_blocking=True) for each in (self.ids, self.log_probs, self.rest))
-        return replace(self, ids=ids, log_probs=log_probs, rest=rest, drawn=drawn)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TopK:
+        """The same with `change` applied to each of its tensors: a pick of items, another device."""
+        return replace(
+            self,
+            ids=change(self.ids),
+            log_probs=change(self.log_probs),
+            rest=change(self.rest),
+            drawn=None if self.drawn is None else change(self.drawn),
+            drawn_log_probs=None if self.drawn_log_probs is None else change(self.drawn_log_probs),
+        )
+
+    def log_rest(self, temperature: float) -> Tensor:
+        """log Σ exp(log p_j / T) over the classes that were not kept, `[*B]`, at any temperature T that is known.
+
+        Exact at `temperatures`. Between them, and above the largest, where it nears log(C − k), it is interpolated in
+        s = 1/T. As a function of s it is convex, so the chord is an upper bound, the neighbouring chords made longer
+        are lower bounds, and a cubic is held between these: the truth is at most their distance away. Below the
+        smallest temperature there is no upper bound: RecipeError for the tail "bucket"; the others follow the last
+        chord, as a uniform tail does.
+
+        >>> top = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), classes=3)
+        >>> round(top.log_rest(2.0).exp().item(), 4)
+        1.0
+        """
+        for column, each in enumerate(self.temperatures):
+            if math.isclose(each, temperature, rel_tol=1e-6):
+                return self.rest[..., column]
+        if temperature < min(self.temperatures) and self.tail == "bucket":
+            known = ", ".join(f"{each:g}" for each in sorted(self.temperatures))
+            raise RecipeError(
+                f"temperature is {temperature:g}, and the teacher's tail is known for temperatures {known}; allowed: "
+                f"{min(self.temperatures):g} or more. Label again with a temperature as low as this one"
+            )
+        others = self.classes - self.ids.shape[-1]
+        if others == 0:
+            return torch.full_like(self.rest[..., 0], -torch.inf)
+        order = sorted(range(len(self.temperatures)), key=lambda column: -self.temperatures[column])
+        nodes = [0.0, *(1 / self.temperatures[column] for column in order)]
+        empty = (self.rest == -torch.inf).any(-1)
+        known_rest = [torch.full_like(self.rest[..., 0], math.log(others)), *(self.rest[..., c] for c in order)]
+        values = torch.stack(known_rest).masked_fill(empty, 0.0)
+        return _between(nodes, values, 1 / temperature).masked_fill(empty, -torch.inf)
+
+    def spread(self) -> Tensor:
+        """Log-probabilities of all classes `[*B, C]` with an equal part of the tail's mass for each class of the tail.
+
+        >>> top = TopK(torch.tensor([[2]]), torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), classes=3)
+        >>> top.spread().exp()
+        tensor([[0.2500, 0.2500, 0.5000]])
+        """
+        each = self.log_rest(1.0) - math.log(max(self.classes - self.ids.shape[-1], 1))
+        full = each.unsqueeze(-1).expand(*each.shape, self.classes)
+        return full.scatter(-1, self.ids, self.log_probs)
+
+
+def _between(nodes: list[float], values: Tensor, s: float) -> Tensor:
+    """A convex function at s from its `values` `[M, *B]` at ascending nodes; the last chord made longer beyond them."""
+
+    def chord(left: int) -> Tensor:
+        share = (s - nodes[left]) / (nodes[left + 1] - nodes[left])
+        return values[left] + share * (values[left + 1] - values[left])
+
+    last = len(nodes) - 1
+    if s >= nodes[last]:
+        return chord(last - 1)
+    i = max(k for k in range(last) if nodes[k] <= s)
+    used = range(max(0, i - 1), min(last, i + 2) + 1)
+    cubic = torch.zeros_like(values[0])
+    for k in used:
+        cubic = cubic + values[k] * math.prod((s - nodes[m]) / (nodes[k] - nodes[m]) for m in used if m != k)
+    for neighbour in (i - 1, i + 1):
+        if 0 <= neighbour < last:
+            cubic = torch.maximum(cubic, chord(neighbour))
+    return torch.minimum(cubic, chord(i))

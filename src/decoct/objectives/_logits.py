@@ -11,7 +11,9 @@ from torch import Tensor
 
 from decoct.errors import RecipeError
 from decoct.objectives.base import Objective, Probe, Term
+from decoct.objectives.refine.base import all_classes
 from decoct.outputs import Batch, Outputs
+from decoct.top_k import TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, bounds
 
@@ -39,7 +41,9 @@ Fraction = Annotated[Scalar, AfterValidator(_fraction)]
 
 
 def logits_of(who: str, outputs: Outputs, label: str) -> Tensor:
-    """The logits; RecipeError where the model gave none."""
+    """The logits, or those that a teacher's largest probabilities stand for; RecipeError where the model gave none."""
+    if outputs.logits is None and outputs.top is not None:
+        return all_classes(outputs.top, label)
     if outputs.logits is None:
         raise RecipeError(f"{label}: the {who} gives no logits; use an objective over features or values")
     return outputs.logits
@@ -68,7 +72,10 @@ class LogitsObjective(Objective):
     def build(self, probe: Probe) -> Term:
         """The running term; RecipeError where student and teacher have unlike logits."""
         student = logits_of("student", probe.student, self.label)
-        if self.taught:
+        top = _top_of(self, probe.teachers)
+        if isinstance(self, TopKObjective) and top is not None:
+            self.value_of_top_k(student, top, probe.student.mask, Clock())
+        elif self.taught:
             teacher = logits_of("teacher", only(probe.teachers), self.label)
             if student.shape != teacher.shape:
                 raise RecipeError(
@@ -89,6 +96,22 @@ class LogitsObjective(Objective):
             )
 
 
+class TopKObjective(LogitsObjective):
+    """An objective over logits that can also hear a teacher of which only the largest probabilities are known."""
+
+    @abstractmethod
+    def value_of_top_k(self, student: Tensor, targets: TopK, mask: Tensor | None, clock: Clock) -> Tensor:
+        """The loss of the student's logits `[*B, C]`, without the teacher's; RecipeError for what needs them all."""
+
+
+def _top_of(objective: LogitsObjective, teachers: Mapping[str, Outputs]) -> TopK | None:
+    """What the teacher says in place of logits."""
+    if not objective.taught:
+        return None
+    heard = only(teachers)
+    return heard.top if heard.logits is None else None
+
+
 class LogitsTerm(Term):
     """Feeds logits, target and mask to its objective's function. Items: samples, or positions that the mask keeps."""
 
@@ -104,6 +127,9 @@ class LogitsTerm(Term):
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         label = self.objective.label
         own = logits_of("student", student, label)
+        top = _top_of(self.objective, teachers)
+        if isinstance(self.objective, TopKObjective) and top is not None:
+            return self.objective.value_of_top_k(own, top, student.mask, clock)
         theirs = logits_of("teacher", only(teachers), label) if self.objective.taught else own
         target = batch.target if self.objective.supervised else None
         return self.objective.value(own, theirs, target, student.mask, clock)

@@ -82,6 +82,7 @@ def picked(outputs: Outputs, pick: Callable[[Tensor], Tensor]) -> Outputs:
         values={name: pick(each) for name, each in outputs.values.items()},
         features={name: pick(each) for name, each in outputs.features.items()},
         heads={name: picked(each, pick) for name, each in outputs.heads.items()},
+        top=None if outputs.top is None else outputs.top.each(pick),
     )
 
 

@@ -7,9 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from decoct.objectives import _divergence
-from decoct.objectives._logits import LogitsObjective, Temperature
+from decoct.objectives._logits import Temperature, TopKObjective
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives.top_k_kl import top_k_kl_loss
+from decoct.top_k import TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -33,7 +35,7 @@ def forward_kl_loss(student: Logits, teacher: Logits, *, temperature: float = 1.
     return item_mean(_divergence.forward_kl(student, teacher, temperature=temperature), mask)
 
 
-class ForwardKL(LogitsObjective):
+class ForwardKL(TopKObjective):
     """KL(p‖q) for each token: the student covers all that the teacher finds likely."""
 
     use: ClassVar[str] = "forward_kl"
@@ -44,3 +46,6 @@ class ForwardKL(LogitsObjective):
     ) -> Tensor:
         temperature = at(self.temperature, clock)
         return forward_kl_loss(student, teacher, temperature=temperature, mask=mask)
+
+    def value_of_top_k(self, student: Tensor, targets: TopK, mask: Tensor | None, clock: Clock) -> Tensor:
+        return top_k_kl_loss(student, targets, temperature=at(self.temperature, clock), mask=mask)

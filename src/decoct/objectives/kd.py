@@ -6,10 +6,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from decoct.objectives._logits import LogitsObjective, Temperature
+from decoct.errors import RecipeError
+from decoct.objectives._logits import Temperature, TopKObjective
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.standardize import standardize_logits
+from decoct.objectives.top_k_kl import top_k_kl_loss
+from decoct.top_k import TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -38,7 +41,7 @@ def kd_loss(student: Logits, teacher: Logits, *, temperature: float = 4.0, mask:
     return temperature**2 * item_mean(rows, mask)
 
 
-class KD(LogitsObjective):
+class KD(TopKObjective):
     """Draws the student's softened class distribution to the teacher's (Hinton 2015).
 
     `temperature` a number or schedule; `standardize` divides both sides' logits by their own spread first (Sun 2024).
@@ -58,3 +61,12 @@ class KD(LogitsObjective):
                 student, teacher = student.masked_fill(out, 0.0), teacher.masked_fill(out, 0.0)
             student, teacher = standardize_logits(student), standardize_logits(teacher)
         return kd_loss(student, teacher, temperature=at(self.temperature, clock), mask=mask)
+
+    def value_of_top_k(self, student: Tensor, targets: TopK, mask: Tensor | None, clock: Clock) -> Tensor:
+        if self.standardize:
+            raise RecipeError(
+                f"{self.label}: standardize is true, and the teacher keeps only the {targets.ids.shape[-1]} largest of "
+                f"{targets.classes} probabilities; set it to false, or label with all classes"
+            )
+        temperature = at(self.temperature, clock)
+        return temperature**2 * top_k_kl_loss(student, targets, temperature=temperature, mask=mask)

@@ -6,9 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from decoct.objectives._logits import LogitsObjective, Temperature
+from decoct.objectives._logits import Temperature, TopKObjective
 from decoct.objectives._numeric import full_precision, item_mean, log_softmax, logit_pair, weigh
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives.top_k_kl import top_k_cross_entropy
+from decoct.top_k import TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -33,7 +35,7 @@ def soft_cross_entropy(student: Logits, teacher: Logits, *, temperature: float =
     return item_mean(rows, mask)
 
 
-class SoftCrossEntropy(LogitsObjective):
+class SoftCrossEntropy(TopKObjective):
     """Cross-entropy with the teacher's softened distribution, without the factor T² (Hinton 2015)."""
 
     use: ClassVar[str] = "soft_cross_entropy"
@@ -43,3 +45,6 @@ class SoftCrossEntropy(LogitsObjective):
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock
     ) -> Tensor:
         return soft_cross_entropy(student, teacher, temperature=at(self.temperature, clock), mask=mask)
+
+    def value_of_top_k(self, student: Tensor, targets: TopK, mask: Tensor | None, clock: Clock) -> Tensor:
+        return top_k_cross_entropy(student, targets, temperature=at(self.temperature, clock), mask=mask)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
 from decoct.outputs import Batch, Outputs, Predictor
+from decoct.top_k import TopK
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,30 @@ class Alignment:
 
         def aligned(batch: Batch) -> Outputs:
             said = predict(batch)
-            return replace(said, logits=None if said.logits is None else said.logits[..., columns])
+            logits = None if said.logits is None else said.logits[..., columns]
+            return replace(said, logits=logits, top=None if said.top is None else self.of_top(said.top))
 
         return aligned
+
+    def of_top(self, top: TopK) -> TopK:
+        """The same classes under the student's ids; RecipeError where some of them are dropped.
+
+        Dropping needs the probability of each class of the tail, which is not known.
+
+        >>> import torch
+        >>> rest = torch.tensor([[-torch.inf]])
+        >>> Alignment((2, 0, 1), None).of_top(TopK(torch.tensor([[0, 2]]), torch.zeros(1, 2), rest, classes=3)).ids
+        tensor([[1, 0]])
+        """
+        if len(self.columns) != top.classes:
+            raise RecipeError(
+                f"the teacher keeps only the {top.ids.shape[-1]} largest of {top.classes} probabilities, and the "
+                f"student has {len(self.columns)} of its classes: what falls to the others cannot be taken out. Label "
+                "with all classes, or give the student all classes of the teacher"
+            )
+        new = torch.empty(top.classes, dtype=torch.long, device=top.ids.device)
+        new[list(self.columns)] = torch.arange(top.classes, device=new.device)
+        return replace(top, ids=new[top.ids], drawn=None if top.drawn is None else new[top.drawn])
 
 
 def align(teacher: Sequence[str], student: Sequence[str], role: str = "teacher") -> Alignment | None:

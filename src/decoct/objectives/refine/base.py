@@ -12,6 +12,7 @@ from torch import Tensor
 from decoct.errors import RecipeError
 from decoct.outputs import Batch, Outputs
 from decoct.spec import Spec
+from decoct.top_k import TopK
 from decoct.training.clock import Clock
 
 
@@ -32,6 +33,8 @@ class Lesson:
     def logits(self, refinement: str) -> Tensor:
         """The teacher's logits over at least two classes, in float32 at least; RecipeError where there are none."""
         found = self.teacher.logits
+        if found is None and self.teacher.top is not None:
+            found = all_classes(self.teacher.top, f"{self.label}: refine with {refinement}")
         if found is None or found.shape[-1] < 2:
             what = "no logits" if found is None else f"numbers {list(found.shape)}"
             raise RecipeError(f"{self.label}: refine with {refinement}: the teacher gives {what}; it is for classes")
@@ -50,6 +53,17 @@ class Lesson:
         if self.weight is not None and self.weight.shape != weight.shape:
             raise RecipeError(f"{self.label}: two refinements weigh items of unlike shapes; keep one of them")
         return replace(self, weight=weight if self.weight is None else self.weight * weight)
+
+
+def all_classes(top: TopK, label: str) -> Tensor:
+    """Log-probabilities of all classes, the tail in equal parts; RecipeError where the tail is not kept so."""
+    if top.tail != "uniform":
+        raise RecipeError(
+            f"{label}: the teacher keeps only the {top.ids.shape[-1]} largest of {top.classes} probabilities, with "
+            f"tail: {top.tail}, and this needs them all. Label with tail: uniform or with all classes, or use kd, "
+            "forward_kl or soft_cross_entropy, without refine"
+        )
+    return top.spread()
 
 
 class Refinement(Spec):
