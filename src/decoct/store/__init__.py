@@ -1,0 +1,1 @@
+"""The soft-label store: what a teacher said about each view of each sample, kept on disk."""

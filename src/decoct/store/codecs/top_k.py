@@ -1,0 +1,167 @@
+"""The largest log-probabilities of each row, and what is left in its tail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from decoct.data.hashing import keyed, uniform
+from decoct.errors import DataError
+from decoct.store.codecs import affine
+from decoct.store.codecs.base import Codec, Decoded, Lost, checked, kl, raw, typed
+from decoct.store.codecs.bits import bits_for, pack, packed_bytes, unpack
+from decoct.top_k import Tail, TopK
+
+_CHUNK = 1 << 22
+"""Numbers of a cumulative sum held at once."""
+
+
+class TopKCodec(Codec):
+    """The k largest log-probabilities with their class ids, and the mass of the tail; never renormalised.
+
+    `k` classes a row (all of them where there are no more), ids packed into ceil(log2 C) bits, most likely first.
+    `dtype` of the log-probabilities; with uint8 all of a row move by one amount so that their mass stays exact, and
+    the error of each is at most one step, 1/254 of the row's span. `tail`: "bucket" keeps what the tail sums to,
+    at each of `temperatures` (1 is always kept); "uniform" gives each class of the tail an equal part of its mass at
+    temperature 1; "sample" keeps the bucket and `draws` classes of the tail, drawn by their probability from the
+    sample's key, spread evenly over the tail (systematic draws: unbiased, with less variance than independent ones).
+    """
+
+    use: ClassVar[str] = "top_k"
+    positional: ClassVar[tuple[str, ...]] = ("k",)
+    k: int = Field(ge=1)
+    tail: Tail = "bucket"
+    dtype: Literal["uint8", "float16", "float32"] = "uint8"
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    draws: int = Field(default=16, ge=1)
+
+    @field_validator("temperatures")
+    @classmethod
+    def _positive(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not (math.isfinite(each) and each > 0) for each in given):
+            raise ValueError(f"temperatures {list(given)}: each must be finite and above 0")
+        return (1.0, *sorted(set(given) - {1.0}))
+
+    def kept(self, classes: int) -> int:
+        """Classes that are kept one by one."""
+        return min(self.k, classes)
+
+    def rests(self) -> tuple[float, ...]:
+        """Temperatures at which the tail's sum is kept."""
+        return (1.0,) if self.tail == "uniform" else self.temperatures
+
+    def drawn(self, classes: int) -> int:
+        """Draws from the tail."""
+        return self.draws if self.tail == "sample" and self.k < classes else 0
+
+    def columns(self, classes: int) -> dict[str, int]:
+        kept, bits, drawn = self.kept(classes), bits_for(classes), self.drawn(classes)
+        found = {"ids": packed_bytes(kept, bits), "log_probs": kept * getattr(torch, self.dtype).itemsize}
+        if self.dtype == "uint8":
+            found["affine"] = 8
+        found["rest"] = 4 * len(self.rests())
+        if drawn:
+            found |= {"drawn": packed_bytes(drawn, bits), "drawn_log_probs": drawn * self._drawn_dtype().itemsize}
+        return found
+
+    def _drawn_dtype(self) -> torch.dtype:
+        return torch.float32 if self.dtype == "float32" else torch.float16
+
+    def encode(self, logits: Any, seen: np.ndarray) -> dict[str, np.ndarray]:
+        values = checked(logits)
+        return self.pack(self.select(values, seen))
+
+    def select(self, values: Tensor, seen: np.ndarray) -> TopK:
+        """What is kept of float32 logits `[N, C]`, before it is rounded."""
+        classes = values.shape[1]
+        log_probs = values.log_softmax(-1)
+        largest, ids = log_probs.topk(self.kept(classes), dim=-1)
+        tail = log_probs.scatter_(-1, ids, -torch.inf)
+        rest = torch.stack([(tail / t if t != 1 else tail).logsumexp(-1) for t in self.rests()], -1)
+        found = TopK(ids, largest, rest, classes, self.tail, self.rests())
+        if not self.drawn(classes):
+            return found
+        drawn = _draw(tail, seen, self.draws, ids[:, 0])
+        return replace(found, drawn=drawn, drawn_log_probs=tail.gather(-1, drawn))
+
+    def pack(self, top: TopK) -> dict[str, np.ndarray]:
+        """Columns of a TopK `[N, k]` that was selected with the settings of this codec; DataError for another."""
+        self._refuse_unlike(top)
+        bits = bits_for(top.classes)
+        found = {"ids": pack(top.ids.cpu().numpy(), bits)}
+        if self.dtype == "uint8":
+            codes, scale = affine.quantized(top.log_probs)
+            moved = top.log_probs.logsumexp(-1) - affine.restored(codes, scale).logsumexp(-1)
+            scale[:, 0] += moved
+            found |= {"log_probs": raw(codes), "affine": raw(scale)}
+        else:
+            found["log_probs"] = raw(top.log_probs.to(getattr(torch, self.dtype)))
+        found["rest"] = raw(top.rest)
+        if top.drawn is not None and top.drawn.shape[-1]:
+            assert top.drawn_log_probs is not None, "refused above"
+            found["drawn"] = pack(top.drawn.cpu().numpy(), bits)
+            found["drawn_log_probs"] = raw(top.drawn_log_probs.to(self._drawn_dtype()))
+        return found
+
+    def _refuse_unlike(self, top: TopK) -> None:
+        drawn = 0 if top.drawn is None else top.drawn.shape[-1]
+        given = (top.ids.shape[-1], top.temperatures, top.tail, drawn)
+        wanted = (self.kept(top.classes), self.rests(), self.tail, self.drawn(top.classes))
+        if given != wanted or (drawn and top.drawn_log_probs is None):
+            raise DataError(
+                f"the teacher gave k, temperatures, tail and draws {given}, the codec keeps {wanted}; make them equal"
+            )
+
+    def decode(self, columns: Mapping[str, np.ndarray], classes: int) -> Decoded:
+        kept, bits = self.kept(classes), bits_for(classes)
+        ids = torch.from_numpy(unpack(columns["ids"], kept, bits))
+        log_probs = typed(columns["log_probs"], getattr(torch, self.dtype))
+        if self.dtype == "uint8":
+            log_probs = affine.restored(log_probs, typed(columns["affine"], torch.float32))
+        rest = typed(columns["rest"], torch.float32)
+        found = TopK(ids, log_probs.float(), rest, classes, self.tail, self.rests())
+        if self.tail == "uniform":
+            return found.spread()
+        if not self.drawn(classes):
+            return found
+        drawn = torch.from_numpy(unpack(columns["drawn"], self.draws, bits))
+        theirs = typed(columns["drawn_log_probs"], self._drawn_dtype()).float()
+        return replace(found, drawn=drawn, drawn_log_probs=theirs)
+
+    def lost(self, logits: Any, decoded: Decoded) -> Lost:
+        exact = checked(logits).cpu().double().log_softmax(-1)
+        largest, ids = exact.topk(self.kept(exact.shape[1]), dim=-1)
+        mass = largest.exp().sum(-1).mean().item()
+        if isinstance(decoded, Tensor):
+            return Lost(kl(exact, decoded), mass)
+        own = exact.gather(-1, decoded.ids)
+        left = exact.scatter(-1, decoded.ids, -torch.inf).logsumexp(-1, keepdim=True)
+        theirs = torch.cat([decoded.log_probs, decoded.rest[:, :1]], -1)
+        note = f"over {ids.shape[1]} classes and one bucket; how the tail's mass is spread within it is not compared"
+        return Lost(kl(torch.cat([own, left], -1), theirs), mass, note if exact.shape[1] > ids.shape[1] else "")
+
+
+def _draw(tail: Tensor, seen: np.ndarray, draws: int, fallback: Tensor) -> Tensor:
+    """int64 `[N, draws]`: classes drawn by exp(tail) `[N, C]`, the i-th from the i-th of equal parts of its mass.
+
+    `fallback` `[N]` where the tail has no mass at all.
+    """
+    numbers = uniform(keyed("tail", np.repeat(seen, draws), np.tile(np.arange(draws), len(seen))))
+    parts = torch.from_numpy((np.arange(draws) + numbers.reshape(len(seen), draws)) / draws).to(tail.device)
+    found = torch.empty(len(seen), draws, dtype=torch.int64, device=tail.device)
+    step = max(1, _CHUNK // tail.shape[1])
+    for start in range(0, len(seen), step):
+        rows = slice(start, start + step)
+        heights = tail[rows].double().exp().cumsum(-1)
+        total = heights[:, -1:]
+        last = torch.searchsorted(heights, total)
+        picked = torch.searchsorted(heights, parts[rows] * total, right=True).minimum(last)
+        found[rows] = torch.where(total > 0, picked, fallback[rows, None])
+    return found
