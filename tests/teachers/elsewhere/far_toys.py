@@ -91,3 +91,48 @@ class Faulty(nn.Module):
         if self.writes:
             self.calls += 1
         return self.inner(x)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """A factory of jobs: n -> n², as text; dies over `deadly` as long as there are files in `folder`."""
+
+    folder: str = ""
+    deadly: int = -1
+    wrong: int = -1
+
+    def __call__(self):
+        def job(n):
+            if n == self.wrong:
+                raise ValueError(f"{n} is wrong")
+            if n == self.deadly and (left := sorted(os.listdir(self.folder))):
+                os.remove(os.path.join(self.folder, left[0]))
+                os._exit(9)
+            return f"{n * n} in {os.getpid()}".encode()
+
+        return job
+
+
+def bullets(folder, count):
+    """A folder with so many files."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / str(number)).write_text("")
+    return str(folder)
+
+
+def children():
+    """Living and dead children of this process, but for the helper that multiprocessing keeps."""
+    import psutil
+
+    found = psutil.Process().children(recursive=True)
+    return [each.pid for each in found if "resource_tracker" not in " ".join(_words(each))]
+
+
+def _words(process):
+    import psutil
+
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ["gone"]
