@@ -99,11 +99,11 @@ def _at_least_one(count: Tensor | int) -> Tensor | int:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
-def scheduled(objective: Objective, clock: Clock) -> dict[str, float]:
-    """The scheduled settings of an objective other than its weight, now, as `label.setting`."""
+def schedules(objective: Objective) -> dict[str, Schedule]:
+    """The scheduled settings of an objective other than its weight, as `label.setting`."""
     fields = {name: getattr(objective, name) for name in type(objective).model_fields if name != "weight"}
     found = {f"{objective.label}.{name}": value for name, value in fields.items() if isinstance(value, Schedule)}
     for each in objective.refine:
         settings = {name: getattr(each, name) for name in type(each).model_fields}
         found |= {f"{objective.label}.{each.use}.{k}": v for k, v in settings.items() if isinstance(v, Schedule)}
-    return {name: value.at(clock) for name, value in found.items()}
+    return found

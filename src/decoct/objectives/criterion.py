@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError, did_you_mean
-from decoct.objectives._refining import scheduled, try_refinements, value_of
-from decoct.objectives._selection import kept, picked_batch, picker
+from decoct.objectives._refining import schedules, try_refinements, value_of
+from decoct.objectives._selection import kept, picked_batch, picker, selected
 from decoct.objectives.balance.base import Balancer
 from decoct.objectives.base import Objective, Probe, Sum, Term
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.training.clock import Clock
-from decoct.training.schedules import at
+from decoct.training.schedules import Schedule, at
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A term, with what does not change from step to step.
+
+    `teacher`: whom it listens to; `plain`: it hears student and teacher as they are (no head, no refinement, all
+    classes); `schedules`: its settings that change, by the name in the log.
+    """
+
+    objective: Objective
+    term: Term
+    label: str
+    teacher: str | None
+    plain: bool
+    schedules: Mapping[str, Schedule]
+
+    @classmethod
+    def of(cls, objective: Objective, term: Term, probe: Probe) -> _Running:
+        teacher = teacher_name(objective, tuple(probe.teachers)) if objective.taught else None
+        plain = objective.head is None and not objective.refine and teacher not in probe.known
+        return cls(objective, term, objective.label, teacher, plain, schedules(objective))
 
 
 class Criterion(nn.Module):
@@ -29,6 +51,7 @@ class Criterion(nn.Module):
         super().__init__()
         self.objectives = tuple(objectives)
         self.terms = nn.ModuleList(terms)
+        self._running = tuple(_Running.of(each, term, probe) for each, term in zip(objectives, terms))
         self._positions = probe.student.mask is not None
         self._task = probe.task
         self._known = dict(probe.known)
@@ -63,17 +86,18 @@ class Criterion(nn.Module):
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the terms, in order."""
-        return tuple(each.label for each in self.objectives)
+        return tuple(each.label for each in self._running)
 
     def layers(self) -> list[dict[str, Any]]:
         """The pairs of layers that each term compares, with the adapter between them; for the log and the display."""
-        pairs = zip(self.objectives, self._running())
-        return [{"term": each.label, **found} for each, term in pairs for found in term.layers()]
+        return [{"term": each.label, **found} for each in self._running for found in each.term.layers()]
 
     @property
     def splittable(self) -> bool:
         """Whether every term's mean over a batch is the item-weighted mean over any split of it."""
-        return all(term.splittable for term in self._running()) and (self.balancer is None or self.balancer.splittable)
+        return all(each.term.splittable for each in self._running) and (
+            self.balancer is None or self.balancer.splittable
+        )
 
     @property
     def watches(self) -> bool:
@@ -100,18 +124,18 @@ class Criterion(nn.Module):
         With a balance the weights are those of the last training step.
         """
         factors = {} if self.balancer is None else self.balancer.last()
-        found = {each.label: at(each.weight, clock) * factors.get(each.label, 1.0) for each in self.objectives}
-        for each, term in zip(self.objectives, self._running()):
-            found |= scheduled(each, clock)
-            found |= {f"{each.label}.{name}": value for name, value in term.learned().items()}
+        found = {each.label: at(each.objective.weight, clock) * factors.get(each.label, 1.0) for each in self._running}
+        for each in self._running:
+            found |= {name: value.at(clock) for name, value in each.schedules.items()}
+            found |= {f"{each.label}.{name}": value for name, value in each.term.learned().items()}
         return found
 
     def items(self, batch: Batch) -> dict[str, Tensor | int]:
         """How many items each term averages over; known before any forward pass."""
         counts: dict[str, Tensor | int] = {}
-        for each, term in zip(self.objectives, self._running()):
-            seen = replace(batch, target=_of_head(each, batch.target))
-            keep = kept(each, term, seen)
+        for each in self._running:
+            term, seen = each.term, replace(batch, target=_of_head(each.objective, batch.target))
+            keep = kept(each.objective, term, seen)
             if keep is None:
                 counts[each.label] = term.items(seen)
             elif term.selection == "index":
@@ -132,10 +156,8 @@ class Criterion(nn.Module):
 
         `shares`: what part of a window's items this batch holds, by label; multiplies each term.
         """
-        values: dict[str, Tensor] = {}
-        for each, term in zip(self.objectives, self._running()):
-            values[each.label] = value_of(each, term, *_view(each, student, teachers, batch, self._known), clock)
-        weights = {each.label: at(each.weight, clock) for each in self.objectives}
+        values = {each.label: self._value(each, student, teachers, batch, clock) for each in self._running}
+        weights = {each.label: at(each.objective.weight, clock) for each in self._running}
         parts = {label: value.detach() for label, value in values.items()}
         if self.balancer is not None:
             return self.balancer(values, weights, shares, clock), parts
@@ -146,10 +168,14 @@ class Criterion(nn.Module):
         assert total is not None
         return total, parts
 
-    def _running(self) -> Iterable[Term]:
-        for term in self.terms:
-            assert isinstance(term, Term)
-            yield term
+    def _value(
+        self, each: _Running, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock
+    ) -> Tensor:
+        if not each.plain:
+            view = _view(each.objective, student, teachers, batch, self._known)
+            return value_of(each.objective, each.term, *view, clock)
+        heard = {} if each.teacher is None else {each.teacher: teachers[each.teacher]}
+        return selected(each.term, kept(each.objective, each.term, batch), student, heard, batch, clock)
 
 
 def needs_of(objective: Objective, teachers: Sequence[str]) -> dict[str, Needs]:

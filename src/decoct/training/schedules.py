@@ -258,7 +258,7 @@ def at(value: float | Schedule, clock: Clock) -> float:
     >>> at(4.0, Clock()), at(Linear(0, 1), Clock(progress=0.25))
     (4.0, 0.25)
     """
-    return value.at(clock) if isinstance(value, Schedule) else value
+    return value if isinstance(value, int | float) else value.at(clock)
 
 
 def times(value: float | Schedule, factor: float) -> float | Schedule:
