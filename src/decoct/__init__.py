@@ -41,6 +41,7 @@ _SURFACE = {
     "distill": "decoct.api:distill",
     "export": "decoct.shipping:export",
     "functional": "decoct.functional",
+    "label": "decoct.soft_labels:label",
     "prune": "decoct.shrink:prune",
 }
 
@@ -58,6 +59,7 @@ ROOMS = (
     "sharing",
     "steps",
     "steps.recovery",
+    "store.codecs",
     "targets",
     "tasks",
     "tasks.mixing",

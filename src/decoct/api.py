@@ -9,17 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
+from decoct.arguments import data_of, model_of, shaped, task_of
 from decoct.artifact import Artifact
-from decoct.data.base import Data
-from decoct.data.given import describe_loaders
-from decoct.errors import DataError, RecipeError, did_you_mean
-from decoct.models.base import Model, shorthand
-from decoct.models.given import given_model
-from decoct.models.saved import Saved
+from decoct.errors import RecipeError, did_you_mean
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.criterion import Criterion, needs_of
@@ -28,11 +22,9 @@ from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.run import Run
 from decoct.shipping import export
-from decoct.spec import Choice, Spec, as_recipe_error
 from decoct.steps.building import build_criterion
 from decoct.steps.distill import Distill
 from decoct.steps.train import Train
-from decoct.tasks.base import Task
 from decoct.teachers.frozen import Frozen
 from decoct.training.budget import Budget
 from decoct.training.clock import Clock
@@ -102,11 +94,11 @@ def distill(
     (`optimizer`, `batch_size`, `precision`, `budget`, ...). A call that was stopped is continued by the same call.
     """
     given: dict[str, Any] = {}
-    data = _data(train, val, test, given)
-    problem = _task(task, raw=data.use == "given")
+    data = data_of(train, val, test, given)
+    problem = task_of(task, raw=data.use == "given")
     if data.use == "given":
-        problem = _shaped(problem, train, {"student": student, "teacher": teacher})
-    models = {name: _model(name, value, given) for name, value in (("teacher", teacher), ("student", student))}
+        problem = shaped(problem, train, {"student": student, "teacher": teacher})
+    models = {name: model_of(name, value, given) for name, value in (("teacher", teacher), ("student", student))}
     if epochs is not None:
         settings["budget"] = Budget(epochs=epochs)
     names = {"big": models["teacher"], "small": models["student"]}
@@ -135,73 +127,6 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     for name in settings:
         if name not in known:
             raise RecipeError(f"distill: {name!r} is no setting; {did_you_mean(name, [*known, *also])}")
-
-
-def _data(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
-    if isinstance(train, Data):
-        if val is not None or test is not None:
-            raise RecipeError("train is a Data Spec, which has its own splits; leave val and test out")
-        return train
-    loaders = {"train": train, "validation": val, "test": test}
-    given["loaders"] = {name: loader for name, loader in loaders.items() if loader is not None}
-    return describe_loaders("loaders", given["loaders"])
-
-
-def _task(task: Any, *, raw: bool) -> Task:
-    if isinstance(task, str):
-        task = {"use": task, "raw": True} if raw else {"use": task}
-    found = _chosen("task", "decoct.tasks", task)
-    assert isinstance(found, Task)
-    return found
-
-
-def _chosen(what: str, package: str, value: Any) -> Spec:
-    """The Spec that `value` is or describes; RecipeError says which argument was wrong."""
-    try:
-        found = Choice(package).validate(shorthand(value) if package == "decoct.models" else value)
-    except ValidationError as error:
-        raise as_recipe_error(error, what) from None
-    except ValueError as error:
-        raise RecipeError(f"{what}: {error}") from None
-    assert isinstance(found, Spec)
-    return found
-
-
-def _shaped(task: Task, loader: Any, models: Mapping[str, Any]) -> Task:
-    """The task with the shapes of the loader's first batch and as many outputs as a given module has."""
-    with torch.random.fork_rng():
-        batch = next((task.from_loader(item) for item in loader), None)
-    if batch is None:
-        raise DataError("the training loader gave no batch; is it empty, or a generator that was used up?")
-    for side, model in models.items():
-        if isinstance(model, nn.Module):
-            return task.shaped_by(batch, _width(task, model, batch, side))
-    if not isinstance(batch.target, Tensor) or batch.target.is_floating_point():
-        return task.shaped_by(batch, 1 if batch.target.ndim == 1 else batch.target.shape[-1])
-    highest = max(int(task.from_loader(item).target.max()) for item in loader)
-    return task.shaped_by(batch, highest + 1)
-
-
-def _width(task: Task, model: nn.Module, batch: Batch, side: str) -> int:
-    """How many numbers a module gives for one item; the module is left as it was."""
-    if isinstance(batch.target, Tensor) and batch.target.is_floating_point():
-        return 1 if batch.target.ndim == 1 else batch.target.shape[-1]
-    with Frozen().open(model, task, Needs(), side=side) as predict:
-        logits = predict(batch).logits
-    if logits is None:
-        raise RecipeError(f"the {side} gives no logits: return a tensor, or an object with `.logits`")
-    return logits.shape[-1]
-
-
-def _model(name: str, value: Any, given: dict[str, Any]) -> Model:
-    if isinstance(value, nn.Module):
-        given[name] = value
-        return given_model(name, value)
-    if isinstance(value, Artifact):
-        return Saved(path=value.folder)
-    found = _chosen(name, "decoct.models", value)
-    assert isinstance(found, Model)
-    return found
 
 
 def _refuse_shared(teachers: Mapping[str, nn.Module], student: nn.Module) -> None:
@@ -245,7 +170,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
-        self.task = _task(task, raw=True)
+        self.task = task_of(task, raw=True)
         self._subjects = dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
         _refuse_shared(self._subjects, student)
         if undecided_roles(objective, tuple(self._subjects)):

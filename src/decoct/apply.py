@@ -25,6 +25,7 @@ from decoct.steps.shrinking import REPORT
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
+    from decoct.tasks.base import Task
 
 SCHEMES = {"prune": ("decoct.pruning", "channels"), "quantize": ("decoct.quantization", "static")}
 """Steps whose scheme may be left out: where its kinds are, and the one that is taken."""
@@ -69,8 +70,26 @@ def apply(
     if source is not None:
         data = _calibrated_by(origin, data, source, offline)
     _in_order(step, inputs.get("model"))
+    return alone(step, inputs, out, data, task, origin.seed, watch=watch)
+
+
+def alone(
+    step: Step,
+    inputs: Mapping[str, Any],
+    out: Path,
+    data: Dataset,
+    task: Task,
+    seed: int,
+    *,
+    given: Mapping[str, Any] | None = None,
+    watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> Artifact:
+    """Runs one step by itself, its artifact in `out`; the same call goes on with what a killed one began.
+
+    `inputs` are Artifacts and Model Specs by role. RecipeError for a setting removes the checkpoints too.
+    """
     listed = {each: [value] for each, value in inputs.items()}
-    key = run.key_of(step, listed, data, task, origin.seed)
+    key = run.key_of(step, listed, data, task, seed)
     beside = out.with_name(f".{out.name}.applying")
     with run.lock(beside), _removed_when_refused(beside):
         context = Context(
@@ -80,9 +99,10 @@ def apply(
             folder=out,
             work=run.work_folder(beside / "work", key),
             key=key,
-            seed=run.derive(origin.seed, step.seed_name()),
-            run_seed=origin.seed,
-            lineage={each: [{"step": value.name, "hash": value.hash}] for each, value in inputs.items()},
+            seed=run.derive(seed, step.seed_name()),
+            run_seed=seed,
+            lineage={each: [_lineage(value)] for each, value in inputs.items()},
+            given=given or {},
             progress=lambda done, total, text: watch(
                 {"event": "progress", "step": step.name, "seed": 0, "done": done, "total": total, "text": text}
             ),
@@ -90,6 +110,12 @@ def apply(
         made = step.run(listed if step.gives == "records" else inputs, context)
     shutil.rmtree(beside, ignore_errors=True)
     return made
+
+
+def _lineage(value: Any) -> dict[str, str]:
+    if isinstance(value, Artifact):
+        return {"step": value.name, "hash": value.hash}
+    return {"model": value.use, "digest": value.digest()}
 
 
 @contextlib.contextmanager

@@ -25,9 +25,11 @@ from decoct.steps.distill import Distill
 from decoct.steps.drawing import class_counts, few
 from decoct.steps.dynamics import refuse_what_cannot_mix
 from decoct.steps.hearing import alignment_of, task_of, to_combined
+from decoct.steps.label import Label
 from decoct.steps.learning import Learning
 from decoct.steps.saving import PROBE_SAMPLES, Student
 from decoct.steps.self_distill import SelfDistill
+from decoct.store.sizes import size_text
 from decoct.teachers.combining import COMBINED
 
 if TYPE_CHECKING:
@@ -94,6 +96,8 @@ def _step(
 ) -> tuple[StandIn, str]:
     inputs = recipe.inputs_of(step)
     objective = getattr(step, "objective", None)
+    if isinstance(step, Label):
+        return _labelled(recipe, step, inputs, made, task, context)
     if not isinstance(step, Learning) or objective is None or "model" not in inputs:
         first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
         return first, "its inputs fit"
@@ -127,6 +131,28 @@ def _step(
     modules = {"student": student.module}
     criterion = build_criterion(objective, task, batch, forward, heard, modules, known, counts=counts)
     return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
+
+
+def _labelled(
+    recipe: Recipe, step: Label, inputs: Mapping[str, str], made: Mapping[str, StandIn], task: Task, context: Context
+) -> tuple[StandIn, str]:
+    """What stands for a store: its teacher, with the features that it keeps; several as one answer zeros."""
+    found = step.estimate(context.data, task)
+    note = "its inputs fit" if found is None else f"{found[0]:,} answers, about {size_text(found[1])}"
+    if step.combine is not None:
+        return StandIn(_zeros(task)), note
+    first = _stand_in(recipe, next(iter(inputs.values())), made, task, context)
+    first.predict(few(context, PROBE_SAMPLES), Needs(features=frozenset(step.features)))
+
+    def kept(batch: Batch, needs: Needs) -> Outputs:
+        for path in sorted(needs.features - set(step.features)):
+            raise PathError(
+                f"feature {path!r} is wanted of the store {step.name!r}, which keeps "
+                f"{', '.join(step.features) or 'none'}; add it to its features"
+            )
+        return first.predict(batch, needs)
+
+    return StandIn(kept), note
 
 
 def _student(recipe: Recipe, step: Learning, name: str, made: Mapping[str, StandIn], context: Context) -> Student:

@@ -155,6 +155,7 @@ def plan(
             "will": "skip" if each.skip else "run",
             "why": each.why,
             "last time": f"{wall:.1f} s" if (wall := before.get(each.node.step.name)) else "",
+            "estimate": each.estimate,
         }
         for each in found
     ]

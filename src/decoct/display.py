@@ -73,7 +73,8 @@ class Watcher:
             self._end(f"{name}: skipped, {event.get('why', 'unchanged')}")
         elif kind == "done":
             scores = ", ".join(f"{key} {value:.4g}" for key, value in list(event.get("scores", {}).items())[:2])
-            self._end(f"{name}: {event.get('wall_s', 0.0):.1f} s" + (f", validation {scores}" if scores else ""))
+            found = event.get("summary") or (f"validation {scores}" if scores else "")
+            self._end(f"{name}: {event.get('wall_s', 0.0):.1f} s" + (f", {found}" if found else ""))
 
     def _begin(self, name: str) -> None:
         self.spoke = time.monotonic()

@@ -22,10 +22,12 @@ from decoct.nodes import Node, derive, folder_name, graph
 from decoct.results import gathered
 from decoct.spec import Spec
 from decoct.steps.base import Context, Step
+from decoct.steps.label import Label
+from decoct.store.sizes import refuse_small_disk, size_text
 from decoct.training.heap import keep_freed_memory
 
 if TYPE_CHECKING:
-    from decoct.data.base import Dataset
+    from decoct.data.base import Data, Dataset
     from decoct.recipe import Recipe
     from decoct.tasks.base import Task
 
@@ -41,6 +43,7 @@ class Planned:
     node: Node
     skip: bool
     why: str
+    estimate: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ class Execution:
             artifact = node.step.run(self.inputs(node), self.context(node, key))
             wall = time.perf_counter() - begin
             self.steps.append({**record, "skipped": False, "wall_s": round(wall, 3)})
-            self.tell(node, event="done", wall_s=wall, scores=dict(artifact.scores))
+            self.tell(
+                node, event="done", wall_s=wall, scores=dict(artifact.scores), summary=artifact.meta.get("summary")
+            )
         else:
             took = self.took.get((node.step.name, node.seed), 0.0)
             self.steps.append({**record, "skipped": True, "wall_s": took})
@@ -182,8 +187,13 @@ class Options:
 
 def prepare(recipe: Recipe, options: Options) -> tuple[Dataset, Task]:
     """Opens the data and resolves the task."""
-    data = recipe.data.open(offline=options.offline)
-    return data, recipe.task.resolve(data)
+    return prepare_data(recipe.data, recipe.task, offline=options.offline)
+
+
+def prepare_data(data: Data, task: Task, *, offline: bool = False) -> tuple[Dataset, Task]:
+    """An opened data set, and the task with what the data decide."""
+    opened = data.open(offline=offline)
+    return opened, task.resolve(opened)
 
 
 def seeds_of(recipe: Recipe, options: Options) -> list[int]:
@@ -199,10 +209,13 @@ def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
     data, task = prepare(recipe, options)
     execution = Execution(recipe, folder, data, task, options)
     planned: list[Planned] = []
+    needed = 0
     for node in graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all):
         waits = [each for ids in node.inputs.values() for each in ids if _is_pending(each, execution, recipe)]
         if waits:
-            planned.append(Planned(node, False, f"follows {', '.join(waits)}"))
+            size, text = estimate_of(node.step, data, task)
+            needed += size
+            planned.append(Planned(node, False, f"follows {', '.join(waits)}", text))
             continue
         key = execution.key(node)
         artifact, why = execution.done(node, key)
@@ -210,8 +223,21 @@ def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
             execution.artifacts[node.id] = artifact
         elif execution.continues(node, key):
             why += ", continues from its checkpoint"
-        planned.append(Planned(node, artifact is not None, why))
+        size, text = estimate_of(node.step, data, task) if artifact is None else (0, "")
+        needed += size
+        planned.append(Planned(node, artifact is not None, why, text))
+    refuse_small_disk(folder, needed, "plan")
     return planned
+
+
+def estimate_of(step: Step, data: Dataset, task: Task) -> tuple[int, str]:
+    """Bytes that a step will write and cannot do without, and the sentence that says so; 0 where they are few."""
+    found = step.estimate(data, task) if isinstance(step, Label) else None
+    if found is None:
+        return 0, ""
+    rows, size = found
+    features = f", and {len(step.features)} features" if isinstance(step, Label) and step.features else ""
+    return size, f"{rows:,} answers, about {size_text(size)}{features}"
 
 
 def _is_pending(name: str, execution: Execution, recipe: Recipe) -> bool:
@@ -309,7 +335,7 @@ def key_of(
 
 def _settings(step: Step) -> dict[str, Any]:
     data = step.plain()
-    return {name: value for name, value in data.items() if name not in ("name", "inputs", "checkpoint_seconds")}
+    return {name: value for name, value in data.items() if name not in ("name", "inputs", *step.unkeyed)}
 
 
 def _identity(value: Artifact | Model) -> str:

@@ -150,6 +150,19 @@ class LoaderSource(Source):
             "budget; give the IterableDataset a __len__, or a loader over a dataset that has one"
         )
 
+    @property
+    def divided(self) -> bool:
+        """Whether the loader hands out other samples to each of several processes by itself."""
+        from torch.utils.data import DataLoader
+        from torch.utils.data.distributed import DistributedSampler
+
+        if not isinstance(self._loader, DataLoader):
+            return False
+        inside = (self._loader.sampler, self._loader.batch_sampler)
+        accelerated = {"DataLoaderShard", "DataLoaderDispatcher", "BatchSamplerShard", "IterableDatasetShard"}
+        names = {type(each).__name__ for each in (self._loader, *inside, self._loader.dataset)}
+        return isinstance(self._loader.sampler, DistributedSampler) or not names.isdisjoint(accelerated)
+
     def __iter__(self) -> Iterator[Batch]:
         resumed = self._skip > 0
         count = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -81,6 +82,17 @@ class Batches(Source):
                 f"position: batch {state['batch']} of an epoch of {self._length}; were data or batch_size changed?"
             )
         self._epoch, self._batch = state["epoch"], state["batch"]
+
+    @property
+    def collate(self) -> Collate:
+        """What makes a batch of chosen samples."""
+        return self._collate
+
+    def collated_by(self, collate: Collate) -> Batches:
+        """The same order from the same position, with another collate."""
+        other = copy.copy(self)
+        other._collate = collate
+        return other
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the samples in the order of an epoch."""

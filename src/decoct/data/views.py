@@ -31,7 +31,7 @@ class Views(Spec):
         """uint64 `[N]`: in which view each sample is seen in an epoch.
 
         >>> keys = np.arange(3, dtype=np.uint64)
-        >>> seen = [Views(4).numbers(epoch, keys) for epoch in range(4)]
+        >>> seen = [Views(count=4).numbers(epoch, keys) for epoch in range(4)]
         >>> np.sort(seen, axis=0)[:, 0].tolist()
         [0, 1, 2, 3]
         """

@@ -8,6 +8,7 @@ CATALOGUE = Catalogue(
         "train": "decoct.steps.train:Train",
         "train_classes": "decoct.steps.train_classes:TrainClasses",
         "train_estimator": "decoct.steps.train_estimator:TrainEstimator",
+        "label": "decoct.steps.label:Label",
         "distill": "decoct.steps.distill:Distill",
         "adversarial_distill": "decoct.steps.adversarial_distill:AdversarialDistill",
         "robustness": "decoct.steps.robustness:Robustness",

@@ -31,7 +31,7 @@ class Assistants(Learning):
     use: ClassVar[str] = "assistants"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec", "model"),
-        "teacher": ("model", "estimator", "exported", "spec"),
+        "teacher": ("model", "estimator", "exported", "store", "spec"),
     }
 
     assistants: tuple[Annotated[Model, Choice("decoct.models"), BeforeValidator(shorthand)], ...] = Field(min_length=1)

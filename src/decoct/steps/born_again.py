@@ -34,7 +34,7 @@ class BornAgain(Learning):
     rehearsed: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec",),
-        "*": ("model", "estimator", "exported", "spec"),
+        "*": ("model", "estimator", "exported", "store", "spec"),
     }
 
     generations: int = Field(default=2, ge=1)

@@ -33,7 +33,7 @@ class Compressing(Learning):
 
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("model", "spec"),
-        "*": ("model", "estimator", "exported", "spec"),
+        "*": ("model", "estimator", "exported", "store", "spec"),
     }
 
     recover: Annotated[Recovery, Choice("decoct.steps.recovery")] = After()

@@ -32,8 +32,8 @@ class Distill(Learning):
     version: ClassVar[int] = 1
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec", "model"),
-        "teacher": ("model", "estimator", "exported", "spec"),
-        "*": ("model", "estimator", "exported", "spec"),
+        "teacher": ("model", "estimator", "exported", "store", "spec"),
+        "*": ("model", "estimator", "exported", "store", "spec"),
     }
 
     objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = (

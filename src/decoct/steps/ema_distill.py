@@ -40,7 +40,7 @@ class EMADistill(Learning):
     rehearsed: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec", "model"),
-        "*": ("model", "estimator", "exported", "spec"),
+        "*": ("model", "estimator", "exported", "store", "spec"),
     }
 
     objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = TaskLoss() + LogitMSE(

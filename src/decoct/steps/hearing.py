@@ -22,6 +22,7 @@ from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.classes import Alignment, align
 from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, joined_classes
+from decoct.teachers.elsewhere.base import Ahead
 from decoct.teachers.views import over_views
 from decoct.training.engine import Engine
 
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heard:
-    """Teachers that are open: predictors by role, and of those that do not know all classes the ids of those known."""
+    """Teachers that are open: predictors by role, and of those that do not know all classes the ids of those known;
+    `ahead`: those that may be asked before their answers are needed."""
 
     teachers: dict[str, Predictor]
     known: dict[str, tuple[int, ...]]
+    ahead: tuple[Ahead, ...] = ()
 
 
 @contextlib.contextmanager
@@ -59,9 +62,12 @@ def heard(
     with contextlib.ExitStack() as stack:
         teachers: dict[str, Predictor] = {}
         known: dict[str, tuple[int, ...]] = {}
+        ahead: list[Ahead] = []
         for role, wanted in needs.items():
             kind = (kinds or {}).get(role)
             opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind))
+            if isinstance(opened, Ahead):
+                ahead.append(opened)
             if averaged:
                 opened = over_views(opened, numbers=task.output == "values")
             alignment = alignment_of(inputs[role], task, role)
@@ -77,7 +83,7 @@ def heard(
             teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
             if joined is not None:
                 known[COMBINED] = joined
-        yield Heard(teachers, known)
+        yield Heard(teachers, known, tuple(ahead))
 
 
 def _narrowed(predict: Predictor, known: tuple[int, ...] | None) -> Predictor:

@@ -32,6 +32,8 @@ from decoct.steps.viewing import probe_batch, views_of
 from decoct.tasks.mixing.base import Mixing
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import COMBINED, Combination, agreement
+from decoct.teachers.elsewhere.base import Ahead
+from decoct.teachers.elsewhere.running_ahead import RunsAhead
 from decoct.training.budget import Budget
 from decoct.training.companion import CHOSEN, Accompanied, Companion, once_ready
 from decoct.training.fit import History, Options, Update, fit
@@ -89,7 +91,8 @@ class Lesson:
     """A step at work: its engine, the student, and the predictors that it listens to, by role.
 
     `known`: by role the ids of the classes that a teacher knows, where it does not know all; `batch` a few samples, on
-    the device, from which shapes are read; `views` those that samples are drawn in, where they are fixed.
+    the device, from which shapes are read; `views` those that samples are drawn in, where they are fixed; `ahead` the
+    teachers that are asked before the student gets to a batch.
     """
 
     step: Learning
@@ -100,6 +103,7 @@ class Lesson:
     known: Mapping[str, tuple[int, ...]]
     batch: Batch
     views: Views | None = None
+    ahead: tuple[Ahead, ...] = ()
 
     def forward(self, needs: Needs) -> Callable[[Batch], Outputs]:
         """The student as it is now."""
@@ -131,7 +135,7 @@ class Lesson:
     def source(self, only: Literal["all", "labelled"]) -> Source:
         """Batches of the training split."""
         step = self.step
-        return training_source(
+        source = training_source(
             self.context,
             batch_size=step.batch_size,
             augment=step.augment,
@@ -141,6 +145,7 @@ class Lesson:
             further=step.teacher_views,
             views=self.views,
         )
+        return RunsAhead(source, self.ahead) if self.ahead else source
 
     def descent(
         self,
@@ -284,7 +289,7 @@ def lesson(
         averaged=step.teacher_views > 1,
     ) as found:
         batch = probe_batch(step, context, PROBE_SAMPLES, views).to(engine.device)
-        yield Lesson(step, context, engine, student, found.teachers, found.known, batch, views)
+        yield Lesson(step, context, engine, student, found.teachers, found.known, batch, views, found.ahead)
 
 
 def learn(

@@ -61,7 +61,7 @@ class Search(Step, Budgets):
     use: ClassVar[str] = "search"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("model", "spec"),
-        "*": ("model", "estimator", "exported", "spec"),
+        "*": ("model", "estimator", "exported", "store", "spec"),
     }
     learns: ClassVar[bool] = True
     machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)

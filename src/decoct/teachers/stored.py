@@ -15,6 +15,7 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor
 from decoct.store.reading import Store
 from decoct.teachers.base import Teacher
+from decoct.teachers.elsewhere.base import moved
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
@@ -62,25 +63,9 @@ class StoredTeacher(Teacher):
 
         def predict(batch: Batch) -> Outputs:
             said = store.read(seen_of(batch))
-            if needs.features != said.features.keys():
-                said = replace(said, features={path: said.features[path] for path in needs.features})
+            if said.features:
+                said = replace(said, features={path: said.features[path].float() for path in needs.features})
             return moved(said, device) if away else said
 
-        with store:
-            yield predict
+        yield predict
 
-
-def moved(outputs: Outputs, device: torch.device | str) -> Outputs:
-    """The same with its tensors on `device`."""
-
-    def on(tensors: Any) -> dict[str, Any]:
-        return {name: each.to(device, non_blocking=True) for name, each in tensors.items()}
-
-    return replace(
-        outputs,
-        logits=None if outputs.logits is None else outputs.logits.to(device, non_blocking=True),
-        mask=None if outputs.mask is None else outputs.mask.to(device, non_blocking=True),
-        values=on(outputs.values),
-        features=on(outputs.features),
-        top=None if outputs.top is None else outputs.top.to(device),
-    )

@@ -1,0 +1,142 @@
+"""Parts: of each batch the samples that are one process's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from decoct.data.base import Source
+from decoct.data.given import LoaderSource
+from decoct.data.sources import Batches
+from decoct.errors import DataError
+from decoct.outputs import Batch
+
+
+@dataclass(frozen=True)
+class Spare(Batch):
+    """A sample that stands in where a batch has none for a process: it may be run, and counts for nothing."""
+
+
+def bounds(samples: int, rank: int, count: int) -> tuple[int, int]:
+    """The samples of process `rank` of `count`: contiguous parts, sizes differ by at most 1, the larger first.
+
+    >>> [bounds(5, rank, 3) for rank in range(3)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    size, more = divmod(samples, count)
+    start = rank * size + min(rank, more)
+    return start, start + size + (rank < more)
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """The samples from `start` to `stop` of a batch, in all its fields; `also`, which has samples of its own, stays.
+
+    A mapping or tuple of inputs bundles several, each of which is cut; one object shared by two sides stays shared.
+    Answers that were asked for ahead are those of the whole batch and are left out. DataError where something has
+    another number of samples.
+    """
+    cut = _Cut(len(batch), start, stop)
+    return replace(
+        batch,
+        inputs={side: cut(value, f"inputs.{side}") for side, value in batch.inputs.items()},
+        target=cut(batch.target, "target"),
+        labelled=cut(batch.labelled, "labelled"),
+        keys=cut(batch.keys, "keys"),
+        view=cut(batch.view, "view"),
+        seen=cut(batch.seen, "seen"),
+        views=tuple(part(each, start, stop) for each in batch.views),
+        tickets={},
+    )
+
+
+def own_part(batch: Batch, rank: int, count: int) -> Batch:
+    """What process `rank` of `count` gets of a batch and of the one beside it; a Spare where nothing is left for it."""
+    start, stop = bounds(len(batch), rank, count)
+    found = part(batch, start, stop) if start < stop else spare(part(batch, 0, 1))
+    return found if batch.also is None else replace(found, also=own_part(batch.also, rank, count))
+
+
+def spare(batch: Batch) -> Spare:
+    """The same as a Spare."""
+    return Spare(**{each.name: getattr(batch, each.name) for each in fields(Batch)})
+
+
+class _Cut:
+    """Cuts everything that has one entry for each of `samples`."""
+
+    def __init__(self, samples: int, start: int, stop: int) -> None:
+        self.samples, self.chosen = samples, slice(start, stop)
+        self.done: dict[int, Any] = {}
+
+    def __call__(self, value: Any, name: str) -> Any:
+        if id(value) not in self.done:
+            self.done[id(value)] = self._cut(value, name)
+        return self.done[id(value)]
+
+    def _cut(self, value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self(each, f"{name}.{key}") for key, each in value.items()}
+        if isinstance(value, tuple):
+            parts = [self(each, f"{name}[{number}]") for number, each in enumerate(value)]
+            return tuple(parts) if type(value) is tuple else type(value)(*parts)
+        if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+            return value
+        if isinstance(value, Tensor | np.ndarray | list):
+            if len(value) != self.samples:
+                raise DataError(
+                    f"{name} of a batch has {len(value)} entries and the batch {self.samples} samples, so that it "
+                    "cannot be split over processes; give one entry for each sample"
+                )
+            return value[self.chosen]
+        return value
+
+
+class Parts(Source):
+    """Of each batch of a source the part of process `rank` of `count`; order and positions are the source's."""
+
+    def __init__(self, source: Source, rank: int, count: int) -> None:
+        self.source, self.rank, self.count = source, rank, count
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.source:
+            yield own_part(batch, self.rank, self.count)
+
+    def state_dict(self) -> dict[str, int]:
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.source.load_state_dict(state)
+
+
+def dealt(collate: Callable[..., Batch], rank: int, count: int) -> Callable[..., Batch]:
+    """A collate that makes the part of one process alone; (split, indices, *, seeds, view) as `task.collate`."""
+
+    def collated(split: Any, indices: np.ndarray, *, seeds: np.ndarray | None = None, view: Any = 0) -> Batch:
+        start, stop = bounds(len(indices), rank, count)
+        chosen = slice(start, stop) if start < stop else slice(0, 1)
+        own_view = view[chosen] if isinstance(view, np.ndarray) and view.ndim else view
+        own_seeds = None if seeds is None else seeds[chosen]
+        batch = collate(split, indices[chosen], seeds=own_seeds, view=own_view)
+        return batch if start < stop else spare(batch)
+
+    return collated
+
+
+def parts(source: Source, rank: int, count: int) -> Source:
+    """Of each batch of a source the part of process `rank` of `count`, made without the others where that can be.
+
+    A loader that hands out other samples to each process by itself (a DistributedSampler, one that accelerate has
+    prepared) is left as it is: each of its batches is this process's part already.
+    """
+    if count == 1 or (isinstance(source, LoaderSource) and source.divided):
+        return source
+    if isinstance(source, Batches):
+        return source.collated_by(dealt(source.collate, rank, count))
+    return Parts(source, rank, count)
