@@ -84,11 +84,11 @@ class TopKCodec(Codec):
         log_probs = values.log_softmax(-1)
         largest, ids = log_probs.topk(self.kept(classes), dim=-1)
         tail = log_probs.scatter_(-1, ids, -torch.inf)
-        rest = torch.stack([(tail / t if t != 1 else tail).logsumexp(-1) for t in self.rests()], -1)
+        rest, weights = _tail_sums(tail, self.rests())
         found = TopK(ids, largest, rest, classes, self.tail, self.rests())
         if not self.drawn(classes):
             return found
-        drawn = _draw(tail, seen, self.draws, ids[:, 0])
+        drawn = _draw(weights, seen, self.draws, ids[:, 0])
         return replace(found, drawn=drawn, drawn_log_probs=tail.gather(-1, drawn))
 
     def pack(self, top: TopK) -> dict[str, np.ndarray]:
@@ -148,19 +148,40 @@ class TopKCodec(Codec):
         return Lost(kl(torch.cat([own, left], -1), theirs), mass, note if exact.shape[1] > ids.shape[1] else "")
 
 
-def _draw(tail: Tensor, seen: np.ndarray, draws: int, fallback: Tensor) -> Tensor:
-    """int64 `[N, draws]`: classes drawn by exp(tail) `[N, C]`, the i-th from the i-th of equal parts of its mass.
+def _tail_sums(tail: Tensor, temperatures: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """log Σ exp(tail / T) `[N, S]` over log-probabilities `[N, C]`, and their exp at T = 1 over that of the largest.
 
-    `fallback` `[N]` where the tail has no mass at all.
+    Beginning with the hottest; where a temperature is half of the one before, its exp is the square of that one's.
+    """
+    largest = tail.amax(-1, keepdim=True)
+    shift = largest.masked_fill(largest == -torch.inf, 0.0)
+    below = tail.sub(shift)
+    sums, before, powers = {}, math.inf, below
+    at_one = below
+    for temperature in sorted(temperatures, reverse=True):
+        if before != 2 * temperature:
+            powers = below.div(temperature).exp_()
+        else:
+            powers = powers.square() if before == 1 else powers.square_()
+        sums[temperature] = powers.sum(-1).log_().add_(shift[:, 0] / temperature)
+        before = temperature
+        at_one = powers if temperature == 1 else at_one
+    return torch.stack([sums[temperature] for temperature in temperatures], -1), at_one
+
+
+def _draw(weights: Tensor, seen: np.ndarray, draws: int, fallback: Tensor) -> Tensor:
+    """int64 `[N, draws]`: classes drawn by `weights` `[N, C]`, the i-th from the i-th of equal parts of their sum.
+
+    `fallback` `[N]` where all weights are 0.
     """
     numbers = uniform(keyed("tail", np.repeat(seen, draws), np.tile(np.arange(draws), len(seen))))
-    parts = torch.from_numpy((np.arange(draws) + numbers.reshape(len(seen), draws)) / draws).to(tail.device)
-    found = torch.empty(len(seen), draws, dtype=torch.int64, device=tail.device)
-    step = max(1, _CHUNK // tail.shape[1])
+    parts = torch.from_numpy((np.arange(draws) + numbers.reshape(len(seen), draws)) / draws).to(weights.device)
+    found = torch.empty(len(seen), draws, dtype=torch.int64, device=weights.device)
+    step = max(1, _CHUNK // weights.shape[1])
     for start in range(0, len(seen), step):
         rows = slice(start, start + step)
-        heights = tail[rows].double().exp().cumsum(-1)
-        total = heights[:, -1:]
+        heights = weights[rows].cumsum(-1, dtype=torch.float64)
+        total = heights[:, -1:].contiguous()
         last = torch.searchsorted(heights, total)
         picked = torch.searchsorted(heights, parts[rows] * total, right=True).minimum(last)
         found[rows] = torch.where(total > 0, picked, fallback[rows, None])
