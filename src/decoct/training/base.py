@@ -13,6 +13,7 @@ from decoct.errors import RecipeError
 from decoct.outputs import Batch
 from decoct.training.clock import Clock
 from decoct.training.guards import Guard
+from decoct.training.processes import ONE, Processes
 
 Update = Callable[[Sequence[Batch], Clock], Mapping[str, Tensor]]
 """One accumulation window in, one optimizer step done. Returns what is logged: "loss", and each term by name.
@@ -51,7 +52,8 @@ class Options:
     `accumulate` batches an optimizer step; `select` the score by which the best student weights are kept;
     `validate_every` steps between validations inside an epoch (None: a fifth of the run where the run is shorter than
     an epoch, else only at the ends of epochs); `guard` None lets non-finite numbers pass; `progress` takes (done,
-    total, text) at most ten times a second; `notes` are records with which a new log begins.
+    total, text) at most ten times a second; `notes` are records with which a new log begins; `processes` train
+    together: the first writes log and checkpoints, and decides where clocks and signals do.
     """
 
     accumulate: int = 1
@@ -62,6 +64,7 @@ class Options:
     guard: Guard | None = field(default_factory=Guard)
     progress: Progress | None = None
     notes: tuple[Mapping[str, Any], ...] = ()
+    processes: Processes = ONE
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "log_every", "validate_every"):

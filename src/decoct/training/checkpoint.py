@@ -50,10 +50,15 @@ class Checkpoints:
             except IntegrityError as error:
                 wrong = [str(error)]
             if not wrong:
-                data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                return step, unpack(data, load_file(folder / "state.safetensors"))
+                return step, self.read(step)
             self.drop(folder, "; ".join(wrong))
         return None
+
+    def read(self, step: int) -> Any:
+        """The state of a checkpoint that is known to be whole."""
+        folder = self.work / f"checkpoint-{step}"
+        data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return unpack(data, load_file(folder / "state.safetensors"))
 
     def drop(self, folder: Path, reason: str) -> None:
         """Removes a checkpoint that cannot be used, and says so."""

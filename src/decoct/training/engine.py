@@ -1,4 +1,4 @@
-"""Engine: device, precision and processes, on accelerate."""
+"""Engine: device, precision and processes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from decoct.data.parts import Spare
 from decoct.errors import RecipeError, ResourceError
 from decoct.outputs import Batch
+from decoct.training.processes import ONE, Processes
+from decoct.training.synchronised import has_batch_statistics, synchronised
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,16 +22,15 @@ class Engine:
     """Where and in which precision training runs.
 
     `device` "auto" (CUDA where there is one), "cpu" or "cuda"; `precision` "no" (as the parameters are), "bf16" or
-    "fp16" (CUDA only, with a loss scale, which waits on the device once a step); `processes` as `accelerate launch`
-    or torchrun started them. Gradients are summed over processes by `descend`, so a model needs no wrapper.
+    "fp16" (CUDA only, with a loss scale, which waits on the device once a step); `processes` those that are `joined`.
+    Gradients are summed over processes by the update, so a model needs no wrapper; on CUDA each process has the GPU of
+    its local rank.
 
     >>> Engine("cpu").device
     device(type='cpu')
     """
 
-    def __init__(self, device: str = "auto", precision: str = "no") -> None:
-        from accelerate import PartialState
-
+    def __init__(self, device: str = "auto", precision: str = "no", processes: Processes = ONE) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise RecipeError(f"device is {device!r}; allowed: auto, cpu, cuda")
         if precision not in ("no", *_TYPES):
@@ -36,10 +38,9 @@ class Engine:
         if device == "cuda" and not torch.cuda.is_available():
             raise ResourceError("device is cuda and torch finds none here; use device: cpu or auto")
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        started = PartialState(cpu=kind == "cpu")  # one for the whole Python process: its device is the first caller's
-        self.processes: int = started.num_processes
-        self.rank: int = started.process_index
-        self.device = torch.device(kind, started.local_process_index) if kind == "cuda" else torch.device("cpu")
+        self.group, self.processes, self.rank = processes, processes.count, processes.rank
+        self.device = _gpu(processes) if kind == "cuda" else torch.device("cpu")
+        self.synchronises = False
         self.precision = precision
         if precision == "fp16" and self.device.type != "cuda":
             raise ResourceError(f"precision is fp16 and the device is {self.device.type}; use bf16 or no")
@@ -62,21 +63,39 @@ class Engine:
         else:
             self.scaler.scale(loss).backward()
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Sums gradients over processes, in one transfer a type; an absent gradient counts as 0."""
+    def prepare(self, modules: Iterable[nn.Module]) -> None:
+        """Before training in several processes: whether batch statistics must be taken over all of them."""
+        self.synchronises = self.processes > 1 and has_batch_statistics(modules)
+
+    def whole_batch(self, batch: Batch) -> AbstractContextManager[Any]:
+        """The context in which batch normalisation sees the samples of all processes, a Spare not counted."""
+        return synchronised(self.group, self.synchronises, counts=not isinstance(batch, Spare))
+
+    def sum_gradients(self, parameters: Iterable[Tensor], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums gradients over processes, in one transfer a type, and gives `numbers`, without shape, summed likewise.
+
+        An absent gradient counts as 0.
+        """
         if self.processes == 1:
-            return
+            return dict(numbers)
         kinds: dict[torch.dtype, list[Tensor]] = {}
         for each in parameters:
             if each.grad is None:
                 each.grad = torch.zeros_like(each)
             kinds.setdefault(each.dtype, []).append(each.grad)
-        for gradients in kinds.values():
-            flat = torch.cat([each.reshape(-1) for each in gradients])
-            torch.distributed.all_reduce(flat)
-            parts = flat.split([each.numel() for each in gradients])
+        carrier = next((each for each in (torch.float64, torch.float32) if each in kinds), torch.float32)
+        shown = [each.detach().to(self.device, carrier).reshape(1) for each in numbers.values()]
+        kinds.setdefault(carrier, [])
+        for kind, gradients in kinds.items():
+            carried = shown if kind == carrier else []
+            flat = torch.cat([each.reshape(-1) for each in (*gradients, *carried)])
+            self.group.sum(flat)
+            parts = flat.split([each.numel() for each in (*gradients, *carried)])
             for gradient, part in zip(gradients, parts):
                 gradient.copy_(part.view_as(gradient))
+            if carried:
+                shown = [each.reshape(()) for each in parts[len(gradients) :]]
+        return dict(zip(numbers, shown))
 
     def totals(self, counts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, Tensor | float]:
         """Items of each term over the batches of a window and over all processes."""
@@ -85,7 +104,7 @@ class Engine:
         if self.processes == 1:
             return totals
         table = torch.stack([torch.as_tensor(totals[name], device=self.device, dtype=torch.float64) for name in names])
-        torch.distributed.all_reduce(table)
+        self.group.sum(table)
         return dict(zip(names, table.unbind()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,3 +115,16 @@ class Engine:
         """Goes back to a loss scale."""
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state))
+
+
+def _gpu(processes: Processes) -> torch.device:
+    """The GPU of this process's local rank."""
+    count = torch.cuda.device_count()
+    if processes.several and processes.local_rank >= count:
+        raise ResourceError(
+            f"process {processes.rank} is number {processes.local_rank + 1} on a machine with {count} GPUs; start one "
+            "process for each GPU, or use device: cpu"
+        )
+    if processes.several:
+        torch.cuda.set_device(processes.local_rank)
+    return torch.device("cuda", processes.local_rank)

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from decoct.data.base import Source
+from decoct.data.parts import Spare
 from decoct.errors import DataError, Diverged, RecipeError, did_you_mean
 from decoct.outputs import Batch
 from decoct.training.base import History, ManagedUpdate, Options, Update
@@ -24,34 +25,13 @@ from decoct.training.companion import Accompanied
 from decoct.training.guards import NonFinite, Origin
 from decoct.training.log import Log, Means
 from decoct.training.packing import pack, unpack
+from decoct.training.position import Agreed, Position, RolledBack
+from decoct.training.processes import refuse_unequal, same_start
 from decoct.training.signals import Interrupted, Signals, catching
-from decoct.training.state import Best, Randomness, State
+from decoct.training.state import Best, EachRandomness, State
 
 MOST_VALIDATIONS = 20
 """A run is validated at the ends of its epochs, and about this often at most."""
-
-
-@dataclass
-class _Position:
-    """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too; `samples`
-    are counted where the budget is in samples."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    windows: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    validated: int = -1
-    validated_at: float = 0.0
-    pending: bool = False
-    clock: tuple[int, int, float] = (0, 0, 0.0)
-    skips: list[dict[str, Any]] = field(default_factory=list)
-
-
-class _RolledBack(Exception):
-    def __init__(self, origin: Origin) -> None:
-        self.origin = origin
 
 
 class Run:
@@ -69,18 +49,19 @@ class Run:
     ) -> None:
         self.update, self.source, self.budget = update, source, budget
         self.validate, self.options = validate, options
-        self.position, self.means, self.random = _Position(), Means(), Randomness()
+        self.processes = options.processes
+        self.position, self.means, self.random = Position(), Means(), EachRandomness(options.processes)
         self.best = Best(*options.select) if options.select is not None else None
         self.student = state["student"] if self.best is not None else None
         self.modules = state.modules()
         self.state = self._whole(state)
         self.checkpoints = None if work is None else Checkpoints(work)
-        self.log = Log(None if work is None else work / "log.jsonl")
+        self.log = Log(None if work is None or not self.processes.first else work / "log.jsonl")
         self.total = budget.steps_for(len(source), accumulate=options.accumulate)
         self.iterator: Iterator[Batch] | None = None
         self.memory: Any = None
         self.changed = False
-        self.signals = Signals()
+        self.signals, self.agreed = Signals(), Agreed()
         self.begun = self.saved = self.told = time.monotonic()
 
     def _whole(self, state: State) -> State:
@@ -103,7 +84,7 @@ class Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back; the log is cut."""
-        self.position = _Position(**state["position"])
+        self.position = Position(**state["position"])
         self.means.load_state_dict(state["means"])
         self.log.cut(state["log"])
         self.iterator = None
@@ -123,9 +104,10 @@ class Run:
                         break
                     if not self._finished():
                         self._advance()
-                except _RolledBack as back:
+                except RolledBack as back:
                     self._roll_back(back.origin)
-        if self.signals.asked is not None:
+        self._agree()
+        if self.agreed.asked is not None:
             raise self.signals.interrupted(self._where())
         return self._end(resumed)
 
@@ -133,15 +115,24 @@ class Run:
         for module in self.modules:
             if not module.training:
                 module.train()
+        self._begin_together()
         if self.checkpoints is None:
             self._open_log()
             return None
-        self.checkpoints.tidy()
+        if self.processes.first:
+            self.checkpoints.tidy()
         resumed = self._load()
         if resumed is None:
             self.log.cut({"records": 0, "bytes": 0})
             self._open_log()
         return resumed
+
+    def _begin_together(self) -> None:
+        """Several processes: they have the same student and as many batches, and each its own random numbers."""
+        if self.processes.several:
+            refuse_unequal("the number of batches in an epoch", len(self.source), self.processes)
+            same_start(self.modules, self.processes)
+            self.random.spread()
 
     def _open_log(self) -> None:
         for note in self.options.notes:
@@ -150,10 +141,17 @@ class Run:
 
     def _load(self) -> int | None:
         assert self.checkpoints is not None
+        step = self.processes.shared(self._newest)
+        if step is not None:
+            self.state.load_state_dict(self.checkpoints.read(step))
+        return step
+
+    def _newest(self) -> int | None:
+        """The step of the newest whole checkpoint whose log is there."""
+        assert self.checkpoints is not None
         while (found := self.checkpoints.load()) is not None:
             step, state = found
             if self.log.reaches(state["fit"]["log"]):
-                self.state.load_state_dict(state)
                 return step
             folder = self.checkpoints.work / f"checkpoint-{step}"
             self.checkpoints.drop(folder, "log.jsonl is shorter than when it was written")
@@ -198,13 +196,25 @@ class Run:
             if every and position.step % every == 0 and position.validated != position.step:
                 position.pending = True
                 return None
-            now = time.monotonic()
-            if now - self.told > 0.1:
+            if time.monotonic() - self.told > 0.1:
                 self._tell()
-            if now - self.saved >= options.checkpoint_seconds:
+            self._agree()
+            if self.agreed.save:
                 self._save()
-            if self.signals.asked is not None or self._finished():
+            if self.agreed.asked is not None or self._finished():
                 return None
+
+    def _agree(self) -> None:
+        """What clocks and signals say; of several processes, the first one's clock and any one's signal."""
+        due = time.monotonic() - self.saved >= self.options.checkpoint_seconds
+        if not self.processes.several:
+            self.agreed = Agreed(self.signals.asked, due)
+            return
+        self._tick()
+        own = (float(due), self.position.seconds) if self.processes.first else (0.0, 0.0)
+        asked, save, seconds = self.processes.most([float(self.signals.asked or 0), *own])
+        self.signals.asked = int(asked) or None
+        self.agreed = Agreed(self.signals.asked, bool(save), seconds)
 
     def _window(self, window: list[Batch]) -> None:
         position = self.position
@@ -216,7 +226,7 @@ class Run:
             try:
                 values = self.update(window, Clock(*now))
             except NonFinite:
-                raise _RolledBack(Origin.of(origin)) from None
+                raise RolledBack(Origin.of(origin)) from None
             self.means.add(values, origin)
             position.step += 1
         else:
@@ -224,7 +234,8 @@ class Run:
         position.batch += len(window)
         position.windows += 1
         if self.budget.samples is not None:
-            position.samples += sum(map(len, window))
+            own = sum(len(batch) for batch in window if not isinstance(batch, Spare))
+            position.samples += round(self.processes.added([own])[0])
         if skip is None and position.step % self.options.log_every == 0:
             self._record()
 
@@ -261,7 +272,8 @@ class Run:
         try:
             with self._aside():
                 scores = {name: float(score) for name, score in self.validate().items()}
-        except Interrupted:
+        except Interrupted as interrupt:
+            self.signals.asked = interrupt.signal
             self._save()
             raise self.signals.interrupted(self._where()) from None
         position = self.position
@@ -281,12 +293,12 @@ class Run:
     def _aside(self) -> Iterator[None]:
         """Eval mode and no gradients; modes and random state as before afterwards; a signal leaves at once."""
         modes = [(module, module.training) for part in self.modules for module in part.modules()]
-        randomness = self.random.state_dict()
+        randomness = self.random.own.state_dict()
         try:
             for part in self.modules:
                 part.eval()
-            self.signals.at_once = True
-            if self.signals.asked is not None:
+            self.signals.at_once = not self.processes.several
+            if self.signals.at_once and self.signals.asked is not None:
                 raise self.signals.interrupted(self._where())
             with torch.no_grad():
                 yield
@@ -294,14 +306,14 @@ class Run:
             self.signals.at_once = False
             for module, training in modes:
                 module.training = training
-            self.random.load_state_dict(randomness)
+            self.random.own.load_state_dict(randomness)
 
     # Log and checkpoints.
 
     def _settle(self) -> None:
         bad = self.means.settle()
         if bad is not None and self.options.guard is not None:
-            raise _RolledBack(bad)
+            raise RolledBack(bad)
 
     def _record(self) -> None:
         self._settle()
@@ -317,14 +329,17 @@ class Run:
     def _save(self) -> None:
         self._settle()
         if self.checkpoints is not None:
-            self.checkpoints.save(self.position.step, self.state.state_dict())
+            state = self.state.state_dict()
+            if self.processes.first:
+                self.checkpoints.save(self.position.step, state)
         elif self.options.guard is not None:
             self.memory = pack(self.state.state_dict(), copy=True)
         self.changed = False
         self.saved = time.monotonic()
 
     def _leave_if_asked(self) -> None:
-        if self.signals.asked is not None:
+        self._agree()
+        if self.agreed.asked is not None:
             self._save()
             raise self.signals.interrupted(self._where())
 
@@ -378,8 +393,10 @@ class Run:
             return self.position.windows, self.total
         if self.budget.samples is not None:
             return self.position.samples, self.budget.samples
-        self._tick()
         assert self.budget.seconds is not None
+        if self.processes.several:
+            return self.agreed.seconds, self.budget.seconds
+        self._tick()
         return self.position.seconds, self.budget.seconds
 
     def _finished(self) -> bool:

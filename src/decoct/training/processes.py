@@ -61,6 +61,10 @@ class Processes(ABC):
         """The largest of each number over all processes."""
 
     @abstractmethod
+    def added(self, values: Sequence[float]) -> list[float]:
+        """Each number added up over all processes."""
+
+    @abstractmethod
     def sum(self, tensor: Tensor) -> None:
         """Adds a tensor up over all processes, in place, on its device."""
 
@@ -102,6 +106,9 @@ class One(Processes):
         return [content]
 
     def most(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+    def added(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
     def sum(self, tensor: Tensor) -> None:
@@ -192,11 +199,21 @@ class Several(Processes):
         return [each[8 : 8 + int.from_bytes(each[:8], "little")] for each in found]
 
     def most(self, values: Sequence[float]) -> list[float]:
+        from torch import distributed
+
+        return self._reduced(values, distributed.ReduceOp.MAX)
+
+    def added(self, values: Sequence[float]) -> list[float]:
+        from torch import distributed
+
+        return self._reduced(values, distributed.ReduceOp.SUM)
+
+    def _reduced(self, values: Sequence[float], how: Any) -> list[float]:
         import torch
         from torch import distributed
 
         table = torch.tensor(list(values), dtype=torch.float64)
-        distributed.all_reduce(table, op=distributed.ReduceOp.MAX, group=self._talk)
+        distributed.all_reduce(table, op=how, group=self._talk)
         return table.tolist()
 
     def sum(self, tensor: Tensor) -> None:
@@ -283,7 +300,7 @@ def _explained(error: RuntimeError, processes: Several) -> BaseException:
 
 def described(error: BaseException) -> dict[str, Any]:
     """An error as plain data."""
-    number = error.signal if isinstance(error, Interrupted) else None
+    number = getattr(error, "signal", None) if isinstance(error, KeyboardInterrupt) else None
     return {"type": type(error).__name__, "message": str(error), "signal": number}
 
 
@@ -295,10 +312,10 @@ def raised(data: Mapping[str, Any]) -> BaseException:
     """
     known = vars(errors).get(data["type"])
     if data["signal"] is not None:
-        return Interrupted(data["message"], data["signal"])
+        return Interrupted(data["message"] or "stopped; the same command continues", data["signal"])
     if isinstance(known, type) and issubclass(known, DecoctError):
         return known(data["message"])
-    if data["type"] in ("KeyboardInterrupt", "Terminated", "Interrupted"):
+    if data["type"] == "KeyboardInterrupt":
         return KeyboardInterrupt(data["message"])
     return ResourceError(f"another process stopped: {data['type']}: {data['message']}")
 

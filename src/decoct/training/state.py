@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -9,9 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from decoct.errors import RecipeError
+from decoct.training.packing import pack, unpack
+from decoct.training.processes import Processes
 
 
 @runtime_checkable
@@ -100,6 +104,42 @@ class Randomness:
                 f"{torch.cuda.device_count()}: random numbers drawn there will differ",
                 stacklevel=2,
             )
+
+
+class EachRandomness:
+    """The random state of each of several processes, all in one checkpoint; of one process as it is.
+
+    Process 0 draws what one process would; the others are seeded from its state and their rank, so that no two draw
+    the same dropout masks. Loaded in another number of processes, those without a state of their own are seeded so.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes, self.own = processes, Randomness()
+
+    def spread(self) -> None:
+        """Seeds this process's generators by its rank; those of the first stay."""
+        if self.processes.first:
+            return
+        seed = int(torch.randint(2**31, ())) + self.processes.rank
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the first process all states, in the others its own."""
+        if not self.processes.several:
+            return self.own.state_dict()
+        data, tensors = pack(self.own.state_dict())
+        every = self.processes.gathered(json.dumps([data, save(tensors).hex()]).encode())
+        states = [json.loads(each) for each in every]
+        return {"processes": [unpack(data, load(bytes.fromhex(raw))) for data, raw in states]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts all generators back."""
+        states, rank = state.get("processes", [state]), self.processes.rank
+        self.own.load_state_dict(states[rank if rank < len(states) else 0])
+        if rank >= len(states):
+            self.spread()
 
 
 class Best:

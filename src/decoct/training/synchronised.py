@@ -44,7 +44,7 @@ class Synchronised(TorchFunctionMode):
         if func is not nn.functional.batch_norm:
             return func(*args, **(kwargs or {}))
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        given = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+        given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
         given |= dict(zip(names, args)) | dict(kwargs or {})
         if not given["training"]:
             return func(*args, **(kwargs or {}))
@@ -85,7 +85,7 @@ def _normalised(
 
 
 class _WholeBatch(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) with mean and variance over all processes' samples, and these two and their count."""
+    """(x - mean) / sqrt(var + eps), mean and variance over all processes' samples; and these two and their count."""
 
     @staticmethod
     def forward(

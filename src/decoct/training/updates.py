@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from decoct.data.parts import Spare
 from decoct.errors import RecipeError
 from decoct.outputs import Batch, Outputs, Predictor
 from decoct.training.base import ManagedUpdate
@@ -23,6 +24,8 @@ __all__ = ["Criterion", "Descent", "Engine", "Windowed", "descend", "set_lr", "t
 Items = Mapping[str, Tensor | int]
 Losses = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]
 RESERVED = ("loss", "finite")
+SAMPLES = "~samples"
+"""The name under which samples are counted beside the items of terms."""
 Measure = Callable[[Outputs, Mapping[str, Outputs]], Mapping[str, Tensor]]
 """Numbers for the log, from what the student and each teacher said about a batch."""
 
@@ -56,7 +59,8 @@ def descend(
 ) -> dict[str, Tensor]:
     """One step down: gradients set to None, backward, clipping, check, optimizer step. Returns what is logged.
 
-    Several processes: `loss` is this process's part of a sum. Raises NonFinite before the step on the CPU.
+    Several processes: `loss` is this process's part of a sum, the whole is logged. Raises NonFinite before the step on
+    the CPU.
 
     >>> weight = torch.nn.Parameter(torch.tensor(1.0))
     >>> _ = descend(weight**2, torch.optim.SGD([weight], lr=0.25))
@@ -68,16 +72,20 @@ def descend(
         loss.backward()
     else:
         engine.backward(loss)
+        loss = engine.sum_gradients(learned(optimizer), {"loss": loss})["loss"]
     return take_step(loss, optimizer, engine, max_grad_norm=max_grad_norm)
+
+
+def learned(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer that take gradients."""
+    return [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
 
 
 def take_step(
     loss: Tensor, optimizer: torch.optim.Optimizer, engine: Engine | None = None, *, max_grad_norm: float | None = None
 ) -> dict[str, Tensor]:
-    """The part of `descend` after backward; `loss` is the whole window's, for the check and the log."""
+    """The part of `descend` after backward and sums over processes; `loss` is the whole window's, for check and log."""
     scaler = None if engine is None else engine.scaler
-    if engine is not None and engine.processes > 1:
-        engine.sum_gradients(each for group in optimizer.param_groups for each in group["params"] if each.requires_grad)
     if scaler is not None and max_grad_norm is not None:
         scaler.unscale_(optimizer)
     held = (each.grad for group in optimizer.param_groups for each in group["params"])
@@ -157,21 +165,23 @@ class Windowed(ManagedUpdate):
         if not self.splittable:
             raise RecipeError(
                 f"accumulate is {len(window)} and processes {engine.processes}: a term of this objective relates the "
-                "samples of a batch to each other, so a batch cannot be split; set accumulate to 1, or drop the term"
+                f"samples of a batch to each other, so a batch cannot be split; {_whole(engine)}, or drop the term"
             )
-        counts = [_counts(self.items(batch)) for batch in window]
+        counts = [_counts(self.items(batch), batch) for batch in window]
         batches = [engine.move(batch) for batch in window]
         totals = engine.totals(counts)
         self.optimizer.zero_grad()
         logged: dict[str, Tensor] = {}
         for batch, items in zip(batches, counts):
             shares = {name: _share(items[name], totals[name]) for name in totals}
-            total, terms, measured = self.losses(batch, clock, shares)
+            with engine.whole_batch(batch):
+                total, terms, measured = self.losses(batch, clock, shares)
             engine.backward(total)
-            shown = {k: v * (len(batch) / sum(map(len, window))) for k, v in measured.items()}
+            shown = {k: v * shares[SAMPLES] for k, v in measured.items()}
             shown |= {k: v.detach() * shares[k] for k, v in terms.items()}
             for name, term in {**shown, "loss": total.detach()}.items():
                 logged[name] = logged[name] + term if name in logged else term
+        logged = engine.sum_gradients(learned(self.optimizer), logged)
         loss = logged.pop("loss")
         return {**logged, **take_step(loss, self.optimizer, engine, max_grad_norm=self.max_grad_norm)}
 
@@ -239,13 +249,19 @@ class Descent(Windowed):
             return total, terms, self.measure(student, taught)
 
 
-def _counts(items: Items) -> dict[str, Tensor | float]:
-    """Numbers where they are on the CPU; tensors of an accelerator are not read, so nothing waits for it."""
-    return {name: each.double() if _away(each) else float(each) for name, each in items.items()}
+def _counts(items: Items, batch: Batch) -> dict[str, Tensor | float]:
+    """Items of each term and samples; none of a Spare. Tensors of an accelerator are not read, so nothing waits."""
+    counts = {name: each.double() if _away(each) else float(each) for name, each in items.items()}
+    counts[SAMPLES] = float(len(batch))
+    return {name: 0.0 * each for name, each in counts.items()} if isinstance(batch, Spare) else counts
 
 
 def _away(value: Tensor | int) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _whole(engine: Engine) -> str:
+    return "set accumulate to 1" if engine.processes == 1 else "train in one process with accumulate 1"
 
 
 def _share(items: Tensor | float, total: Tensor | float) -> Tensor | float:

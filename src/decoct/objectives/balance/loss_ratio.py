@@ -67,12 +67,10 @@ class LossRatioBalancer(Balancer):
             self.steps += clock.step != self.step
             self.period, self.step = period, clock.step
             part = [values[name].detach().double() * (1.0 if shares is None else shares[name]) for name in self.labels]
-            self.sums.add_(torch.stack(part))
+            self.sums.add_(_over_processes(torch.stack(part)))
         return self.now.clone()
 
     def _turn(self) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.sums)
         last = self.sums / self.steps
         found = loss_ratio_weights(last, self.before, temperature=self.balance.temperature)
         self.now.copy_(torch.where(self.before.isnan().any(), self.now, found))
@@ -87,3 +85,10 @@ class LossRatioBalancer(Balancer):
     def set_extra_state(self, state: Mapping[str, int]) -> None:
         """Goes back."""
         self.period, self.step, self.steps = state["period"], state["step"], state["steps"]
+
+
+def _over_processes(parts: Tensor) -> Tensor:
+    """The sum over all processes, so that each has the same numbers, in a checkpoint too."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(parts)
+    return parts

@@ -1,0 +1,42 @@
+"""Where a run stands, and what all of its processes hold to be so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from decoct.training.guards import Origin
+
+
+@dataclass
+class Position:
+    """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too; `samples`
+    are counted where the budget is in samples."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    windows: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    validated: int = -1
+    validated_at: float = 0.0
+    pending: bool = False
+    clock: tuple[int, int, float] = (0, 0, 0.0)
+    skips: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What holds in all processes: the signal that asks to stop, whether a checkpoint is due, seconds of training."""
+
+    asked: int | None = None
+    save: bool = False
+    seconds: float = 0.0
+
+
+class RolledBack(Exception):
+    """A step was not finite: back to the last checkpoint, without the batches of `origin`."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
