@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SCHEMES = {"prune": ("decoct.pruning", "channels"), "quantize": ("decoct.quantization", "static")}
 """Steps whose scheme may be left out: where its kinds are, and the one that is taken."""
+CONTINUED = ("label",)
+"""Steps that complete or repair what stands in their folder, and refuse what is another's."""
 
 
 def apply(
@@ -50,7 +52,7 @@ def apply(
     """
     folder, out = Path(artifact), Path(out)
     given = Artifact.load(folder)
-    if out.exists():
+    if out.exists() and name not in CONTINUED:
         raise RecipeError(f"--out {out}: exists already; give a new folder")
     source = None
     if calibration is not None:

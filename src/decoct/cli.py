@@ -218,6 +218,27 @@ def apply(
 
 
 @command
+def label(
+    context: typer.Context,
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="A step's folder in a run.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The store; one that is there is completed.")],
+    settings: Settings = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="For task and data; else the run's own.")] = None,
+) -> Answer:
+    """Writes what a teacher says about every sample to a soft-label store, once."""
+    from decoct import scaffold
+    from decoct.apply import apply as apply_step
+    from decoct.display import Watcher
+
+    named = None if recipe is None else scaffold.find(recipe)
+    with Watcher(quiet=context.obj.quiet or context.obj.json) as watch:
+        offline = context.obj.offline
+        made = apply_step("label", teacher, out, settings or [], recipe=named, offline=offline, watch=watch)
+    record = {"folder": str(made.folder), "kind": made.kind, "scores": dict(made.scores), "meta": dict(made.meta)}
+    return Answer(record, [f"{made.folder}: {made.meta['summary']}"])
+
+
+@command
 def show(
     context: typer.Context,
     recipe: RecipeName,
