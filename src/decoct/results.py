@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The models that were measured, with the steps each came through (`chain`), their comparisons, the machine, and
-    what was compressed; `artifacts` by the id of their node."""
+    """The models that were measured, with the steps each came through (`chain`), their comparisons, the machine,
+    what was compressed, and the soft-label stores; `artifacts` by the id of their node."""
     models: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
     machine: dict[str, Any] = {}
@@ -36,6 +36,7 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
         "comparisons": comparisons,
         "machine": machine,
         "compressions": compressions(nodes, artifacts),
+        "stores": stores(nodes, artifacts),
     }
 
 
@@ -67,6 +68,19 @@ def compressions(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> li
                 **({"scores": dict(artifact.scores)} if artifact.kind == "model" else {}),
             }
     return [finite(each) for each in found.values()]
+
+
+def stores(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """One entry for each soft-label store: its size, what compression cost, the views and the teacher."""
+    found = []
+    for node in nodes:
+        artifact = artifacts[node.id]
+        if artifact.kind == "store":
+            facts = {name: artifact.meta[name] for name in ("summary", "statistics", "views", "keep", "features")}
+            teacher = artifact.meta["teacher"]["fingerprint"]
+            path = artifact.folder.name
+            found.append({"step": node.step.name, "seed": node.seed, "path": path, "teacher": teacher, **facts})
+    return [finite(each) for each in found]
 
 
 def _compression(artifact: Artifact) -> dict[str, Any]:

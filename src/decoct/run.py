@@ -10,7 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from decoct.steps.base import Context, Step
 from decoct.steps.label import Label
 from decoct.store.sizes import refuse_small_disk, size_text
 from decoct.training.heap import keep_freed_memory
+from decoct.training.processes import ONE, Processes, joined, refuse_unequal
 
 if TYPE_CHECKING:
     from decoct.data.base import Data, Dataset
@@ -72,6 +73,7 @@ class Execution:
 
     def __init__(self, recipe: Recipe, folder: Path, data: Dataset, task: Task, options: Options) -> None:
         self.recipe, self.folder, self.data, self.task, self.options = recipe, folder, data, task, options
+        self.processes = options.processes
         self.artifacts: dict[str, Artifact] = {}
         self.steps: list[dict[str, Any]] = []
         self.earlier = _earlier(folder)
@@ -109,15 +111,21 @@ class Execution:
             return None, "its settings or inputs changed"
         return artifact, "unchanged"
 
-    def run(self, node: Node) -> Artifact:
-        """Runs or skips one node."""
+    def decide(self, node: Node) -> tuple[str, bool, str]:
+        """The node's key, whether its artifact is there, and why it is made or left."""
         key = self.key(node)
         artifact, why = self.done(node, key)
+        return key, artifact is not None, why
+
+    def run(self, node: Node) -> Artifact:
+        """Runs or skips one node; of several processes, the first decides."""
+        key, there, why = self.processes.shared(lambda: self.decide(node))
+        artifact = Artifact.load(self.folder / node.folder, verify=False) if there else None
         record = {"name": node.step.name, "use": node.step.use, "seed": node.seed, "why": why}
         if artifact is None:
             self.tell(node, event="started", why=why)
             begin = time.perf_counter()
-            artifact = node.step.run(self.inputs(node), self.context(node, key))
+            artifact = self.context(node, key).carry_out(node.step, self.inputs(node))
             wall = time.perf_counter() - begin
             self.steps.append({**record, "skipped": False, "wall_s": round(wall, 3)})
             self.tell(
@@ -127,13 +135,15 @@ class Execution:
             took = self.took.get((node.step.name, node.seed), 0.0)
             self.steps.append({**record, "skipped": True, "wall_s": took})
             self.tell(node, event="skipped", why=why)
-        self.tidy(node)
+        if self.processes.first:
+            self.tidy(node)
         self.artifacts[node.id] = artifact
         return artifact
 
     def context(self, node: Node, key: str) -> Context:
         """What the node's step runs in; checkpoints left by a run with another key are dropped."""
-        work = work_folder(self._work(node), key)
+        work = self._work(node)
+        self.processes.alone(lambda: work_folder(work, key), lambda: work)
         return Context(
             task=self.task,
             data=self.data,
@@ -148,6 +158,7 @@ class Execution:
             progress=lambda done, total, text: self.tell(node, event="progress", done=done, total=total, text=text),
             device=self.options.device,
             precision=self.options.precision,
+            processes=self.processes,
         )
 
     def continues(self, node: Node, key: str) -> bool:
@@ -160,7 +171,8 @@ class Execution:
             shutil.rmtree(self.folder / f".{node.folder}.{left}", ignore_errors=True)
 
     def tell(self, node: Node, **what: Any) -> None:
-        self.options.watch({"step": node.step.name, "seed": node.seed, **what})
+        if self.processes.first:
+            self.options.watch({"step": node.step.name, "seed": node.seed, **what})
 
     def _work(self, node: Node) -> Path:
         return self.folder / f".{node.folder}.work"
@@ -183,6 +195,7 @@ class Options:
     precision: str = "no"
     given: Mapping[str, Any] = field(default_factory=dict)
     watch: Callable[[Event], None] = lambda event: None
+    processes: Processes = ONE
 
 
 def prepare(recipe: Recipe, options: Options) -> tuple[Dataset, Task]:
@@ -247,30 +260,44 @@ def _is_pending(name: str, execution: Execution, recipe: Recipe) -> bool:
 def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     """Runs the steps of a recipe in `folder`, skips those that are unchanged, writes results, page and card.
 
-    Settings are those of `Options`. A run that was stopped at any instant is continued by the same call.
+    Settings are those of `Options`. A run that was stopped at any instant is continued by the same call. In processes
+    that torchrun or `accelerate launch` started, all must call it alike, and all see the folder: those steps that train
+    do so together, and the first process does and writes all else.
     """
+    options = Options(**settings)
+    begin = time.perf_counter()
+    keep_freed_memory()
+    with joined(options.device) as processes:
+        folder = Path(processes.shared(lambda: str(folder)))
+        options = replace(options, processes=processes)
+        with processes.by_first(lock(folder)), _kept_offline(options.offline):
+            data, task = processes.in_turn(lambda: prepare(recipe, options))
+            refuse_unequal("the recipe", recipe.digest(), processes)
+            refuse_unequal("the data set", data.fingerprint, processes)
+            if processes.first:
+                write_whole(folder / "recipe.yaml", recipe.yaml())
+            execution = Execution(recipe, folder, data, task, options)
+            nodes = graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all)
+            for node in nodes:
+                execution.run(node)
+                if processes.first:
+                    write_whole(folder / "log.jsonl", _joined_log(execution, nodes))
+            results = processes.shared(lambda: _finish(execution, nodes, begin))
+    return Run(recipe, folder, results, execution.artifacts)
+
+
+def _finish(execution: Execution, nodes: Sequence[Node], begin: float) -> dict[str, Any]:
+    """Writes results, page and card; the results."""
     from decoct.report.card import write_card
     from decoct.report.page import write_page
 
-    options = Options(**settings)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ResourceError("started in several processes (WORLD_SIZE); this version trains in one: start it by itself")
-    begin = time.perf_counter()
-    keep_freed_memory()
-    with lock(folder), _kept_offline(options.offline):
-        data, task = prepare(recipe, options)
-        write_whole(folder / "recipe.yaml", recipe.yaml())
-        execution = Execution(recipe, folder, data, task, options)
-        nodes = graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all)
-        for node in nodes:
-            execution.run(node)
-            write_whole(folder / "log.jsonl", _joined_log(execution, nodes))
-        _warn_of_versions(execution)
-        results = _results(execution, nodes, time.perf_counter() - begin)
-        write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        write_page([folder], folder / "report.html")
-        write_card(folder, folder / "model_card.md")
-    return Run(recipe, folder, results, execution.artifacts)
+    folder = execution.folder
+    _warn_of_versions(execution)
+    results = _results(execution, nodes, time.perf_counter() - begin)
+    write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_page([folder], folder / "report.html")
+    write_card(folder, folder / "model_card.md")
+    return results
 
 
 @contextlib.contextmanager
@@ -438,12 +465,14 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         "seed": recipe.seed,
         "seeds": sorted({node.seed for node in nodes}),
         "device": Engine(execution.options.device).device.type,
+        "processes": execution.processes.count,
         "wall_s": round(wall, 3),
         "task": {"use": task.use, "metric": metric, "direction": direction},
         "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint},
         "models": measured["models"],
         "comparisons": measured["comparisons"],
         "compressions": measured["compressions"],
+        "stores": measured["stores"],
         "steps": execution.steps,
         "machine": measured["machine"],
         "versions": _versions(),

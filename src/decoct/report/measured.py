@@ -28,6 +28,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     fingerprint = str(results.data.get("fingerprint", ""))
     found = [
         ("Data", data + (f" (fingerprint {fingerprint[:16]})" if fingerprint else "")),
+        ("Stored answers", "; ".join(f"{each.step}: {each.summary}" for each in results.stores)),
         ("Quality", _quality(results)),
         ("Latency", "; ".join(_each(_latency(m.latency) for m in results.models if m.latency))),
         (

@@ -246,6 +246,13 @@ class StepRecord(Record):
     why: str | None = None
 
 
+class StoreRecord(Record):
+    """What a step `label` wrote: a sentence on its size and what compression cost."""
+
+    step: str
+    summary: str = ""
+
+
 class TaskRecord(Record):
     """The task, its main metric and which way of it is better."""
 
@@ -268,6 +275,7 @@ class Results(Record):
     models: Annotated[list[ModelRecord], BeforeValidator(_list)] = []
     comparisons: Annotated[list[Comparison], BeforeValidator(_list)] = []
     compressions: Annotated[list[Compression], BeforeValidator(_list)] = []
+    stores: Annotated[list[StoreRecord], BeforeValidator(_list)] = []
     steps: Annotated[list[StepRecord], BeforeValidator(_list)] = []
     machine: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
     versions: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
