@@ -60,7 +60,7 @@ def _predictor(
         parts = list(module.modules())
 
         def predict(batch: Batch) -> Outputs:
-            if any(each.training for each in parts):
+            if True in [each.training for each in parts]:
                 module.eval()
             with torch.no_grad():
                 if autocast is None:

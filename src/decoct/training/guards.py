@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,21 +50,35 @@ def finite(loss: Tensor, gradients: list[Tensor]) -> Tensor | None:
 
     On the CPU: None when all is finite, NonFinite otherwise. On an accelerator: 1.0 or 0.0 on the device, not read.
     """
-    found = torch.zeros((), device=loss.device)
+    here = loss.device.type == "cpu"
+    found, one = (_ON_CPU.flag, _ON_CPU.one) if here else (torch.zeros((), device=loss.device), _one(loss.device))
     try:
         # The kernel of torch's own loss scaler, with a scale of 1: one pass, and no number is changed.
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, _one(loss.device))
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
     except NotImplementedError:  # sparse or complex gradients
         for each in gradients:
             dense = each.coalesce().values() if each.is_sparse else each
-            found = torch.maximum(found, (~torch.isfinite(dense)).any().to(found.dtype))
-    if loss.device.type != "cpu":
+            found.copy_(torch.maximum(found, (~torch.isfinite(dense)).any().to(found.dtype)))
+    if not here:
         return torch.isfinite(loss.detach()).to(torch.float32) * (1 - found)
+    wrong = found.item()
+    if wrong:
+        found.zero_()
     if not math.isfinite(loss.item()):
         raise NonFinite("loss")
-    if found.item():
+    if wrong:
         raise NonFinite("gradient")
     return None
+
+
+class _OnCPU(threading.local):
+    """A thread's flag of non-finite gradients, 0 between checks, and a scale of 1: made once, not at each step."""
+
+    def __init__(self) -> None:
+        self.flag, self.one = torch.zeros((), device="cpu"), torch.ones((), device="cpu")
+
+
+_ON_CPU = _OnCPU()
 
 
 @lru_cache

@@ -72,7 +72,8 @@ def descend(
         loss.backward()
     else:
         engine.backward(loss)
-        loss = engine.sum_gradients(learned(optimizer), {"loss": loss})["loss"]
+        if engine.processes > 1:
+            loss = engine.sum_gradients(learned(optimizer), {"loss": loss})["loss"]
     return take_step(loss, optimizer, engine, max_grad_norm=max_grad_norm)
 
 
@@ -88,8 +89,7 @@ def take_step(
     scaler = None if engine is None else engine.scaler
     if scaler is not None and max_grad_norm is not None:
         scaler.unscale_(optimizer)
-    held = (each.grad for group in optimizer.param_groups for each in group["params"])
-    gradients = [each for each in held if each is not None]
+    gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
     flag = finite(loss, [] if scaler is not None else gradients)
     if max_grad_norm is not None:
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
