@@ -161,12 +161,7 @@ class Layout:
         assert codec is not None
         where = mask if self.positions is None else None
         per_sample = math.prod(self.positions or ())
-        hashes = np.repeat(seen, per_sample)
-        if self.positions != ():
-            sample, place = np.divmod(np.arange(len(hashes)), max(per_sample, 1))
-            if where is not None:
-                sample, place = (each.cpu().numpy() for each in where.nonzero(as_tuple=True))
-            hashes = keyed("position", seen[sample], place)
+        hashes = seen if self.positions == () else _position_hashes(seen, per_sample, where)
         top, logits = outputs.top, None
         if outputs.logits is not None:
             logits = outputs.logits[where] if where is not None else outputs.logits.flatten(0, -2)
@@ -176,8 +171,10 @@ class Layout:
             content = _packed(codec, top.each(lambda each: each[where] if where is not None else each.flatten(0, -2)))
         cells: dict[str, Cell] = {}
         for name, rows in content.items():
-            fixed = rows.reshape(len(seen), -1)
-            cells[f"logits.{name}"] = fixed if where is None else counted(rows, where.cpu())
+            if where is None:
+                cells[f"logits.{name}"] = rows.reshape(len(seen), per_sample * rows.shape[1])
+            else:
+                cells[f"logits.{name}"] = counted(rows, where.cpu())
         return cells, self._measured(logits, content) if measure and logits is not None else {}
 
     def _measured(self, logits: Tensor, content: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -229,6 +226,15 @@ class Layout:
             shape = (-1, *self.positions)
             decoded = _each(decoded, lambda each: each.unflatten(0, shape))
         return Outputs(top=decoded) if isinstance(decoded, TopK) else Outputs(logits=decoded)
+
+
+def _position_hashes(seen: np.ndarray, per_sample: int, where: Tensor | None) -> np.ndarray:
+    """uint64: a hash for each row of logits, of its sample and its place there."""
+    if where is None:
+        places = np.tile(np.arange(per_sample), len(seen))
+        return keyed("position", np.repeat(seen, per_sample), places)
+    sample, place = (each.cpu().numpy() for each in where.nonzero(as_tuple=True))
+    return keyed("position", seen[sample], place)
 
 
 def _each(decoded: Decoded, change: Any) -> Decoded:

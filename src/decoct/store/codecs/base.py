@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,9 +76,10 @@ def checked(logits: Any) -> Tensor:
 
 def raw(values: Tensor) -> np.ndarray:
     """The bytes of each row of a tensor `[N, ...]`: uint8 `[N, width]`."""
-    flat = values.detach().cpu().contiguous().reshape(len(values), -1)
-    if flat.shape[1] == 0 or len(flat) == 0:
-        return np.zeros((len(flat), flat.shape[1] * flat.element_size()), np.uint8)
+    count = math.prod(values.shape[1:])
+    flat = values.detach().cpu().contiguous().reshape(len(values), count)
+    if flat.numel() == 0:
+        return np.zeros((len(flat), count * flat.element_size()), np.uint8)
     return flat.view(torch.uint8).numpy()
 
 

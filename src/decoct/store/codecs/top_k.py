@@ -140,10 +140,10 @@ class TopKCodec(Codec):
         largest, ids = exact.topk(self.kept(exact.shape[1]), dim=-1)
         mass = largest.exp().sum(-1).mean().item()
         if isinstance(decoded, Tensor):
-            return Lost(kl(exact, decoded), mass)
+            return Lost(kl(exact, decoded.double().log_softmax(-1)), mass)
         own = exact.gather(-1, decoded.ids)
         left = exact.scatter(-1, decoded.ids, -torch.inf).logsumexp(-1, keepdim=True)
-        theirs = torch.cat([decoded.log_probs, decoded.rest[:, :1]], -1)
+        theirs = torch.cat([decoded.log_probs, decoded.rest[:, :1]], -1).double().log_softmax(-1)
         note = f"over {ids.shape[1]} classes and one bucket; how the tail's mass is spread within it is not compared"
         return Lost(kl(torch.cat([own, left], -1), theirs), mass, note if exact.shape[1] > ids.shape[1] else "")
 

@@ -1,0 +1,301 @@
+"""Stores: sealed whole, found by what a sample looks like, damage found before a row of it is used."""
+
+import json
+import multiprocessing
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from store_toy import logits_of, make_store, seen_of, write_work
+
+from decoct.artifact import Artifact, writing
+from decoct.errors import DataError, IntegrityError
+from decoct.outputs import Outputs
+from decoct.store.codecs.base import Codec
+from decoct.store.codecs.dense import DenseCodec
+from decoct.store.codecs.top_k import TopKCodec
+from decoct.store.finish import damaged_shards, salvage, seal
+from decoct.store.layout import Layout
+from decoct.store.reading import Store
+from decoct.store.shards import finished, map_shard, shard_name, write_shard
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+@pytest.mark.parametrize("shards", [1, 5])
+@pytest.mark.parametrize("verify", ["all", "lazy", "index", "none"])
+def test_every_way_of_reading_gives_the_same(tmp_path: Path, cache_bytes: int, shards: int, verify: str) -> None:
+    folder = make_store(tmp_path, shards=shards)
+    store = Store.open(folder, verify=verify, cache_bytes=cache_bytes)  # type: ignore[arg-type]
+    assert len(store) == 60
+    assert store.meta == {"teacher": "abc"}
+    chosen = [59, 3, 3, 0, 31, 17]
+    found = store.read(seen_of(chosen))
+    assert found.logits is not None
+    assert torch.equal(found.logits, logits_of(chosen, 7))
+    found.logits.add_(1)
+    again = store.read(torch.from_numpy(seen_of(chosen))).logits
+    assert again is not None
+    assert torch.equal(again, logits_of(chosen, 7))
+    assert (store.seen[store.find(seen_of(chosen))] == seen_of(chosen)).all()
+    empty = store.read(seen_of([])).logits
+    assert empty is not None
+    assert empty.shape == (0, 7)
+
+
+@pytest.mark.parametrize(
+    "codec", [DenseCodec(), DenseCodec(dtype="uint8"), TopKCodec(3), TopKCodec(3, tail="sample", draws=2)]
+)
+def test_codecs_in_a_store(tmp_path: Path, codec: Codec) -> None:
+    """What is read is what the codec alone decodes, from one shard, from several and from the cache."""
+    folder = make_store(tmp_path, classes=30, codec=codec)
+    chosen = [5, 44, 20, 21]
+    expected = codec.decode(codec.encode(logits_of(chosen, 30), seen_of(chosen)), 30)
+    for cache_bytes in (0, 2**20):
+        found = Store.open(folder, cache_bytes=cache_bytes).read(seen_of(chosen))
+        if isinstance(expected, torch.Tensor):
+            assert found.logits is not None
+            assert torch.equal(found.logits, expected)
+            continue
+        assert found.top is not None
+        for name in ("ids", "log_probs", "rest", "drawn", "drawn_log_probs"):
+            ours, theirs = getattr(found.top, name), getattr(expected, name)
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+
+
+def test_what_is_absent_is_named(tmp_path: Path) -> None:
+    store = Store.open(make_store(tmp_path))
+    wanted = seen_of([1, 100, 2, 101])
+    assert store.contains(wanted).tolist() == [True, False, True, False]
+    with pytest.raises(DataError, match=rf"2 of 4 samples \({int(wanted[1]):#018x}"):
+        store.read(wanted)
+    with writing(tmp_path / "other", kind="model", name="x"):
+        pass
+    with pytest.raises(DataError, match="holds no store"):
+        Store.open(tmp_path / "other")
+
+
+def test_statistics_and_equal_rows(tmp_path: Path) -> None:
+    """Equal rows of several shards count once; the same with another key is refused."""
+    work = tmp_path / "work"
+    layout = write_work(work, 10, 4, 2, DenseCodec())
+    again = layout.encode(Outputs(logits=logits_of([3, 50], 4)), seen=seen_of([3, 50]), keys=[3, 50], views=[0, 0])
+    write_shard(work / shard_name(2), again, layout)
+    with writing(tmp_path / "store", kind="store", name="x") as draft:
+        statistics = seal(draft, work, finished(work), {})
+    store = Store.open(tmp_path / "store")
+    assert len(store) == statistics["rows"] == 11
+    assert statistics["dropped"] == 1
+    assert statistics["kept_mass"] == 1.0
+    assert 0 <= statistics["kl"] < 1e-6
+    files = (tmp_path / "store").rglob("*.arrow")
+    assert statistics["bytes"] == sum(path.stat().st_size for path in files)
+    assert dict(store.statistics) == statistics
+    unlike = layout.encode(Outputs(logits=logits_of([3], 4)), seen=seen_of([3]), keys=[4], views=[0])
+    write_shard(work / shard_name(3), unlike, layout)
+    with (
+        pytest.raises(DataError, match="unlike key"),
+        writing(tmp_path / "store", kind="store", name="x") as draft,
+    ):
+        seal(draft, work, finished(work), {})
+    assert len(Store.open(tmp_path / "store")) == 11
+
+
+def test_shards_of_two_layouts_make_no_store(tmp_path: Path) -> None:
+    write_work(tmp_path / "work", 10, 4, 2)
+    layout = Layout.of(Outputs(logits=logits_of([0], 5)))
+    rows = layout.encode(Outputs(logits=logits_of([77], 5)), seen=seen_of([77]), keys=0)
+    write_shard(tmp_path / "work" / shard_name(2), rows, layout)
+    for shards, match in ((finished(tmp_path / "work"), "several layouts"), ({}, "no shards")):
+        with pytest.raises(DataError, match=match), writing(tmp_path / "s", kind="store", name="x") as draft:
+            seal(draft, tmp_path / "work", shards, {})
+
+
+def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
+    """A continued run ends in the bytes of one that was never stopped."""
+    one, two = (Artifact.load(make_store(tmp_path / name)).hash for name in ("a", "b"))
+    assert one == two
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.unlink()
+    path.write_bytes(content)
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: chance.randrange(len(content))])
+
+
+def remove(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def swap(path: Path, chance: random.Random) -> None:
+    other = chance.choice([each for each in path.parent.glob("*.arrow") if each != path])
+    between = path.with_suffix(".swap")
+    path.rename(between)
+    other.rename(path)
+    between.rename(other)
+
+
+DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (flip, flip, truncate, remove, swap)
+
+
+@pytest.mark.parametrize("damage", range(200))
+def test_a_damaged_shard_is_found_and_never_used(tmp_path_factory: pytest.TempPathFactory, damage: int) -> None:
+    """One of 8 shards (two where they are swapped), at a random place, in one of five ways."""
+    chance = random.Random(damage)
+    whole = pristine(tmp_path_factory)
+    folder = tmp_path_factory.mktemp("damaged") / "store"
+    shutil.copytree(whole, folder)
+    hurt = chance.randrange(8)
+    before = {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
+    DAMAGES[damage % len(DAMAGES)](folder / "shards" / shard_name(hurt), chance)
+    now = {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
+    wrong = sorted(name for name in before if before[name] != now.get(name))
+    assert wrong
+    assert damaged_shards(folder) == [int(name[:5]) for name in wrong]
+    with pytest.raises(IntegrityError, match="run the label step again") as caught:
+        Store.open(folder)
+    assert all(f"shards/{name}" in str(caught.value) for name in wrong)
+    store = Store.open(folder, verify="lazy", cache_bytes=0)
+    for number in range(8):
+        samples = range(number * 5, number * 5 + 5)
+        if shard_name(number) in wrong:
+            with pytest.raises(IntegrityError, match=f"shards/{shard_name(number)}.*run the label step again"):
+                store.read(seen_of(samples))
+        else:
+            found = store.read(seen_of(samples)).logits
+            assert found is not None
+            assert torch.equal(found, logits_of(samples, 7))
+    with pytest.raises(IntegrityError) as caught:
+        store.read(seen_of(range(40)))
+    assert all(f"shards/{name}" in str(caught.value) for name in wrong)
+    shutil.rmtree(folder)
+
+
+def pristine(factory: pytest.TempPathFactory) -> Path:
+    folder = factory.getbasetemp() / "pristine"
+    return folder / "store" if folder.exists() else make_store(folder, count=40, shards=8)
+
+
+@pytest.mark.parametrize("name", ["index.arrow", "store.json", "manifest.json"])
+def test_a_damaged_table_is_found(tmp_path: Path, name: str) -> None:
+    folder = make_store(tmp_path)
+    flip(folder / name, random.Random(1))
+    for verify in ("all", "lazy", "index"):
+        with pytest.raises(IntegrityError, match=name):
+            Store.open(folder, verify=verify)  # type: ignore[arg-type]
+
+
+def test_repair_recomputes_damaged_shards_alone(tmp_path: Path) -> None:
+    folder, work = make_store(tmp_path), tmp_path / "again"
+    before = Artifact.load(folder).hash
+    for number in (1, 3):
+        flip(folder / "shards" / shard_name(number), random.Random(number))
+    assert salvage(folder, work).keys() == finished(work).keys() == {0, 2}
+    layout = Store.open(folder, verify="index").layout
+    for number in (1, 3):
+        part = np.array_split(np.arange(60), 4)[number]
+        rows = layout.encode(Outputs(logits=logits_of(part, 7)), seen=seen_of(part), keys=part, views=number)
+        write_shard(work / shard_name(number), rows, layout)
+    with writing(folder, kind="store", name="labels") as draft:
+        seal(draft, work, finished(work), {"teacher": "abc"})
+    assert Artifact.load(folder).hash == before
+    (folder / "manifest.json").unlink()
+    assert salvage(folder, tmp_path / "third") == {}
+
+
+@pytest.mark.parametrize("half", ["temporary", "no record", "short", "flipped", "record", "another's record", "text"])
+def test_shards_of_a_killed_run(tmp_path: Path, half: str) -> None:
+    """What a kill leaves is not taken for a shard, and is gone after; the others stay."""
+    write_work(tmp_path, 20, 4, 3)
+    assert finished(tmp_path / "absent") == {}
+    shard, record = tmp_path / shard_name(1), tmp_path / "00001.json"
+    content = shard.read_bytes()
+    if half == "temporary":
+        shard.rename(tmp_path / f".{shard.name}.writing")
+    elif half == "no record":
+        record.unlink()
+    elif half == "short":
+        shard.write_bytes(content[:-9])
+    elif half == "flipped":
+        flip(shard, random.Random(0))
+    elif half == "record":
+        record.write_text(record.read_text()[:20])
+    elif half == "another's record":
+        record.write_text((tmp_path / "00000.json").read_text())
+    else:
+        record.write_text(json.dumps({"file": "x"}))
+    assert finished(tmp_path).keys() == {0, 2}
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        *("00000.arrow", "00000.json", "00002.arrow", "00002.json"),
+    ]
+
+
+def test_a_file_that_lies_about_its_columns_is_refused(tmp_path: Path) -> None:
+    layout = write_work(tmp_path, 20, 4, 2)
+    other = Layout.of(Outputs(logits=logits_of([0], 5)))
+    with pytest.raises(IntegrityError, match="other columns"):
+        map_shard(tmp_path / shard_name(0), other)
+    (tmp_path / "x.arrow").write_bytes(b"ARROW1" + bytes(100))
+    with pytest.raises(IntegrityError, match="no Arrow file"):
+        map_shard(tmp_path / "x.arrow", layout)
+    (tmp_path / "y.arrow").write_bytes(b"")
+    with pytest.raises(IntegrityError, match="no Arrow file"):
+        map_shard(tmp_path / "y.arrow", layout)
+
+
+def _read_elsewhere(store: Store, queue: "multiprocessing.Queue[list[list[float]]]") -> None:
+    logits = store.read(seen_of([4, 2])).logits
+    assert logits is not None
+    queue.put(logits.tolist())
+
+
+def test_other_processes_open_it_again(tmp_path: Path) -> None:
+    store = Store.open(make_store(tmp_path), cache_bytes=0)
+    expected = logits_of([4, 2], 7)
+    content = pickle.dumps(store)
+    assert len(content) < 1000
+    found = pickle.loads(content).read(seen_of([4, 2])).logits
+    assert torch.equal(found, expected)
+    context = multiprocessing.get_context("spawn")
+    queue: multiprocessing.Queue[list[list[float]]] = context.Queue()
+    worker = context.Process(target=_read_elsewhere, args=(store, queue))
+    worker.start()
+    assert torch.equal(torch.tensor(queue.get()), expected)
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def test_a_ragged_store_over_shards(tmp_path: Path) -> None:
+    layout, whole = None, {}
+    for number, length in enumerate((2, 5, 3)):
+        mask = torch.arange(length) < torch.randint(0, length + 1, (4, 1))
+        outputs = Outputs(logits=torch.randn(4, length, 6), mask=mask)
+        layout = layout or Layout.of(outputs)
+        samples = np.arange(4) + 4 * number
+        rows = layout.encode(outputs, seen=seen_of(samples), keys=samples)
+        write_shard(tmp_path / "work" / shard_name(number), rows, layout)
+        assert outputs.logits is not None
+        whole |= {int(n): (outputs.logits[i], mask[i]) for i, n in enumerate(samples)}
+    with writing(tmp_path / "store", kind="store", name="x") as draft:
+        seal(draft, tmp_path / "work", finished(tmp_path / "work"), {})
+    store = Store.open(tmp_path / "store")
+    for chosen in ([11, 0, 5, 6, 1], [4, 5], [9]):
+        found = store.read(seen_of(chosen), length=5)
+        assert found.logits is not None
+        assert found.mask is not None
+        for row, number in enumerate(chosen):
+            logits, mask = whole[number]
+            assert torch.equal(found.mask[row, : len(mask)], mask)
+            assert not found.mask[row, len(mask) :].any()
+            assert torch.equal(found.logits[row, : len(mask)], logits * mask[:, None])
