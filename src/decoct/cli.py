@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError
+from decoct.training import launching
 from decoct.words import Stopped, in_front, stopping
 
 
@@ -174,8 +175,8 @@ def run(
     nproc: Annotated[int, typer.Option("--nproc", min=1, help="Train in so many processes.")] = 1,
 ) -> Answer:
     """Runs all steps; unchanged ones are skipped; continues after any interruption."""
-    if nproc > 1:
-        raise RecipeError(f"--nproc is {nproc}; this version trains in one process: leave it out, or give 1")
+    if launching.asked_for(nproc):
+        return Answer({}, exit_code=launching.launch(context.obj.words, nproc))
     path, _ = _load(recipe, settings)
     return _run(context.obj, recipe, out or Path("runs") / path.stem, settings or [], seeds=seeds, seeds_all=seeds_all)
 
@@ -411,6 +412,7 @@ def main() -> None:
     """The entry point of the command."""
     try:
         with stopping():
+            launching.end_with_launcher()
             code = call(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:

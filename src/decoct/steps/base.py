@@ -12,6 +12,7 @@ from pydantic import field_validator
 
 from decoct.artifact import Artifact
 from decoct.spec import Spec
+from decoct.training.processes import ONE, Processes
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -27,7 +28,8 @@ class Context:
 
     `task` is resolved; `folder` is where the artifact goes; `work` is a folder for checkpoints that survives a kill and
     goes when the step is done; `seed` is its own, derived from `run_seed`; `key` goes into the artifact; `given`
-    holds objects that came from Python; `progress` takes (done, total, text) for the display.
+    holds objects that came from Python; `progress` takes (done, total, text) for the display; `processes` are those
+    that do this step, of which the first writes what there is to write.
     """
 
     task: Task
@@ -43,6 +45,7 @@ class Context:
     progress: Callable[[float, float, str], None] = lambda done, total, text: None
     device: str = "auto"
     precision: str = "no"
+    processes: Processes = ONE
 
     def run(self, step: Step, inputs: Inputs, *, seed: int | None = None) -> Artifact:
         """Runs another step inside this one, in the work folder, and gives its artifact.
@@ -51,7 +54,7 @@ class Context:
         from this step's. The artifact goes with the work folder: copy what is to stay.
         """
         folder = self.work / "steps" / step.name
-        if folder.is_dir():
+        if self.processes.shared(folder.is_dir):
             return Artifact.load(folder)
         inner = replace(
             self,
@@ -61,7 +64,18 @@ class Context:
             seed=self.seed if seed is None else seed,
             progress=lambda done, total, text: self.progress(done, total, f"{step.name}: {text}"),
         )
-        return step.run(inputs, inner)
+        return inner.carry_out(step, inputs)
+
+    def carry_out(self, step: Step, inputs: Inputs) -> Artifact:
+        """Runs a step whose own context this is: in all processes, or in the first while the others wait for it."""
+        if step.everywhere or not self.processes.several:
+            return step.run(inputs, self)
+        by_itself = replace(self, processes=ONE)
+        return self.written(lambda: step.run(inputs, by_itself))
+
+    def written(self, write: Callable[[], Artifact]) -> Artifact:
+        """The artifact of this folder, which the first process writes while the others wait for it."""
+        return self.processes.alone(write, lambda: Artifact.load(self.folder, verify=False))
 
 
 class Step(Spec):
@@ -81,6 +95,8 @@ class Step(Spec):
     gives: ClassVar[str] = "model"
     learns: ClassVar[bool] = False
     """Whether the result depends on the seed, so that `--seeds` repeats it."""
+    everywhere: ClassVar[bool] = False
+    """Whether all processes of a run do the step together; else the first does it alone."""
     machine_bound: ClassVar[bool] = False
     """Whether the result depends on the machine, which then is part of the key."""
     unkeyed: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from decoct.artifact import Artifact, Draft
 from decoct.data.base import Source
+from decoct.data.parts import parts
 from decoct.data.views import Views, ViewsSetting
 from decoct.errors import RecipeError
 from decoct.models.modes import evaluating
@@ -60,6 +61,7 @@ class Learning(Step):
     """
 
     learns: ClassVar[bool] = True
+    everywhere: ClassVar[bool] = True
     rehearsed: ClassVar[bool] = True
     """Whether `check` can run its objective between the model and the other inputs as they are."""
 
@@ -133,9 +135,14 @@ class Lesson:
         return self.step.optimizer.build(nn.ModuleList(parts))
 
     def source(self, only: Literal["all", "labelled"]) -> Source:
-        """Batches of the training split."""
+        """Batches of the training split; of each, in several processes, the part of this one."""
+        source = parts(self.whole(only), self.engine.rank, self.engine.processes)
+        return RunsAhead(source, self.ahead) if self.ahead else source
+
+    def whole(self, only: Literal["all", "labelled"]) -> Source:
+        """Batches of the training split, the same in all processes."""
         step = self.step
-        source = training_source(
+        return training_source(
             self.context,
             batch_size=step.batch_size,
             augment=step.augment,
@@ -145,7 +152,6 @@ class Lesson:
             further=step.teacher_views,
             views=self.views,
         )
-        return RunsAhead(source, self.ahead) if self.ahead else source
 
     def descent(
         self,
@@ -208,6 +214,7 @@ class Lesson:
         layers = [pair for each in criteria for pair in each.layers()]
         if layers:
             context.progress(0, 1, layers_text(layers))
+        self.engine.prepare(modules)
         return fit(
             update,
             source,
@@ -220,19 +227,21 @@ class Lesson:
                 select=(select or context.task.metric) if step.select == "best" and held_out else None,
                 log_every=step.log_every,
                 checkpoint_seconds=step.checkpoint_seconds,
-                progress=context.progress,
+                progress=context.progress if context.processes.first else None,
+                processes=context.processes,
                 notes=({"kind": "layers", "pairs": layers},) if layers else (),
             ),
         )
 
     def scoring(self, predict: Predictor) -> Callable[[], dict[str, float]]:
-        """Scores of a predictor on the validation split."""
+        """Scores of a predictor on the validation split; of several processes, the first one scores for all."""
 
         def score() -> dict[str, float]:
             with self.engine.autocast():
-                return scores(predict, self.context, "validation", self.engine.device)
+                found = scores(predict, self.context, "validation", self.engine.device)
+            return {name: float(each) for name, each in found.items()}
 
-        return score
+        return lambda: self.context.processes.shared(score)
 
 
 def _logits(logits: Tensor | None) -> Tensor:
@@ -272,7 +281,7 @@ def lesson(
             f"labels is {step.labels} and the task is regression, whose scale comes from every labelled sample of the "
             f"data; leave it out of the step and give data.labels: {step.labels}"
         )
-    engine = Engine(device=context.device, precision=step.precision or context.precision)
+    engine = Engine(context.device, step.precision or context.precision, context.processes)
     seed_everything(context.seed)
     student = build_student(inputs["model"], task, step.side, context.given)
     student.module.to(engine.device)

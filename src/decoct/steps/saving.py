@@ -20,6 +20,7 @@ from decoct.steps.base import Context
 from decoct.steps.drawing import few
 from decoct.training.companion import CHOSEN
 from decoct.training.fit import History
+from decoct.training.processes import ONE
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Side, Task
@@ -52,8 +53,19 @@ def save_student(
 ) -> Artifact:
     """Writes the student as the step's artifact, with its scores and its log; `extra` may add files.
 
-    `scores`: by default those of the weights that were kept.
+    `scores`: by default those of the weights that were kept. Of several processes the first writes.
     """
+    kept = kept_scores(history) if scores is None else scores
+    return context.written(lambda: _write_student(student, history, context, kept, extra))
+
+
+def _write_student(
+    student: Student,
+    history: History | None,
+    context: Context,
+    scores: Mapping[str, float],
+    extra: Callable[[Draft], None],
+) -> Artifact:
     module, task = student.module.cpu().eval(), context.task
     batch = few(context, PROBE_SAMPLES)
 
@@ -81,7 +93,7 @@ def save_student(
             given=context.given,
         )
         draft.write_json("task.json", task.plain())
-        draft.scores.update(kept_scores(history) if scores is None else scores)
+        draft.scores.update(scores)
         draft.write_json("scores.json", draft.scores)
         if history is not None:
             draft.write_json("history.json", {"best": history.best, "steps": history.steps})
@@ -106,12 +118,16 @@ def save_part(
 ) -> None:
     """Writes a further model into an artifact that is being written, under parts/NAME."""
     assert Path(name).name == name, name
-    own = replace(context, folder=draft.folder / PARTS / name, name=f"{context.name}.{name}")
+    own = replace(context, folder=draft.folder / PARTS / name, name=f"{context.name}.{name}", processes=ONE)
     save_student(student, history, own, scores=scores)
 
 
 def save_chain(made: Mapping[str, Artifact], context: Context) -> Artifact:
     """The last of several artifacts as the step's own, with those before it as its parts."""
+    return context.written(lambda: _write_chain(made, context))
+
+
+def _write_chain(made: Mapping[str, Artifact], context: Context) -> Artifact:
     *before, last = made.values()
     with writing(
         context.folder,

@@ -64,6 +64,7 @@ class Search(Step, Budgets):
         "*": ("model", "estimator", "exported", "store", "spec"),
     }
     learns: ClassVar[bool] = True
+    everywhere: ClassVar[bool] = True
     machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)
 
     step: Annotated[Step, Choice("decoct.steps"), BeforeValidator(_named)]
@@ -121,18 +122,7 @@ class Search(Step, Budgets):
             "tries": [each.data() for each in tried],
             "step": self.step.plain(),
         }
-        with writing(
-            context.folder,
-            kind="model",
-            name=context.name,
-            key=context.key,
-            lineage=context.lineage,
-            meta=artifact.meta,
-        ) as draft:
-            shutil.copytree(artifact.folder, draft.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-            draft.write_json(RECORD, finite(record))
-            draft.scores.update(artifact.scores)
-        return Artifact.load(context.folder)
+        return context.written(lambda: _write(artifact, record, context))
 
     @property
     def _strongest_wins(self) -> bool:
@@ -175,13 +165,17 @@ class Search(Step, Budgets):
         """Runs the inner step and measures the file; an interrupted search takes what it has measured before."""
         step = self.at(value)
         artifact = context.run(step, inputs)
-        note = context.work / f"{step.name}.json"
         asked, (metric, better) = self.budgets(), context.task.metric
+        found = context.processes.shared(lambda: self._found(artifact, context.work / f"{step.name}.json", context))
+        return Tried(value, Measured(asked, found, metric, better == "min"))
+
+    def _found(self, artifact: Artifact, note: Path, context: Context) -> dict[str, float]:
+        """What was measured, which is noted."""
         if note.is_file():
-            return Tried(value, Measured(asked, json.loads(note.read_text("utf-8")), metric, better == "min"))
-        seen = self._measured(artifact, context)
-        write_whole(note, json.dumps(seen.found))
-        return Tried(value, seen)
+            return json.loads(note.read_text("utf-8"))
+        found = self._measured(artifact, context).found
+        write_whole(note, json.dumps(found))
+        return found
 
     def _measured(self, artifact: Artifact, context: Context) -> Measured:
         side, target = str(artifact.meta["side"]), Onnx()
@@ -189,6 +183,16 @@ class Search(Step, Budgets):
         with tempfile.TemporaryDirectory() as folder:
             path = write_program(target, program, context.task, side, Path(folder))
             return measured(self, target, path, context, side)
+
+
+def _write(artifact: Artifact, record: Mapping[str, Any], context: Context) -> Artifact:
+    with writing(
+        context.folder, kind="model", name=context.name, key=context.key, lineage=context.lineage, meta=artifact.meta
+    ) as draft:
+        shutil.copytree(artifact.folder, draft.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        draft.write_json(RECORD, finite(record))
+        draft.scores.update(artifact.scores)
+    return Artifact.load(context.folder)
 
 
 def _part(key: str, full: Any, setting: str) -> Any:

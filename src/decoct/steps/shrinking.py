@@ -107,7 +107,7 @@ def evidence_of(at_work: Lesson, objective: Objective) -> Evidence:
     only: Literal["all", "labelled"] = "all" if at_work.teachers else "labelled"
 
     def batches() -> Iterator[Batch]:
-        for batch in islice(iter(at_work.source(only)), EVIDENCE_BATCHES):
+        for batch in islice(iter(at_work.whole(only)), EVIDENCE_BATCHES):
             yield at_work.engine.move(batch)
 
     def losses(module: nn.Module) -> Iterator[Tensor]:
@@ -215,11 +215,15 @@ def save_last(made: Sequence[Artifact], step: Compressing, context: Context) -> 
         "rounds": [{"after": each["after"], "scores": dict(made_.scores)} for each, made_ in zip(reports, made)],
     }
     end = made[-1]
-    with writing(
-        context.folder, kind="model", name=context.name, key=context.key, lineage=context.lineage, meta=end.meta
-    ) as draft:
-        ignored = shutil.ignore_patterns(MANIFEST, REPORT)
-        shutil.copytree(end.folder, draft.folder, dirs_exist_ok=True, ignore=ignored)
-        draft.write_json(REPORT, record)
-        draft.scores.update(end.scores)
-    return Artifact.load(context.folder)
+
+    def write() -> Artifact:
+        with writing(
+            context.folder, kind="model", name=context.name, key=context.key, lineage=context.lineage, meta=end.meta
+        ) as draft:
+            ignored = shutil.ignore_patterns(MANIFEST, REPORT)
+            shutil.copytree(end.folder, draft.folder, dirs_exist_ok=True, ignore=ignored)
+            draft.write_json(REPORT, record)
+            draft.scores.update(end.scores)
+        return Artifact.load(context.folder)
+
+    return context.written(write)

@@ -196,19 +196,21 @@ class Run:
             if every and position.step % every == 0 and position.validated != position.step:
                 position.pending = True
                 return None
-            if time.monotonic() - self.told > 0.1:
+            now = time.monotonic()
+            if now - self.told > 0.1:
                 self._tell()
-            self._agree()
+            self._agree(now)
             if self.agreed.save:
                 self._save()
             if self.agreed.asked is not None or self._finished():
                 return None
 
-    def _agree(self) -> None:
+    def _agree(self, now: float) -> None:
         """What clocks and signals say; of several processes, the first one's clock and any one's signal."""
-        due = time.monotonic() - self.saved >= self.options.checkpoint_seconds
+        due = now - self.saved >= self.options.checkpoint_seconds
         if not self.processes.several:
-            self.agreed = Agreed(self.signals.asked, due)
+            quiet = not due and self.signals.asked is None
+            self.agreed = GO_ON if quiet else Agreed(self.signals.asked, due)
             return
         self._tick()
         own = (float(due), self.position.seconds) if self.processes.first else (0.0, 0.0)

@@ -35,6 +35,9 @@ class Agreed:
     seconds: float = 0.0
 
 
+GO_ON = Agreed()
+
+
 class RolledBack(Exception):
     """A step was not finite: back to the last checkpoint, without the batches of `origin`."""
 

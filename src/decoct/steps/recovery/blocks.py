@@ -70,7 +70,7 @@ def errors(blocks: Mapping[str, Block], reference: Reference, at_work: Lesson) -
 
 
 def _few(reference: Reference, at_work: Lesson) -> Iterator[Calls]:
-    for batch in islice(iter(at_work.source("all")), EVIDENCE_BATCHES):
+    for batch in islice(iter(at_work.whole("all")), EVIDENCE_BATCHES):
         yield reference(at_work.engine.move(batch))
 
 

@@ -1,0 +1,149 @@
+"""Launching: one command as several processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import IO, Any
+
+from decoct.errors import RecipeError
+
+LAUNCHER = "DECOCT_LAUNCHER"
+"""The environment variable that tells a process who started it."""
+PATIENCE = 30.0
+"""Seconds that processes have to end by themselves after one of them failed or a signal came."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PR_SET_PDEATHSIG = 1
+
+
+def asked_for(processes: int) -> bool:
+    """Whether a command with `--nproc` has yet to be launched; RecipeError where it runs in another number already."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and processes not in (1, world):
+        raise RecipeError(f"--nproc is {processes} and {world} processes were started already; leave --nproc out")
+    return processes > 1 and world == 1
+
+
+def environment(rank: int, count: int, port: int, given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of process `rank` of `count`, as torchrun makes it; the cores are shared out among them.
+
+    >>> made = environment(1, 2, 29500, {"OMP_NUM_THREADS": "1"})
+    >>> made["RANK"], made["WORLD_SIZE"], made["OMP_NUM_THREADS"]
+    ('1', '2', '1')
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    own = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        LAUNCHER: os.getpid(),
+    }
+    return {"OMP_NUM_THREADS": str(max(1, cores // count)), **given, **{key: str(value) for key, value in own.items()}}
+
+
+def launch(words: Sequence[str], count: int) -> int:
+    """Runs `decoct` with these words in `count` processes; the exit code of the first, or of the one that failed.
+
+    The first one talks; what another wrote to stderr is shown where it alone says what went wrong. SIGTERM and Ctrl-C
+    go to all. Where one fails the others end too, within half a minute. A process that loses this one ends by itself.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        said: list[IO[bytes] | None] = [None]
+        said += [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
+        running: list[subprocess.Popen[bytes]] = []
+        with _forwarding(running):
+            for rank, file in enumerate(said):
+                running.append(_start(words, environment(rank, count, port, os.environ), file))
+            codes = _ended(running)
+        return _told(codes, said)
+
+
+def _start(words: Sequence[str], own: Mapping[str, str], said: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "decoct", *words]
+    out = None if said is None else subprocess.DEVNULL
+    return subprocess.Popen(command, env=dict(own), stdout=out, stderr=said, stdin=out, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _forwarding(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Signals go to the processes while the body waits for them; those left at its end are killed."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for each in running:
+            if each.poll() is None:
+                each.send_signal(number)
+
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for each in running:
+            if each.poll() is None:
+                each.kill()
+            each.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(running: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """The return codes; after one failed, the others get SIGTERM and then SIGKILL where they do not end."""
+    failed: float | None = None
+    told = False
+    while True:
+        codes = [each.poll() for each in running]
+        done = [code for code in codes if code is not None]
+        if len(done) == len(running):
+            return done
+        now = time.monotonic()
+        if failed is None and any(done):
+            failed = now
+        late = 0.0 if failed is None else now - failed
+        for each in running:
+            if each.poll() is None and late > PATIENCE:
+                each.kill()
+            elif each.poll() is None and late > PATIENCE / 2 and not told:
+                each.terminate()
+        told = late > PATIENCE / 2
+        time.sleep(0.02)
+
+
+def _told(codes: Sequence[int], said: Sequence[IO[bytes] | None]) -> int:
+    """The exit code of all, after what the first process has not said is said."""
+    if not any(codes):
+        return 0
+    for rank, code in enumerate(codes):
+        if code < 0:
+            name = signal.Signals(-code).name
+            sys.stderr.write(f"process {rank} of {len(codes)} was ended by {name}; the same command continues\n")
+    rank = next((rank for rank, code in enumerate(codes) if code > 0), 0)
+    file = said[rank]
+    if file is not None:
+        file.seek(0)
+        sys.stderr.write(file.read().decode(errors="replace"))
+    first = codes[0] or codes[rank]
+    return 128 - first if first < 0 else first
+
+
+def end_with_launcher() -> None:
+    """Lets this process get SIGTERM when the one that launched it dies, where the kernel can (Linux)."""
+    parent = os.environ.get(LAUNCHER)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)
