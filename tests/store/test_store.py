@@ -187,6 +187,44 @@ def pristine(factory: pytest.TempPathFactory) -> Path:
     return folder / "store" if folder.exists() else make_store(folder, count=40, shards=8)
 
 
+def test_a_small_store_is_checked_whole_before_it_is_kept_in_memory(tmp_path: Path) -> None:
+    folder = make_store(tmp_path)
+    for number in (2, 3):
+        flip(folder / "shards" / shard_name(number), random.Random(number))
+    store = Store.open(folder, verify="lazy")
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=r"00002\.arrow is damaged.*00003\.arrow is damaged"):
+            store.read(seen_of([0]))
+
+
+def _write_on(work: Path) -> None:
+    layout = write_work(work, 2, 4, 1)
+    for number in range(1, 100_000):
+        rows = layout.encode(Outputs(logits=logits_of(range(5), 4)), seen=seen_of(range(5)), keys=number)
+        write_shard(work / shard_name(number), rows, layout)
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    """25 kills at random times: what is found is whole, without gaps, and nothing else is left."""
+    context = multiprocessing.get_context("fork")
+    chance = random.Random(0)
+    total = 0
+    for trial in range(25):
+        work = tmp_path / str(trial)
+        worker = context.Process(target=_write_on, args=(work,))
+        worker.start()
+        worker.join(0.02 + 0.1 * chance.random())
+        assert worker.is_alive()
+        worker.kill()
+        worker.join()
+        found = finished(work)
+        assert sorted(found) == list(range(len(found)))
+        total += len(found)
+        left = {path.name for path in work.iterdir()} if work.exists() else set()
+        assert left == {name for number in found for name in (shard_name(number), f"{number:05d}.json")}
+    assert total > 25
+
+
 @pytest.mark.parametrize("name", ["index.arrow", "store.json", "manifest.json"])
 def test_a_damaged_table_is_found(tmp_path: Path, name: str) -> None:
     folder = make_store(tmp_path)
@@ -252,6 +290,30 @@ def test_a_file_that_lies_about_its_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "y.arrow").write_bytes(b"")
     with pytest.raises(IntegrityError, match="no Arrow file"):
         map_shard(tmp_path / "y.arrow", layout)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_any_flipped_bit_is_refused_or_harmless(tmp_path: Path, ragged: bool) -> None:
+    """Also where no checksum is looked at: nothing but IntegrityError, and no view leaves the file."""
+    outputs = Outputs(logits=torch.randn(4, 3), features={"a": torch.randn(4, 2)})
+    if ragged:
+        outputs = Outputs(logits=torch.randn(4, 3, 2), mask=torch.rand(4, 3) < 0.7)
+    layout = Layout.of(outputs)
+    path = tmp_path / shard_name(0)
+    write_shard(path, layout.encode(outputs, seen=seen_of(range(4)), keys=0), layout)
+    content = path.read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for position in range(0, len(content), 3):
+        hurt = bytearray(content)
+        hurt[position] ^= 1 << chance.randrange(8)
+        path.unlink()
+        path.write_bytes(hurt[:position] if position % 5 == 0 else hurt)
+        try:
+            layout.decode(map_shard(path, layout).cells)
+        except IntegrityError:
+            refused += 1
+    assert refused > len(content) / 15
 
 
 def _read_elsewhere(store: Store, queue: "multiprocessing.Queue[list[list[float]]]") -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoct.errors import DataError
+from decoct.errors import DataError, IntegrityError
 
 DTYPES = {
     str(each).removeprefix("torch."): each
@@ -61,6 +61,11 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def bytes(self) -> np.ndarray:
+        """The bytes of all samples."""
+        return self.content[self.offsets[0] : self.offsets[-1]]
+
     def take(self, indices: np.ndarray) -> Ragged:
         """The samples at `indices`, in their order."""
         starts = self.offsets[indices]
@@ -73,7 +78,7 @@ class Ragged:
     def join(cls, parts: Sequence[Ragged]) -> Ragged:
         """All samples of `parts`."""
         ends = np.cumsum([0, *(part.offsets[-1] - part.offsets[0] for part in parts)])
-        content = np.concatenate([part.content[part.offsets[0] : part.offsets[-1]] for part in parts])
+        content = np.concatenate([part.bytes for part in parts])
         offsets = [part.offsets[1:] - part.offsets[0] + end for part, end in zip(parts, ends)]
         return cls(content, np.concatenate([[0], *offsets]).astype(np.int64))
 
@@ -125,7 +130,7 @@ def whole_mask(cell: Ragged, length: int | None) -> Tensor:
     if length is not None and longest > length:
         raise DataError(f"the store holds {longest} positions of a sample that has {length} here: the inputs differ")
     full = np.zeros((len(cell), longest if length is None else length), np.bool_)
-    full[np.arange(full.shape[1]) < sizes[:, None]] = cell.content.astype(np.bool_)
+    full[np.arange(full.shape[1]) < sizes[:, None]] = cell.bytes.astype(np.bool_)
     return torch.from_numpy(full)
 
 
@@ -135,6 +140,11 @@ def spread(rows: Tensor, mask: Tensor, filling: Tensor | float = 0.0) -> Tensor:
     >>> spread(torch.tensor([1.0, 2.0]), torch.tensor([[True, False], [False, True]])).tolist()
     [[1.0, 0.0], [0.0, 2.0]]
     """
+    count = int(mask.sum())
+    if len(rows) != count:
+        raise IntegrityError(
+            f"a shard holds {len(rows)} rows where its mask has {count}: open the store with verify=all"
+        )
     full = rows.new_empty(*mask.shape, *rows.shape[1:])
     full[:] = torch.as_tensor(filling, dtype=rows.dtype)
     full[mask] = rows

@@ -308,13 +308,13 @@ def _cell(column: Column, outputs: Outputs, mask: Tensor | None) -> Cell:
 def _tensor(column: Column, cell: Cell, masks: Mapping[str, Tensor]) -> Tensor:
     dtype = DTYPES[column.dtype]
     content = _bytes(cell)
-    count = len(cell) if not column.mask else int(masks[column.mask].sum())
+    count = len(cell) if not column.mask else content.size // max(column.width, 1)
     tensor = typed(content.reshape(count, column.width), dtype).reshape(count, *column.shape)
     return spread(tensor, masks[column.mask]) if column.mask else tensor
 
 
 def _bytes(cell: Cell) -> np.ndarray:
-    return cell.content if isinstance(cell, Ragged) else cell
+    return cell.bytes if isinstance(cell, Ragged) else cell
 
 
 def _difference(one: Layout, other: Layout) -> str:

@@ -208,10 +208,14 @@ def map_shard(path: Path, layout: Layout, *, expected: str | None = None, valida
     import pyarrow as pa
 
     batch = batch_of(path, expected=expected, validate=validate)
+    try:
+        found = [(each.name, each.type) for each in batch.schema]
+    except UnicodeDecodeError:
+        raise IntegrityError(f"{path.name} is damaged: names of columns are no text") from None
     wanted = [(name, getattr(pa, kind)()) for name, kind in _NUMBERS]
     wanted += [(each.name, pa.large_binary() if each.mask else pa.binary(each.width)) for each in layout.columns]
-    if [(each.name, each.type) for each in batch.schema] != wanted:
-        raise IntegrityError(f"{path.name} has other columns than the store: {', '.join(batch.schema.names)}")
+    if found != wanted:
+        raise IntegrityError(f"{path.name} has other columns than the store: {', '.join(name for name, _ in found)}")
     rows, arrays = batch.num_rows, batch.columns
     if any(array.null_count or array.offset for array in arrays):
         raise IntegrityError(f"{path.name} holds empty cells")
