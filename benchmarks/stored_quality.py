@@ -2,9 +2,9 @@
 
     python benchmarks/stored_quality.py --data DIR [--seeds 5] [--steps 600] [--labels 500] [--out DIR]
 
-One teacher, one student, one order of samples a seed, eight fixed views of each image. The teacher answers live, or from
-stores that keep its logits in float32 (nothing is lost), float16, uint8, or the three largest probabilities of ten with
-the rest in one bucket or spread evenly. Accuracy on test data, paired differences to the live teacher with 95 %
+One teacher, one student, one order of samples a seed, eight fixed views of each image. The teacher answers live, or
+from stores that keep its logits in float32 (nothing is lost), float16, uint8, or the three largest probabilities of ten
+with the rest in one bucket or spread evenly. Accuracy on test data, paired differences to the live teacher with 95 %
 intervals, and what each store takes. What is done already is skipped. Writes benchmarks/results/stored_quality.md.
 """
 
@@ -88,8 +88,8 @@ def summary(results: dict[str, Any], given: argparse.Namespace) -> list[str]:
         "",
         *table(titles, rows),
         "",
-        f"Teacher {accuracy(results, 'teacher')} %; {len(results['seeds'])} seeds. The KL of a bucket is that over what is "
-        "kept, its k classes and the bucket. Bytes of a view are those of the whole store, its index included.",
+        f"Teacher {accuracy(results, 'teacher')} %; {len(results['seeds'])} seeds. The KL of a bucket is that over "
+        "what is kept, its k classes and the bucket. Bytes of a view are those of the whole store, its index included.",
         "",
         command("stored_quality", given),
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,20 @@ from decoct.arguments import data_of, model_of, shaped, task_of
 from decoct.artifact import Artifact
 from decoct.errors import RecipeError, did_you_mean
 from decoct.models.saving import load_model
+from decoct.models.stored import Stored
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, undecided_roles
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.recipe import Recipe
 from decoct.run import Run
 from decoct.shipping import export
 from decoct.steps.building import build_criterion
 from decoct.steps.distill import Distill
 from decoct.steps.train import Train
+from decoct.tasks.base import Task
 from decoct.teachers.frozen import Frozen
+from decoct.teachers.stored import StoredTeacher
 from decoct.training.budget import Budget
 from decoct.training.clock import Clock
 from decoct.training.state import Randomness
@@ -129,9 +132,18 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise RecipeError(f"distill: {name!r} is no setting; {did_you_mean(name, [*known, *also])}")
 
 
-def _refuse_shared(teachers: Mapping[str, nn.Module], student: nn.Module) -> None:
+def _opened(subject: nn.Module | Stored, task: Task, needs: Needs, side: str) -> AbstractContextManager[Predictor]:
+    """A module under the teacher contract, or a store."""
+    if isinstance(subject, Stored):
+        return StoredTeacher().open(subject.open(), task, needs, side=side)
+    return Frozen().open(subject, task, needs, side=side)
+
+
+def _refuse_shared(teachers: Mapping[str, Any], student: nn.Module) -> None:
     """RecipeError where a teacher and the student hold the same tensor: the teacher's are frozen, its modes eval."""
     for role, teacher in teachers.items():
+        if not isinstance(teacher, nn.Module):
+            continue
         held = {id(each) for each in (*teacher.parameters(), *teacher.buffers())}
         for name, each in (*student.named_parameters(), *student.named_buffers()):
             if id(each) in held:
@@ -147,7 +159,8 @@ class Distiller(nn.Module):
 
     Call it with a batch's inputs and targets: it gives the loss and each term by name. Its parameters are the student's
     and those that terms learn (projectors); the teacher is no part of it, and stays under the teacher contract from
-    `with` to its end. Terms that learn need `example`, the inputs of one batch, before the optimizer is made.
+    `with` to its end. A teacher may be `dc.Stored(path)`, whose answers are found by the content of the inputs. Terms
+    that learn need `example`, the inputs of one batch, before the optimizer is made.
 
     >>> big, small = nn.Linear(4, 3), nn.Linear(4, 3)
     >>> import decoct as dc
@@ -159,7 +172,7 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        teacher: nn.Module | Mapping[str, nn.Module],
+        teacher: nn.Module | Stored | Mapping[str, nn.Module | Stored],
         student: nn.Module,
         objective: Objective,
         *,
@@ -188,8 +201,7 @@ class Distiller(nn.Module):
     def __enter__(self) -> Distiller:
         with ExitStack() as stack:
             for name, module in self._subjects.items():
-                opened = Frozen().open(module, self.task, self._needs[name], side="teacher")
-                self._teachers[name] = stack.enter_context(opened)
+                self._teachers[name] = stack.enter_context(_opened(module, self.task, self._needs[name], "teacher"))
             self._stack = stack.pop_all()
         return self
 
@@ -217,7 +229,7 @@ class Distiller(nn.Module):
         def look(role: str, needs: Needs) -> Outputs:
             module = self.student if role == "student" else self._subjects[role]
             side = "student" if role == "student" else "teacher"
-            with Frozen().open(module, self.task, needs, side=side) as predict:
+            with _opened(module, self.task, needs, side) as predict:
                 return predict(batch)
 
         return choose_layers(self.objective, tuple(self._subjects), look)
