@@ -7,6 +7,8 @@ CATALOGUE = Catalogue(
     {
         "frozen": "decoct.teachers.frozen:Frozen",
         "estimator": "decoct.teachers.estimator:EstimatorTeacher",
+        "process": "decoct.teachers.elsewhere.process:ProcessTeacher",
+        "ray": "decoct.teachers.elsewhere.on_ray:RayTeacher",
         "onnx": "decoct.teachers.onnx:OnnxTeacher",
         "stored": "decoct.teachers.stored:StoredTeacher",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -136,3 +137,34 @@ def _words(process):
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ["gone"]
+
+
+class Slow(nn.Module):
+    """Takes its time, so that it is at work when it is killed."""
+
+    def __init__(self, seconds=0.02):
+        super().__init__()
+        self.inner, self.seconds = nn.Linear(WIDTH, CLASSES), seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return self.inner(x)
+
+
+def trained(teacher, batches, steps, each=lambda step: None):
+    """Weights of a student after so many steps of descent towards a teacher's logits, and all that it was told."""
+    torch.manual_seed(1)
+    student = nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.01)
+    told = []
+    while len(told) < steps:
+        for batch in batches:
+            each(len(told))
+            said = teacher(batch).logits
+            told.append((batch.keys.tolist(), said))
+            optimizer.zero_grad()
+            nn.functional.mse_loss(student(batch.side("student")), said).backward()
+            optimizer.step()
+            if len(told) == steps:
+                break
+    return student.state_dict(), told

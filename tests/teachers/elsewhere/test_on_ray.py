@@ -1,0 +1,74 @@
+import os
+import signal
+
+import pytest
+import torch
+from far_toys import Faulty, Plain, Squares, bullets, network, source
+
+from decoct.errors import IntegrityError, ResourceError
+from decoct.outputs import Needs
+from decoct.teachers.elsewhere.on_ray import RayTeacher, cluster, run_jobs_on_ray
+from decoct.teachers.elsewhere.running_ahead import RunsAhead
+from decoct.teachers.frozen import Frozen
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cluster():
+    """One for all tests here: the program stays in it."""
+    pytest.importorskip("ray")
+    with cluster(cpus=2):
+        yield
+
+
+def test_a_killed_actor_is_started_again_and_the_answers_are_those_of_the_live_teacher():
+    net = network()
+    with Frozen().open(net, Plain(), Needs(), side="teacher") as live:
+        batches = source()
+        expected = [live(batch).logits for _ in range(2) for batch in batches]
+    with RayTeacher(workers=1, ahead=3).open(net, Plain(), Needs(), side="teacher") as teacher:
+        running = RunsAhead(source(), [teacher])
+        found = []
+        for _ in range(2):
+            for number, batch in enumerate(running):
+                if number == 2:
+                    os.kill(teacher.pids()[0], signal.SIGKILL)
+                found.append(teacher(batch).logits)
+        running.close()
+    assert len(found) == len(expected)
+    assert all(torch.equal(left, right) for left, right in zip(found, expected))
+    assert teacher.counts.restarts >= 1
+
+
+def test_errors_and_a_broken_contract_are_told():
+    batch, large, *_ = source()
+    large.side("teacher")[0, 0] = 1e7
+
+    def taught():
+        with RayTeacher().open(Faulty(writes=True), Plain(), Needs(), side="teacher") as teacher:
+            teacher(batch)
+            with pytest.raises(RuntimeError, match="ZeroDivisionError: these numbers are too large"):
+                teacher(large)
+
+    with pytest.raises(IntegrityError, match="Faulty changed while it taught: buffer calls"):
+        taught()
+
+
+def test_jobs_are_done_once_also_where_an_actor_dies(tmp_path):
+    factory = Squares(bullets(tmp_path / "bullets", 1), deadly=6)
+    jobs = list(range(0, 20, 2))
+    results = list(run_jobs_on_ray(jobs, factory, workers=1))
+    assert sorted(number for number, _ in results) == list(range(10))
+    assert {number: int(result.split()[0]) for number, result in results} == {n: j * j for n, j in enumerate(jobs)}
+    assert not list((tmp_path / "bullets").iterdir())
+    with pytest.raises(RuntimeError, match="ValueError: 4 is wrong"):
+        list(run_jobs_on_ray([1, 4], Squares(wrong=4), workers=1))
+    assert list(run_jobs_on_ray([], Squares(), workers=1)) == []
+
+
+def test_a_job_that_always_kills_is_given_up(tmp_path):
+    factory = Squares(bullets(tmp_path / "bullets", 99), deadly=1)
+    with pytest.raises(ResourceError, match="labelling on Ray"):
+        list(run_jobs_on_ray([1], factory, workers=1, restarts=0))
+    assert len(list((tmp_path / "bullets").iterdir())) == 98
