@@ -25,7 +25,7 @@ from decoct.training.companion import Accompanied
 from decoct.training.guards import NonFinite, Origin
 from decoct.training.log import Log, Means
 from decoct.training.packing import pack, unpack
-from decoct.training.position import Agreed, Position, RolledBack
+from decoct.training.position import GO_ON, Agreed, Position, RolledBack
 from decoct.training.processes import refuse_unequal, same_start
 from decoct.training.signals import Interrupted, Signals, catching
 from decoct.training.state import Best, EachRandomness, State
@@ -106,7 +106,7 @@ class Run:
                         self._advance()
                 except RolledBack as back:
                     self._roll_back(back.origin)
-        self._agree()
+        self._agree(time.monotonic())
         if self.agreed.asked is not None:
             raise self.signals.interrupted(self._where())
         return self._end(resumed)
@@ -340,7 +340,7 @@ class Run:
         self.saved = time.monotonic()
 
     def _leave_if_asked(self) -> None:
-        self._agree()
+        self._agree(time.monotonic())
         if self.agreed.asked is not None:
             self._save()
             raise self.signals.interrupted(self._where())
