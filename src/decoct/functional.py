@@ -31,7 +31,7 @@ from decoct.objectives.hint import hint_loss
 from decoct.objectives.jsd import jsd_loss
 from decoct.objectives.kd import kd_loss
 from decoct.objectives.layer_fusion import layer_fusion_loss
-from decoct.objectives.linear_kd import linear_kd_loss
+from decoct.objectives.linear_kd import Head, Labels, linear_kd_loss, linear_kd_parts
 from decoct.objectives.localization import localization_loss
 from decoct.objectives.logit_mse import logit_mse_loss
 from decoct.objectives.nkd import nkd_loss
@@ -57,6 +57,8 @@ from decoct.objectives.vid import vid_loss
 from decoct.objectives.wsld import wsld_loss
 
 __all__ = [
+    "Head",
+    "Labels",
     "activation_boundary_loss",
     "adaptive_kl_loss",
     "afd_loss",
@@ -89,6 +91,7 @@ __all__ = [
     "kd_loss",
     "layer_fusion_loss",
     "linear_kd_loss",
+    "linear_kd_parts",
     "localization_loss",
     "logit_mse_loss",
     "nkd_loss",

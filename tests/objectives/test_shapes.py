@@ -12,7 +12,11 @@ import decoct.functional as F
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted({inspect.unwrap(getattr(F, name)).__module__ for name in F.__all__})
-LOSSES = [name for name in F.__all__ if name not in ("reverse_gradient", "temperature_loss")]
+LOSSES = [
+    name
+    for name in F.__all__
+    if inspect.isfunction(getattr(F, name)) and name not in ("reverse_gradient", "temperature_loss")
+]
 FREE = {"negatives", "variance", "margin", "temperature"}
 """Arguments that take several shapes, which the function itself checks."""
 

@@ -17,15 +17,6 @@ def forward_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
     return kl_rows(log_softmax(teacher, temperature), log_softmax(student, temperature))
 
 
-def forward_kl_and_gradient(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Σ over tokens of KL(p‖q) and its gradient by the student's logits, (q·Σp − p)/T, with few passes over them."""
-    log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
-    p = log_p.exp()
-    gap = log_p.sub_(log_q).masked_fill_(p == 0, 0.0)
-    total = torch.linalg.vecdot(p, gap).sum()
-    return total, log_q.exp_().mul_(p.sum(-1, keepdim=True)).sub_(p).div_(temperature)
-
-
 def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     """KL(q‖p)."""
     return kl_rows(log_softmax(student, temperature), log_softmax(teacher, temperature))

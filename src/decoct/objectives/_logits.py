@@ -125,14 +125,15 @@ class LogitsTerm(Term):
         self._task = probe.task
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
-        label = self.objective.label
-        own = logits_of("student", student, label)
-        top = _top_of(self.objective, teachers)
-        if isinstance(self.objective, TopKObjective) and top is not None:
-            return self.objective.value_of_top_k(own, top, student.mask, clock)
-        theirs = logits_of("teacher", only(teachers), label) if self.objective.taught else own
-        target = batch.target if self.objective.supervised else None
-        return self.objective.value(own, theirs, target, student.mask, clock)
+        objective, label = self.objective, self.objective.label
+        own = theirs = logits_of("student", student, label)
+        if objective.taught:
+            top = _top_of(objective, teachers)
+            if top is not None and isinstance(objective, TopKObjective):
+                return objective.value_of_top_k(own, top, student.mask, clock)
+            theirs = logits_of("teacher", only(teachers), label)
+        target = batch.target if objective.supervised else None
+        return objective.value(own, theirs, target, student.mask, clock)
 
     def items(self, batch: Batch) -> Tensor | int:
         return self._task.items(batch) if self._positions else len(batch)

@@ -156,9 +156,13 @@ class Criterion(nn.Module):
 
         `shares`: what part of a window's items this batch holds, by label; multiplies each term.
         """
-        values = {each.label: self._value(each, student, teachers, batch, clock) for each in self._running}
-        weights = {each.label: at(each.objective.weight, clock) for each in self._running}
-        parts = {label: value.detach() for label, value in values.items()}
+        values: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        parts: dict[str, Tensor] = {}
+        for each in self._running:
+            value = values[each.label] = self._value(each, student, teachers, batch, clock)
+            weights[each.label] = at(each.objective.weight, clock)
+            parts[each.label] = value.detach()
         if self.balancer is not None:
             return self.balancer(values, weights, shares, clock), parts
         total: Tensor | None = None

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives import _divergence
-from decoct.objectives._numeric import full_precision, promote, refuse_temperature, refuse_unlike_mask, shape
+from decoct.objectives._closed_form import derivative
+from decoct.objectives._head import Gradients, Head, Labels, Online, Recipe, Side, sweep, tokens_within
+from decoct.objectives._numeric import class_target, refuse_temperature, refuse_unless, refuse_unlike_mask, shape
 from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, TeacherHeadOfLogits, TeacherTokenwise, Tokenwise
+from decoct.top_k import TopK
 
-Differentiate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From student and teacher logits `[N, V]` the summed divergence and its gradient by the student's logits."""
+NAME = "linear_kd_loss"
+CHUNK_BYTES = 1 << 27
+"""Room for the logits of one chunk: 128 MiB."""
 
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "adaptive_kl": _divergence.adaptive_kl,
@@ -27,95 +33,172 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "total_variation": _divergence.total_variation,
 }
 
+TeacherLogits = Callable[[slice], Tensor]
+"""Gives the teacher's logits `[n, V]` of a slice of the tokens kept, in their order."""
+Backend = Literal["auto", "torch", "triton"]
 
-@full_precision
+
+class LinearKD(NamedTuple):
+    """`total` = divergence + weight · cross_entropy, with a gradient; the two parts without one, for the log."""
+
+    total: Tensor
+    divergence: Tensor
+    cross_entropy: Tensor
+
+
 def linear_kd_loss(
     student_hidden: Tokenwise,
-    student_weight: HeadOfLogits,
-    teacher_hidden: TeacherTokenwise,
-    teacher_weight: TeacherHeadOfLogits,
+    student_weight: HeadOfLogits | Head,
+    teacher_hidden: TeacherTokenwise | TopK | TeacherLogits,
+    teacher_weight: TeacherHeadOfLogits | Head | None = None,
     *,
     divergence: str = "forward_kl",
     temperature: float = 1.0,
     mask: Mask | None = None,
-    chunk: int = 256,
+    labels: Labels | None = None,
+    chunk: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    backend: Backend = "auto",
     **options: Any,
 ) -> Loss:
-    """Mean over tokens of a divergence between logits = hidden · weightᵀ, `chunk` tokens at a time.
+    """Mean over tokens of a divergence between logits = hidden · weightᵀ, a chunk of tokens at a time.
 
-    Hidden `[*B, D]`, weight `[V, D]`; D may differ between student and teacher, V may not. `mask` `[*B]` bool.
+    Hidden `[*B, D]`, weight `[V, D]` or a `Head` with bias, scale and soft cap; D may differ between student and
+    teacher, V may not. `mask` `[*B]` bool. The teacher: hidden states and weight, or a function that gives the logits
+    `[n, V]` of a slice of the tokens kept, or a `TopK` of `[*B]` (with "forward_kl").
     `divergence`: "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "adaptive_kl" or "total_variation";
-    `options` are its own (`beta`, `alpha`, `top_k`, `tail`). Value and gradients (student hidden and weight) equal the
-    plain function's on the whole logits. The gradients are taken in the forward pass, so that memory holds
-    `chunk` × V logits and one gradient of each input; a second derivative is not available. Without gradients only the
-    value is computed.
+    `options` are its own (`beta`, `alpha`, `top_k`, `tail`). `labels` adds the hard cross-entropy of the same logits,
+    the mean over tokens kept that have a label, times its weight. Value and gradients (student hidden, weight and
+    bias) equal the plain functions' on the whole logits. The gradients are taken in the forward pass, so that memory
+    holds one chunk's logits and one gradient of each input; a second derivative is not available. What needs no
+    gradient gets none; without gradients only the value is computed. `chunk` tokens, by default as many as
+    `chunk_bytes` has room for.
+    Precision: products in the common type of hidden and weight (under autocast in its type, except float64); logits,
+    loss and the sums of the gradients in float32 at least, which is finer than autograd on half-precision logits.
+    `backend`: "torch"; "triton", a fused kernel for forward_kl on CUDA; "auto" is "torch" so far, since the kernel has
+    been tested in Triton's interpreter and not been measured on a GPU. Under torch.compile it runs outside the graph.
 
     >>> h, w = torch.randn(5, 3), torch.randn(7, 3)
     >>> linear_kd_loss(h, w, h, w, divergence="jsd", chunk=2).item()
     0.0
     """
-    _refuse_options(divergence, options, temperature, chunk)
-    _refuse_shapes(student_hidden, student_weight, teacher_hidden, teacher_weight, mask)
-    tensors = promote(student_hidden, student_weight, teacher_hidden, teacher_weight)
-    own, theirs = _rows(tensors[0], mask), _rows(tensors[2].detach(), mask)
-    head, teacher_head = tensors[1], tensors[3].detach()
-
-    def per_token(student: Tensor, teacher: Tensor) -> Tensor:
-        return DIVERGENCES[divergence](student, teacher, temperature=temperature, **options)
-
-    def differentiate(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        if divergence == "forward_kl":
-            return _divergence.forward_kl_and_gradient(student, teacher, temperature)
-        with torch.enable_grad():
-            leaf = student.requires_grad_()
-            value = per_token(leaf, teacher).sum()
-        return value.detach(), torch.autograd.grad(value, leaf)[0]
-
-    if torch.is_grad_enabled() and (student_hidden.requires_grad or student_weight.requires_grad):
-        result = _ChunkedHead.apply(own, head, theirs, teacher_head, differentiate, chunk)
-        assert isinstance(result, Tensor)
-        return result
-    total = own.new_zeros(())
-    for start in range(0, len(own), chunk):
-        part = slice(start, start + chunk)
-        total += per_token(own[part] @ head.T, theirs[part] @ teacher_head.T).sum()
-    return total / max(len(own), 1)
+    found = linear_kd_parts(
+        student_hidden,
+        student_weight,
+        teacher_hidden,
+        teacher_weight,
+        divergence=divergence,
+        temperature=temperature,
+        mask=mask,
+        labels=labels,
+        chunk=chunk,
+        chunk_bytes=chunk_bytes,
+        backend=backend,
+        **options,
+    )
+    return found.total
 
 
-def _refuse_shapes(
-    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, mask: Tensor | None
-) -> None:
-    name = "linear_kd_loss"
-    for who, hidden, weight in (
-        ("student", student_hidden, student_weight),
-        ("teacher", teacher_hidden, teacher_weight),
-    ):
-        if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[-1]:
-            raise RecipeError(f"{name}: {who} hidden {shape(hidden)} and weight {shape(weight)}; [*B, D] and [V, D]")
-    if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
-        raise RecipeError(
-            f"{name}: student hidden {shape(student_hidden)} and teacher hidden {shape(teacher_hidden)}; "
-            f"the leading axes must be equal"
+def linear_kd_parts(
+    student_hidden: Tokenwise,
+    student_weight: HeadOfLogits | Head,
+    teacher_hidden: TeacherTokenwise | TopK | TeacherLogits,
+    teacher_weight: TeacherHeadOfLogits | Head | None = None,
+    *,
+    divergence: str = "forward_kl",
+    temperature: float = 1.0,
+    mask: Mask | None = None,
+    labels: Labels | None = None,
+    chunk: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    backend: Backend = "auto",
+    **options: Any,
+) -> LinearKD:
+    """What `linear_kd_loss` gives, with its two parts for the log.
+
+    >>> h, w = torch.randn(5, 3), torch.zeros(7, 3)
+    >>> found = linear_kd_parts(h, w, h, w, labels=Labels(torch.zeros(5, dtype=torch.long), weight=0.5))
+    >>> [round(each.item(), 4) for each in found]
+    [0.973, 0.0, 1.9459]
+    """
+    if torch.compiler.is_compiling():
+        outside = torch.compiler.disable(linear_kd_parts)
+        found: LinearKD = outside(
+            student_hidden,
+            student_weight,
+            teacher_hidden,
+            teacher_weight,
+            divergence=divergence,
+            temperature=temperature,
+            mask=mask,
+            labels=labels,
+            chunk=chunk,
+            chunk_bytes=chunk_bytes,
+            backend=backend,
+            **options,
         )
-    if len(student_weight) != len(teacher_weight):
-        raise RecipeError(
-            f"{name}: student weight {shape(student_weight)} and teacher weight {shape(teacher_weight)}; "
-            f"the vocabularies must be equal: slice both to the tokens they share"
-        )
+        return found
+    own = _head_of(student_weight, "student", student_hidden)
+    _refuse_options(divergence, options, temperature, chunk, chunk_bytes)
     if mask is not None:
-        refuse_unlike_mask(name, mask, student_hidden.shape[:-1])
+        refuse_unlike_mask(NAME, mask, student_hidden.shape[:-1])
+    hidden = _rows(student_hidden, mask)
+    teacher = _teacher(teacher_hidden, teacher_weight, student_hidden, own, mask)
+    if isinstance(teacher, TopK) and divergence != "forward_kl":
+        raise RecipeError(
+            f"{NAME}: divergence is {divergence!r}, and the teacher keeps only the {teacher.ids.shape[-1]} largest "
+            "probabilities; allowed: 'forward_kl'"
+        )
+    dtype = _product_type(hidden, own.weight)
+    device = hidden.device.type
+    with torch.autocast(device, enabled=False):
+        recipe = Recipe(
+            divergence,
+            temperature,
+            derivative(divergence, options),
+            lambda student, teacher: DIVERGENCES[divergence](student, teacher, temperature=temperature, **options),
+            *_hard(labels, student_hidden, own, mask, hidden),
+            triton=_uses_triton(backend, divergence, own, teacher, hidden),
+        )
+        if torch.is_grad_enabled() and any(_wanted(hidden, own)):
+            total, soft, hard = _ChunkedHead.apply(
+                hidden, own.weight, own.bias, own, dtype, teacher, recipe, chunk, chunk_bytes
+            )
+        else:
+            soft, hard, _ = _swept(hidden, own, dtype, teacher, recipe, chunk, chunk_bytes, (False, False, False))
+            total = soft + hard
+    return LinearKD(total, soft, hard if labels is None else hard / labels.weight)
 
 
-def _refuse_options(divergence: str, options: dict[str, Any], temperature: float, chunk: int) -> None:
-    refuse_temperature("linear_kd_loss", temperature)
-    if divergence not in DIVERGENCES:
-        raise RecipeError(f"linear_kd_loss: divergence is {divergence!r}; {did_you_mean(divergence, DIVERGENCES)}")
-    if chunk < 1:
-        raise RecipeError(f"linear_kd_loss: chunk is {chunk}; allowed: 1 or more tokens")
-    known = set(inspect.signature(DIVERGENCES[divergence]).parameters) - {"student", "teacher", "temperature"}
-    for each in options:
-        if each not in known:
-            raise RecipeError(f"linear_kd_loss: {each} is no option of {divergence}; {did_you_mean(each, known)}")
+def _swept(
+    hidden: Tensor,
+    head: Head,
+    dtype: torch.dtype,
+    teacher: Online | TopK,
+    recipe: Recipe,
+    chunk: int | None,
+    chunk_bytes: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Gradients]:
+    own = _side(hidden, head, dtype)
+    return sweep(own, teacher, recipe, chunk or tokens_within(chunk_bytes, own, teacher), wanted)
+
+
+def _side(hidden: Tensor, head: Head, dtype: torch.dtype) -> Side:
+    bias = None if head.bias is None else head.bias.detach().to(dtype)
+    return Side(hidden.detach().to(dtype), replace(head, weight=head.weight.detach().to(dtype), bias=bias))
+
+
+def _product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The type in which products are taken: that of autocast, where it is on and would change it."""
+    dtype, device = torch.promote_types(hidden.dtype, weight.dtype), hidden.device.type
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def _wanted(hidden: Tensor, head: Head) -> tuple[bool, bool, bool]:
+    return hidden.requires_grad, head.weight.requires_grad, head.bias is not None and head.bias.requires_grad
 
 
 def _rows(hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -123,32 +206,123 @@ def _rows(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1]) if mask is None else hidden[mask]
 
 
-def _sweep(
-    hidden: Tensor,
-    weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
-    differentiate: Differentiate,
-    chunk: int,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The mean over all tokens, and its gradients by hidden and weight where wanted."""
-    count = max(len(hidden), 1)
-    total = hidden.new_zeros(())
-    by_hidden = torch.empty_like(hidden) if wanted[0] else None
-    by_weight = torch.zeros_like(weight) if wanted[1] else None
-    for start in range(0, len(hidden), chunk):
-        part = slice(start, start + chunk)
-        teacher = teacher_hidden[part] @ teacher_weight.T
-        student = hidden[part] @ weight.T
-        value, gradient = differentiate(student, teacher)
-        total += value / count
-        gradient /= count
-        if by_hidden is not None:
-            torch.mm(gradient, weight, out=by_hidden[part])
-        if by_weight is not None:
-            by_weight.addmm_(gradient.T, hidden[part])
-    return total, by_hidden, by_weight
+def _head_of(weight: Tensor | Head, who: str, hidden: Tensor) -> Head:
+    head = weight if isinstance(weight, Head) else Head(weight)
+    weight = head.weight
+    if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[-1]:
+        raise RecipeError(f"{NAME}: {who} hidden {shape(hidden)} and weight {shape(weight)}; [*B, D] and [V, D]")
+    if head.bias is not None and head.bias.shape != weight.shape[:1]:
+        raise RecipeError(f"{NAME}: {who} bias {shape(head.bias)} and weight {shape(weight)}; [V] and [V, D]")
+    refuse_unless(NAME, f"{who} scale", head.scale, 0 < head.scale < float("inf"), "a number above 0")
+    if head.softcap is not None:
+        refuse_unless(NAME, f"{who} softcap", head.softcap, 0 < head.softcap < float("inf"), "above 0, or None")
+    return head
+
+
+def _teacher(
+    source: Tensor | TopK | TeacherLogits,
+    weight: Tensor | Head | None,
+    student_hidden: Tensor,
+    own: Head,
+    mask: Tensor | None,
+) -> Online | TopK:
+    items, classes = student_hidden.shape[:-1], len(own.weight)
+    if not isinstance(source, Tensor):
+        if weight is not None:
+            raise RecipeError(f"{NAME}: a teacher that gives logits or a TopK has no weight of its own; leave it out")
+        return _kept_top_k(source, items, classes, mask) if isinstance(source, TopK) else _told(source, classes)
+    if weight is None:
+        raise RecipeError(f"{NAME}: teacher hidden {shape(source)} without a weight; give teacher_weight [V, D]")
+    head = _head_of(weight, "teacher", source)
+    if source.shape[:-1] != items:
+        raise RecipeError(
+            f"{NAME}: student hidden {shape(student_hidden)} and teacher hidden {shape(source)}; "
+            f"the leading axes must be equal"
+        )
+    if len(head.weight) != classes:
+        raise RecipeError(
+            f"{NAME}: student weight {shape(own.weight)} and teacher weight {shape(head.weight)}; "
+            f"the vocabularies must be equal: slice both to the tokens they share"
+        )
+    return _side(_rows(source, mask), head, _product_type(source, head.weight))
+
+
+def _kept_top_k(targets: TopK, items: torch.Size, classes: int, mask: Tensor | None) -> TopK:
+    if targets.classes != classes or targets.ids.shape[:-1] != items:
+        raise RecipeError(
+            f"{NAME}: targets {shape(targets.ids)} of {targets.classes} classes, student of {list(items)} items and "
+            f"{classes} classes; both must be equal"
+        )
+    return targets.each(lambda each: _rows(each.detach(), mask))
+
+
+def _told(source: TeacherLogits, classes: int) -> TeacherLogits:
+    def ask(part: slice) -> Tensor:
+        with torch.no_grad():
+            said = source(part)
+        if said.shape != (part.stop - part.start, classes):
+            raise RecipeError(
+                f"{NAME}: the teacher gave logits {shape(said)} for {part.stop - part.start} tokens and {classes} "
+                "classes; allowed: [n, V]"
+            )
+        return said
+
+    return ask
+
+
+def _hard(
+    labels: Labels | None, student_hidden: Tensor, own: Head, mask: Tensor | None, hidden: Tensor
+) -> tuple[Labels | None, Tensor | None]:
+    """The labels of the tokens kept, 0 where there is none, and the factor of each token's cross-entropy."""
+    if labels is None:
+        return None, None
+    refuse_unless(NAME, "labels.smoothing", labels.smoothing, 0 <= labels.smoothing <= 1, "0 to 1")
+    refuse_unless(NAME, "labels.weight", labels.weight, 0 < labels.weight < float("inf"), "a number above 0")
+    target = labels.target
+    if target.shape != student_hidden.shape[:-1]:
+        raise RecipeError(f"{NAME}: hidden {shape(student_hidden)} and labels.target {shape(target)}; it must be [*B]")
+    target = target.reshape(-1) if mask is None else target[mask]
+    there = target != labels.ignore_index
+    logits = own.weight.new_empty(()).expand(len(target), len(own.weight))
+    target = class_target(NAME, logits, target, there)
+    factor = there.to(torch.promote_types(hidden.dtype, torch.float32))
+    return replace(labels, target=target), factor * (labels.weight * len(target)) / factor.sum().clamp(min=1)
+
+
+def _refuse_options(
+    divergence: str, options: dict[str, Any], temperature: float, chunk: int | None, chunk_bytes: int
+) -> None:
+    refuse_temperature(NAME, temperature)
+    if divergence not in DIVERGENCES:
+        raise RecipeError(f"{NAME}: divergence is {divergence!r}; {did_you_mean(divergence, DIVERGENCES)}")
+    if chunk is not None and chunk < 1:
+        raise RecipeError(f"{NAME}: chunk is {chunk}; allowed: 1 or more tokens, or None")
+    if chunk_bytes < 1:
+        raise RecipeError(f"{NAME}: chunk_bytes is {chunk_bytes}; allowed: 1 or more")
+    known = set(inspect.signature(DIVERGENCES[divergence]).parameters) - {"student", "teacher", "temperature"}
+    for each in options:
+        if each not in known:
+            raise RecipeError(f"{NAME}: {each} is no option of {divergence}; {did_you_mean(each, known)}")
+    nothing = torch.zeros(1, 1)
+    DIVERGENCES[divergence](nothing, nothing, temperature=temperature, **options)
+
+
+def _uses_triton(backend: str, divergence: str, own: Head, teacher: Online | TopK, hidden: Tensor) -> bool:
+    if backend not in ("auto", "torch", "triton"):
+        raise RecipeError(f"{NAME}: backend is {backend!r}; {did_you_mean(backend, ('auto', 'torch', 'triton'))}")
+    if backend != "triton":
+        return False
+    reasons = {
+        f"divergence is {divergence!r}, and the kernel is for 'forward_kl'": divergence != "forward_kl",
+        "the teacher keeps only its largest probabilities": isinstance(teacher, TopK),
+        "the student has a softcap": own.softcap is not None,
+        "the logits are float64": torch.float64 in (hidden.dtype, own.weight.dtype),
+        "triton is not installed": importlib.util.find_spec("triton") is None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise RecipeError(f"{NAME}: backend is 'triton', and {reason}; set backend to 'torch'")
+    return True
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -159,21 +333,32 @@ class _ChunkedHead(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        teacher_hidden: Tensor,
-        teacher_weight: Tensor,
-        differentiate: Differentiate,
-        chunk: int,
-    ) -> Tensor:
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        total, by_hidden, by_weight = _sweep(
-            hidden.detach(), weight.detach(), teacher_hidden, teacher_weight, differentiate, chunk, wanted
-        )
-        ctx.save_for_backward(by_hidden, by_weight)
-        return total
+        bias: Tensor | None,
+        head: Head,
+        dtype: torch.dtype,
+        teacher: Online | TopK,
+        recipe: Recipe,
+        chunk: int | None,
+        chunk_bytes: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        own = replace(head, weight=weight, bias=bias)
+        soft, hard, found = _swept(hidden, own, dtype, teacher, recipe, chunk, chunk_bytes, wanted)
+        pairs = ((found.hidden, hidden), (found.weight, weight), (found.bias, bias))
+        ctx.save_for_backward(*(None if a is None or b is None else a.to(b.dtype) for a, b in pairs))
+        ctx.mark_non_differentiable(soft, hard)
+        return soft + hard, soft, hard
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        by_hidden, by_weight = ctx.saved_tensors
-        scaled = tuple(None if each is None else each * gradient for each in (by_hidden, by_weight))
-        return (*scaled, None, None, None, None)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RecipeError(
+                f"{NAME}: a second derivative is asked for (create_graph=True), and the first is taken in the forward "
+                "pass; use the plain loss on the whole logits there"
+            )
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        by_hidden, by_weight, by_bias = (
+            None if each is None else each * gradients[0] if again else each.mul_(gradients[0])
+            for each in ctx.saved_tensors
+        )
+        return (by_hidden, by_weight, by_bias, *(None for _ in range(6)))
