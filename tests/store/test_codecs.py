@@ -337,3 +337,18 @@ def test_no_rows() -> None:
         TopKCodec(k=2, tail="uniform"),
     ):
         assert len(there_and_back(codec, torch.zeros(0, 5))) == 0
+
+
+def test_large_batches_are_encoded_in_parts() -> None:
+    """As if each part were given alone; a bad row in a later part is found too."""
+    logits = rows(9, 700, 2000)
+    for tail in ("bucket", "sample"):
+        codec = TopKCodec(5, tail=tail)  # type: ignore[arg-type]
+        whole = codec.encode(logits, keys(700))
+        for start in (0, 650):
+            part = codec.encode(logits[start : start + 50], keys(700)[start : start + 50])
+            for name, column in part.items():
+                np.testing.assert_array_equal(column, whole[name][start : start + 50])
+    logits[699, 3] = math.nan
+    with pytest.raises(DataError, match="NaN"):
+        TopKCodec(5).encode(logits, keys(700))

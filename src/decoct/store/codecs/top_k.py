@@ -19,8 +19,8 @@ from decoct.store.codecs.base import Codec, Decoded, Lost, checked, kl, raw, typ
 from decoct.store.codecs.bits import bits_for, pack, packed_bytes, unpack
 from decoct.top_k import Tail, TopK
 
-_CHUNK = 1 << 22
-"""Numbers of a cumulative sum held at once."""
+_CHUNK = (1 << 26, 1 << 20)
+"""Logits whose exponentials are held at once: on an accelerator, and on the CPU, where fewer are faster."""
 
 
 class TopKCodec(Codec):
@@ -75,8 +75,11 @@ class TopKCodec(Codec):
         return torch.float32 if self.dtype == "float32" else torch.float16
 
     def encode(self, logits: Any, seen: np.ndarray) -> dict[str, np.ndarray]:
-        values = checked(logits)
-        return self.pack(self.select(values, seen))
+        given = torch.as_tensor(logits)
+        step = max(1, _CHUNK[given.device.type == "cpu"] // max(given.shape[-1], 1))
+        starts = range(0, max(len(given), 1), step)
+        parts = [self.pack(self.select(checked(given[i : i + step]), seen[i : i + step])) for i in starts]
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
     def select(self, values: Tensor, seen: np.ndarray) -> TopK:
         """What is kept of float32 logits `[N, C]`, before it is rounded."""
@@ -176,13 +179,8 @@ def _draw(weights: Tensor, seen: np.ndarray, draws: int, fallback: Tensor) -> Te
     """
     numbers = uniform(keyed("tail", np.repeat(seen, draws), np.tile(np.arange(draws), len(seen))))
     parts = torch.from_numpy((np.arange(draws) + numbers.reshape(len(seen), draws)) / draws).to(weights.device)
-    found = torch.empty(len(seen), draws, dtype=torch.int64, device=weights.device)
-    step = max(1, _CHUNK // weights.shape[1])
-    for start in range(0, len(seen), step):
-        rows = slice(start, start + step)
-        heights = weights[rows].cumsum(-1, dtype=torch.float64)
-        total = heights[:, -1:].contiguous()
-        last = torch.searchsorted(heights, total)
-        picked = torch.searchsorted(heights, parts[rows] * total, right=True).minimum(last)
-        found[rows] = torch.where(total > 0, picked, fallback[rows, None])
-    return found
+    heights = weights.cumsum(-1, dtype=torch.float64)
+    total = heights[:, -1:].contiguous()
+    last = torch.searchsorted(heights, total)
+    picked = torch.searchsorted(heights, parts * total, right=True).minimum(last)
+    return torch.where(total > 0, picked, fallback[:, None])
