@@ -1,69 +1,162 @@
-"""One process of several: an optimizer step on its share of a window; the gradients go to a file. Run by
-test_processes.py with RANK and WORLD_SIZE set, as torchrun sets them."""
+"""One process of several: optimizer steps on its parts of windows, under many settings; gradients, buffers and what was
+logged go to a file. Run by test_processes.py with RANK and WORLD_SIZE set, as torchrun sets them."""
 
-import os
+import itertools
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import decoct as dc
+from decoct.data.parts import own_part
+from decoct.errors import RecipeError
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.outputs import Batch, Outputs
 from decoct.training.clock import Clock
+from decoct.training.processes import Processes, joined
 from decoct.training.updates import Descent, Engine
 
-CLASSES, WIDTH = 5, 6
+CLASSES, WIDTH, SAMPLES = 5, 6, 13
+CUTS: dict[str, tuple[int, ...]] = {"whole": (13,), "three": (7, 4, 2), "five": (1, 4, 2, 5, 1)}
 OBJECTIVES = {
     "kd": 0.9 * dc.KD(temperature=3) + 0.1 * dc.CrossEntropy(on="labelled"),
     "many": dc.JSD() + 0.5 * dc.DKD(temperature=2) + 0.1 * dc.LogitMSE() + 0.3 * dc.CrossEntropy(on="labelled"),
+    "positions": 0.7 * dc.KD(temperature=2) + 0.3 * dc.CrossEntropy(),
     "relational": dc.KD() + dc.DIST(),
 }
+TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def samples() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs, targets, and who is labelled."""
-    random = torch.Generator().manual_seed(3)
-    x = torch.randn(13, WIDTH, generator=random, dtype=torch.float64)
-    return x, torch.randint(CLASSES, (13,), generator=random), torch.arange(13) % 3 == 0
+class Tokens(nn.Module):
+    """An answer for each token, which depends on all tokens that are not padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, WIDTH, padding_idx=0), nn.Linear(2 * WIDTH, CLASSES)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        seen = self.embedding(ids)
+        mean = seen.sum(1) / (ids > 0).sum(1, keepdim=True)
+        return self.head(torch.cat([seen, mean[:, None].expand_as(seen)], dim=-1))
 
 
-def main(objective: str, cuts: list[int], out: Path) -> None:
-    """`cuts`: after which samples the window is cut into batches; batch i goes to process i modulo their number."""
+def convolutions() -> nn.Module:
+    """Two convolutions with batch normalisation, the second without an affine part."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.BatchNorm2d(6, affine=False, momentum=0.3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 4, CLASSES),
+        nn.BatchNorm1d(CLASSES),
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of model with its samples: `inputs` of all, and how those of some rows become a batch's."""
+
+    model: Callable[[], nn.Module]
+    inputs: Callable[[torch.Generator], Tensor]
+    trim: Callable[[Tensor], Tensor] = lambda rows: rows
+
+
+def texts(random: torch.Generator) -> Tensor:
+    """Ids with 1 to 9 tokens a text, 0 behind them."""
+    lengths = torch.randint(1, 10, (SAMPLES, 1), generator=random)
+    return torch.randint(1, 11, (SAMPLES, 9), generator=random) * (torch.arange(9) < lengths)
+
+
+KINDS = {
+    "linear": Kind(lambda: nn.Linear(WIDTH, CLASSES), lambda r: torch.randn(SAMPLES, WIDTH, generator=r)),
+    "convolutions": Kind(convolutions, lambda r: torch.randn(SAMPLES, 2, 6, 6, generator=r)),
+    "texts": Kind(Tokens, texts, lambda ids: ids[:, : int((ids > 0).sum(1).max())]),
+}
+PAIRS = [("linear", "kd"), ("linear", "many"), ("convolutions", "kd"), ("texts", "positions")]
+CASES = [
+    (pair, cut, number)
+    for pair, cut, number in itertools.product(PAIRS, CUTS, TYPES)
+    if pair[0] != "convolutions" or cut != "five"  # a batch of one sample has no statistics, in one process either
+]
+
+
+def case(kind: str, objective: str, cut: str, number: torch.dtype, processes: Processes) -> Mapping[str, Tensor]:
+    """Gradients after one window, weights after it, buffers, and what was logged."""
+    random, found = torch.Generator().manual_seed(3), KINDS[kind]
+    x, labelled = found.inputs(random), torch.arange(SAMPLES) % 3 == 0
+    x = x.to(number) if x.is_floating_point() else x
+    shape = x.shape if kind == "texts" else (SAMPLES,)
+    y = torch.randint(CLASSES, shape, generator=random)
+    y = torch.where(x > 0, y, -100) if kind == "texts" else y
     torch.manual_seed(0)
-    student, teacher = nn.Linear(WIDTH, CLASSES).double(), nn.Linear(WIDTH, CLASSES).double()
-    x, y, labelled = samples()
-    pieces = torch.arange(13).tensor_split(cuts)
+    student, teacher = found.model().to(number), found.model().to(number).eval()
 
-    def batch(rows: torch.Tensor) -> Batch:
-        return Batch({"student": x[rows]}, y[rows], labelled[rows])
+    def batch(rows: Tensor) -> Batch:
+        inputs = found.trim(x[rows])
+        target = y[rows][:, : inputs.shape[1]] if kind == "texts" else y[rows]
+        return Batch({"student": inputs}, target, None if kind == "texts" else labelled[rows])
+
+    def padded_anew(part: Batch) -> Batch:
+        rows = found.trim(part.side("student"))
+        target = part.target[:, : rows.shape[1]] if kind == "texts" else part.target
+        return type(part)({"student": rows}, target, part.labelled)
 
     def say(module: nn.Module, each: Batch) -> Outputs:
-        return Outputs(module(each.side("student")))
+        inputs = each.side("student")
+        return Outputs(module(inputs), mask=inputs > 0 if kind == "texts" else None)
 
     def heard(each: Batch) -> Outputs:
         with torch.no_grad():
             return say(teacher, each)
 
-    first = batch(pieces[0])
+    def answer(each: Batch) -> Outputs:
+        return say(student, each)
+
+    first = batch(torch.arange(4))
+    student.eval()
     task = dc.ImageClassification(raw=True)
-    probe = Probe(task, first, say(student, first), {"teacher": heard(first)}, {"student": student}, {}, None)
+    probe = Probe(task, first, answer(first), {"teacher": heard(first)}, {"student": student}, {}, None)
     criterion = Criterion.build(OBJECTIVES[objective], probe)
-    engine = Engine("cpu")
-    own = [batch(rows) for number, rows in enumerate(pieces) if number % engine.processes == engine.rank]
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    update = Descent(lambda each: say(student, each), {"teacher": heard}, criterion, optimizer, engine)
-    update(own, Clock())
-    gradients = {name: each.grad for name, each in student.named_parameters()}
-    save_file({**gradients, **{f"{k}.after": v for k, v in student.state_dict().items()}}, out)
+    student.train()
+    engine = Engine("cpu", processes=processes)
+    engine.prepare([student])
+    window = [batch(rows) for rows in torch.arange(SAMPLES).split(CUTS[cut])]
+    if processes.several:
+        window = [padded_anew(own_part(each, processes.rank, processes.count)) for each in window]
+    update = Descent(
+        answer,
+        {"teacher": heard},
+        criterion,
+        torch.optim.SGD(student.parameters(), lr=0.1),
+        engine,
+        measure=lambda said, taught: {"largest": taught["teacher"].logits.double().square().flatten(1)[:, 0].mean()},
+    )
+    logged = update(window, Clock())
+    gradients = {f"{name}.grad": each.grad for name, each in student.named_parameters()}
+    return {**gradients, **student.state_dict(), **{f"logged.{name}": each for name, each in logged.items()}}
+
+
+def main(out: Path) -> None:
+    with joined("cpu") as processes:
+        found: dict[str, Tensor] = {}
+        for (kind, objective), cut, number in CASES:
+            made = case(kind, objective, cut, TYPES[number], processes)
+            found |= {f"{kind}/{objective}/{cut}/{number}/{name}": each.clone() for name, each in made.items()}
+        save_file(found, out)
+        if processes.several:
+            try:
+                case("linear", "relational", "whole", torch.float64, processes)
+            except RecipeError as error:
+                out.with_suffix(".refused").write_text(str(error))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], [int(each) for each in sys.argv[2].split(",") if each], Path(sys.argv[3]))
-    if torch.distributed.is_initialized():  # neither leaves while the other still talks to it
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        os._exit(0)  # gloo's threads may not survive the interpreter's own end
+    main(Path(sys.argv[1]))

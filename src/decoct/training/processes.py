@@ -30,8 +30,8 @@ LOST = ("Connection closed", "Connection reset", "Broken pipe", "Read error", "W
 class Processes(ABC):
     """`count` processes of one run, this one being number `rank`; of them `local_rank` is counted on one machine.
 
-    Whatever one process does for all (files, scores, decisions), the first does; the others wait for it. All methods
-    but `sum` work on plain data and must be called by all processes alike.
+    Whatever one process does for all (files, scores, decisions), the first does; the others wait for it. Methods that
+    take tensors work where these lie, the others on plain data; each must be called by all processes alike.
     """
 
     count: int
@@ -67,6 +67,10 @@ class Processes(ABC):
     @abstractmethod
     def sum(self, tensor: Tensor) -> None:
         """Adds a tensor up over all processes, in place, on its device."""
+
+    @abstractmethod
+    def every(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, of one shape, stacked in the order of ranks."""
 
     @abstractmethod
     def copy(self, tensor: Tensor) -> None:
@@ -113,6 +117,9 @@ class One(Processes):
 
     def sum(self, tensor: Tensor) -> None:
         pass
+
+    def every(self, tensor: Tensor) -> Tensor:
+        return tensor[None]
 
     def copy(self, tensor: Tensor) -> None:
         pass
@@ -220,6 +227,14 @@ class Several(Processes):
         from torch import distributed
 
         distributed.all_reduce(tensor, group=self._work)
+
+    def every(self, tensor: Tensor) -> Tensor:
+        import torch
+        from torch import distributed
+
+        found = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(found, tensor, group=self._work)
+        return torch.stack(found)
 
     def copy(self, tensor: Tensor) -> None:
         from torch import distributed

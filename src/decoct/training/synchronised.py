@@ -93,20 +93,19 @@ class _WholeBatch(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        part = 1.0 if counts else 0.0
-        size = x.numel() / max(x.shape[1], 1)
-        first = torch.cat([x.sum(axes, dtype=torch.float64), x.new_tensor([size], dtype=torch.float64)]) * part
-        processes.sum(first)
-        count = first[-1]
-        mean = (first[:-1] / count).to(x.dtype)
+        own = x.new_tensor([x.numel() / x.shape[1] if counts else 0.0], dtype=torch.float64)
+        variance, mean = torch.var_mean(x, axes, correction=0)
+        found = processes.every(torch.cat([own, mean.double(), variance.double()]))
+        sizes, means, variances = found[:, :1], found[:, 1 : 1 + len(mean)], found[:, 1 + len(mean) :]
+        count = sizes.sum()
+        middle = (sizes * means).sum(0) / count
+        mean = middle.to(x.dtype)
+        variance = ((sizes * (variances + (means - middle).square())).sum(0) / count).to(x.dtype)
         centred = x - mean.view(shape)
-        squares = centred.square().sum(axes, dtype=torch.float64) * part
-        processes.sum(squares)
-        variance = (squares / count).to(x.dtype)
         inverse = (variance + eps).rsqrt()
         normal = centred * inverse.view(shape)
         ctx.save_for_backward(normal, inverse, count)
-        ctx.processes, ctx.part, ctx.axes, ctx.shape = processes, part, axes, shape
+        ctx.processes, ctx.part, ctx.axes, ctx.shape = processes, float(counts), axes, shape
         ctx.mark_non_differentiable(mean, variance, count)
         return normal, mean, variance, count
 
