@@ -101,15 +101,15 @@ class TopK:
         for column, each in enumerate(self.temperatures):
             if math.isclose(each, temperature, rel_tol=1e-6):
                 return self.rest[..., column]
+        others = self.classes - self.ids.shape[-1]
+        if others == 0:
+            return torch.full_like(self.rest[..., 0], -torch.inf)
         if temperature < min(self.temperatures) and self.tail == "bucket":
             known = ", ".join(f"{each:g}" for each in sorted(self.temperatures))
             raise RecipeError(
                 f"temperature is {temperature:g}, and the teacher's tail is known for temperatures {known}; allowed: "
                 f"{min(self.temperatures):g} or more. Label again with a temperature as low as this one"
             )
-        others = self.classes - self.ids.shape[-1]
-        if others == 0:
-            return torch.full_like(self.rest[..., 0], -torch.inf)
         order = sorted(range(len(self.temperatures)), key=lambda column: -self.temperatures[column])
         nodes = [0.0, *(1 / self.temperatures[column] for column in order)]
         empty = (self.rest == -torch.inf).any(-1)

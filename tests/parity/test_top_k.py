@@ -74,6 +74,8 @@ def test_value_is_that_of_the_definition(seed, items, classes, k, tail, temperat
     assert F.top_k_kl_loss(s, top, temperature=temperature).item() == pytest.approx(value, abs=1e-9)
     assert F.top_k_cross_entropy(s, top, temperature=temperature).item() == pytest.approx(cross, abs=1e-9)
     if min(k, classes) == classes:
+        drawn = replace(top, tail="sample", temperatures=(4.0,), rest=top.rest[:, :1])
+        assert F.top_k_kl_loss(s, drawn).item() == pytest.approx(F.forward_kl_loss(s, t).item(), abs=1e-9)
         whole = F.forward_kl_loss(s, t, temperature=temperature)
         assert F.top_k_kl_loss(s, top, temperature=temperature).item() == pytest.approx(whole.item(), abs=1e-9)
 

@@ -17,6 +17,7 @@ from decoct.objectives._closed_form import derivative
 from decoct.objectives._head import Gradients, Head, Labels, Online, Recipe, Side, sweep, tokens_within
 from decoct.objectives._numeric import class_target, refuse_temperature, refuse_unless, refuse_unlike_mask, shape
 from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, TeacherHeadOfLogits, TeacherTokenwise, Tokenwise
+from decoct.objectives.top_k_kl import without_tail
 from decoct.top_k import TopK
 
 NAME = "linear_kd_loss"
@@ -253,7 +254,7 @@ def _kept_top_k(targets: TopK, items: torch.Size, classes: int, mask: Tensor | N
             f"{NAME}: targets {shape(targets.ids)} of {targets.classes} classes, student of {list(items)} items and "
             f"{classes} classes; both must be equal"
         )
-    return targets.each(lambda each: _rows(each.detach(), mask))
+    return without_tail(targets).each(lambda each: _rows(each.detach(), mask))
 
 
 def _told(source: TeacherLogits, classes: int) -> TeacherLogits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -111,6 +112,7 @@ def _checked(student: Tensor, targets: TopK, temperature: float, mask: Tensor | 
         raise RecipeError(f"{loss}: student {shape(student)} and targets for {targets.classes} classes; [*B, C]")
     if targets.ids.shape[:-1] != student.shape[:-1]:
         raise RecipeError(f"{loss}: student {shape(student)} and ids {shape(targets.ids)}; the items must be the same")
+    targets = without_tail(targets)
     if targets.tail == "sample" and targets.drawn is None:
         raise RecipeError(f"{loss}: the tail is 'sample', and there are no drawn classes; label again")
     if targets.tail == "sample" and not math.isclose(temperature, 1.0):
@@ -126,6 +128,11 @@ def _checked(student: Tensor, targets: TopK, temperature: float, mask: Tensor | 
         targets = targets.each(lambda each: each.masked_fill(out, 0))
     _refuse_outside(loss, targets)
     return student, targets.each(Tensor.detach)
+
+
+def without_tail(targets: TopK) -> TopK:
+    """The same where some classes are not kept; where all are, an empty bucket is their tail, however it was kept."""
+    return targets if targets.ids.shape[-1] < targets.classes else replace(targets, tail="bucket", drawn=None)
 
 
 def _refuse_outside(loss: str, targets: TopK) -> None:

@@ -57,7 +57,7 @@ class Lesson:
 
 def all_classes(top: TopK, label: str) -> Tensor:
     """Log-probabilities of all classes, the tail in equal parts; RecipeError where the tail is not kept so."""
-    if top.tail != "uniform":
+    if top.tail != "uniform" and top.ids.shape[-1] < top.classes:
         raise RecipeError(
             f"{label}: the teacher keeps only the {top.ids.shape[-1]} largest of {top.classes} probabilities, with "
             f"tail: {top.tail}, and this needs them all. Label with tail: uniform or with all classes, or use kd, "
