@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("process_runs.py")
