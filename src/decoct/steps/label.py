@@ -16,7 +16,7 @@ from decoct.artifact import MANIFEST, Artifact, read_manifest, writing
 from decoct.data.base import Split
 from decoct.data.views import ViewsSetting
 from decoct.errors import DataError, IntegrityError, RecipeError
-from decoct.models.base import Model
+from decoct.models.base import Model, identity
 from decoct.outputs import Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
@@ -167,7 +167,7 @@ class Label(Step):
         if self.ray is None:
             threads = self.threads or max(1, torch.get_num_threads() // self.workers)
             return run_jobs(pieces, factory, workers=self.workers, threads=threads)
-        from decoct.teachers.elsewhere.ray import run_jobs_on_ray
+        from decoct.teachers.elsewhere.on_ray import run_jobs_on_ray
 
         return run_jobs_on_ray(pieces, factory, workers=self.workers, address=None if self.ray == "local" else self.ray)
 
@@ -282,7 +282,7 @@ def _fingerprint(value: Any) -> str:
     if isinstance(value, Artifact):
         return value.hash
     assert isinstance(value, Model)
-    return value.digest()
+    return identity(value)
 
 
 def _refuse_another(folder: Path, described: Mapping[str, Any]) -> None:
