@@ -8,6 +8,7 @@ CATALOGUE = Catalogue(
         "artifact": "decoct.models.saved:Saved",
         "stored": "decoct.models.stored:Stored",
         "onnx": "decoct.models.onnx_model:OnnxFile",
+        "http": "decoct.models.remote:Remote",
         "torchvision": "decoct.models.torchvision:Torchvision",
         "timm": "decoct.models.timm:Timm",
         "transformers": "decoct.models.transformers:Transformers",

@@ -7,6 +7,8 @@ CATALOGUE = Catalogue(
     {
         "frozen": "decoct.teachers.frozen:Frozen",
         "estimator": "decoct.teachers.estimator:EstimatorTeacher",
+        "http": "decoct.teachers.elsewhere.over_http:HttpTeacher",
+        "black_box": "decoct.teachers.elsewhere.black_box:BlackBoxTeacher",
         "process": "decoct.teachers.elsewhere.process:ProcessTeacher",
         "ray": "decoct.teachers.elsewhere.on_ray:RayTeacher",
         "onnx": "decoct.teachers.onnx:OnnxTeacher",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,6 +83,32 @@ class Ahead(ABC):
         """Says that nobody will ask for this answer; it is not made where that is not begun."""
         self.counts.dropped += 1
         ticket.answer.cancel()
+
+
+class Asking(Ahead):
+    """A teacher that is asked by threads of this process, each of which waits for one answer at a time."""
+
+    def __init__(self, side: str, room: int, threads: int) -> None:
+        super().__init__(side, room)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decoct-asking")
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def ask(self, batch: Batch) -> Outputs:
+        """The answer, waited for in one of the threads."""
+
+    def send(self, batch: Batch) -> Future[Outputs]:
+        return self._threads.submit(self._asked, replace(batch, tickets={}))
+
+    def end(self) -> None:
+        """Ends the threads; what is not begun is dropped."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _asked(self, batch: Batch) -> Outputs:
+        outputs = self.ask(batch)
+        with self._lock:
+            self.counts.answered += 1
+        return outputs
 
 
 def device_of(batch: Batch, side: str) -> torch.device:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -18,7 +18,7 @@ from decoct.errors import RecipeError, ResourceError
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.teachers.base import Teacher
-from decoct.teachers.elsewhere.base import Ahead
+from decoct.teachers.elsewhere.base import Asking
 from decoct.teachers.elsewhere.faults import Fault
 from decoct.teachers.elsewhere.opening import Opening, asked, opening
 from decoct.teachers.elsewhere.wire import decoded, encoded
@@ -79,21 +79,18 @@ class RayTeacher(Teacher):
                 yield on_ray
                 on_ray.close()
             finally:
+                on_ray.kill()
                 on_ray.end()
 
 
-class OnRay(Ahead):
+class OnRay(Asking):
     """A teacher whose answers come from Ray actors. `counts.resent` stays 0: Ray asks again by itself."""
 
     def __init__(self, ray: Any, actors: list[Any], side: str, room: int) -> None:
-        super().__init__(side, room)
+        super().__init__(side, room, max(room, len(actors)))
         self._ray, self._actors = ray, actors
-        self._threads = ThreadPoolExecutor(max(room, len(actors)), thread_name_prefix="decoct-ray")
+        self._turn = itertools.count()
         self._seen: set[tuple[int, int]] = set()
-
-    def send(self, batch: Batch) -> Future[Outputs]:
-        place = self.counts.asked % len(self._actors)
-        return self._threads.submit(self._ask, place, asked(batch, self.side))
 
     def pids(self) -> list[int]:
         """The process ids of the actors, as they are now."""
@@ -105,19 +102,18 @@ class OnRay(Ahead):
             if fault is not None:
                 raise fault.error()
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Ends the actors."""
         for each in self._actors:
             self._ray.kill(each)
-        self._threads.shutdown(cancel_futures=True)
 
-    def _ask(self, place: int, batch: Batch) -> Outputs:
-        pid, answer = self._get(self._actors[place].answer.remote(*_message(batch)))
+    def ask(self, batch: Batch) -> Outputs:
+        place = next(self._turn) % len(self._actors)
+        pid, answer = self._get(self._actors[place].answer.remote(*_message(asked(batch, self.side))))
         if isinstance(answer, Fault):
             raise answer.error()
         self._seen.add((place, pid))
         self.counts.restarts = len(self._seen) - len({each for each, _ in self._seen})
-        self.counts.answered += 1
         outputs: Outputs = decoded(answer[0], [aligned(each) for each in answer[1]])
         return outputs
 

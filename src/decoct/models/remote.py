@@ -1,0 +1,65 @@
+"""Remote: a model that answers behind a server."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from decoct.errors import DataError, RecipeError
+from decoct.models.base import Interface, Model, OutsideModel
+from decoct.models.http_client import Client
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VERSION = "/v1"
+TOKEN = "DECOCT_TOKEN"
+"""The environment variable that holds a server's token, unless another is named."""
+FACTS = ("decoct", "task", "side", "classes", "fingerprint", "features", "most_bytes")
+
+
+class Remote(OutsideModel):
+    """A model behind a server that `decoct teach` started; it answers as a teacher and cannot be trained.
+
+    `url`: http://host:port. `token`: the environment variable that holds the server's token, where it wants one;
+    `timeout` seconds for one try; `retries` after failed connections and errors of the server.
+    """
+
+    use: ClassVar[str] = "http"
+    positional: ClassVar[tuple[str, ...]] = ("url",)
+    url: str
+    token: str = TOKEN
+    timeout: float = Field(default=60.0, gt=0)
+    retries: int = Field(default=8, ge=0)
+
+    def client(self) -> Client:
+        """What asks the server."""
+        return Client(self.url, token=self.token, timeout=self.timeout, retries=self.retries)
+
+    def info(self) -> dict[str, Any]:
+        """What the server says of its teacher: `decoct` (version), `task` and `side` for which it was trained,
+        `classes`, `fingerprint` of its weights, `features` that may be asked for, `most_bytes` of one request."""
+        return facts(self.client())
+
+    def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
+        raise RecipeError(f"{self.url} is a server, which answers but cannot be trained; use it as a teacher")
+
+    def standalone(self, interface: Interface) -> Model:
+        return self
+
+    def fingerprint(self) -> str:
+        return str(self.info()["fingerprint"])
+
+
+def facts(client: Client) -> dict[str, Any]:
+    """What the server at the other end says of its teacher; DataError where it is no such server."""
+    reply = client.get(f"{VERSION}/teacher")
+    try:
+        found = json.loads(reply.body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not set(FACTS) <= set(found):
+        raise DataError(f"{client.url} is no teacher's server: {VERSION}/teacher gives no {', '.join(FACTS)}")
+    return found
