@@ -64,8 +64,9 @@ class Log:
 class Means:
     """Means of what steps return, without waiting for the device at each step.
 
-    `add` keeps tensors; `settle` turns them into numbers, all at once; `take` gives the means and starts anew. The
-    numbers belong to the checkpoint, so that a log line is the same whether or not the run was killed in between.
+    `add` keeps tensors of an accelerator as they are; `settle` reads them, all at once; `take` gives the means and
+    starts anew. The numbers belong to the checkpoint, so that a log line is the same whether or not the run was killed
+    in between.
     """
 
     def __init__(self) -> None:
@@ -75,8 +76,7 @@ class Means:
 
     def add(self, values: Mapping[str, Any], origin: Noted) -> None:
         """Keeps what one step returned, without graphs, which would otherwise live until the next record."""
-        kept = {n: v.detach() if isinstance(v, Tensor) and v.requires_grad else v for n, v in values.items()}
-        self._pending.append((kept, origin))
+        self._pending.append(({name: _unread(value) for name, value in values.items()}, origin))
 
     def settle(self) -> Origin | None:
         """Reads the tensors kept since the last time; returns the origin of the first step that was not finite."""
@@ -115,6 +115,13 @@ class Means:
         self._pending = []
         self._steps = [dict(each) for each in state["steps"]]
         self.last_finite = state["last_finite"]
+
+
+def _unread(value: Any) -> Any:
+    """A number where reading it waits for nothing, which is on the CPU; a tensor elsewhere."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.item() if value.is_cpu else value.detach()
 
 
 def _plain(value: Any) -> Any:

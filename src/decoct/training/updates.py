@@ -67,7 +67,7 @@ def descend(
     >>> weight.item()
     0.5
     """
-    optimizer.zero_grad()
+    forget_gradients(optimizer)
     if engine is None:
         loss.backward()
     else:
@@ -75,6 +75,13 @@ def descend(
         if engine.processes > 1:
             loss = engine.sum_gradients(learned(optimizer), {"loss": loss})["loss"]
     return take_step(loss, optimizer, engine, max_grad_norm=max_grad_norm)
+
+
+def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Sets all gradients to None: `zero_grad` without its marks for profilers, which take twenty times as long."""
+    for group in optimizer.param_groups:
+        for each in group["params"]:
+            each.grad = None
 
 
 def learned(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -170,7 +177,7 @@ class Windowed(ManagedUpdate):
         counts = [_counts(self.items(batch), batch) for batch in window]
         batches = [engine.move(batch) for batch in window]
         totals = engine.totals(counts)
-        self.optimizer.zero_grad()
+        forget_gradients(self.optimizer)
         logged: dict[str, Tensor] = {}
         for batch, items in zip(batches, counts):
             shares = {name: _share(items[name], totals[name]) for name in totals}
