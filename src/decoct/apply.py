@@ -19,6 +19,7 @@ from decoct.recipe import Recipe
 from decoct.steps import CATALOGUE
 from decoct.steps.base import Context, Step
 from decoct.steps.export import RECORD as EXPORTED
+from decoct.steps.label import Label
 from decoct.steps.ordering import order_problem
 from decoct.steps.quantize import SPLITS
 from decoct.steps.shrinking import REPORT
@@ -109,6 +110,8 @@ def alone(
                 {"event": "progress", "step": step.name, "seed": 0, "done": done, "total": total, "text": text}
             ),
         )
+        if isinstance(step, Label):
+            step.refuse_another(inputs, context)
         made = step.run(listed if step.gives == "records" else inputs, context)
     shutil.rmtree(beside, ignore_errors=True)
     return made

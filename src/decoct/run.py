@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from decoct.artifact import Artifact, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
 from decoct.keys import plugin_sources
-from decoct.models.base import KeptModel, Model, OutsideModel
+from decoct.models.base import KeptModel, Model, identity
 from decoct.nodes import Node, derive, folder_name, graph
 from decoct.results import gathered
 from decoct.spec import Spec
@@ -369,12 +369,7 @@ def _identity(value: Artifact | Model) -> str:
     """The hash of what a step takes: an artifact's content, a model's Spec and the files that it reads."""
     if isinstance(value, Artifact):
         return value.hash
-    if not isinstance(value, OutsideModel):
-        return value.digest()
-    fields = {name: getattr(value, name) for name in type(value).model_fields if name != "path"}
-    inner = {name: _identity(each) for name, each in fields.items() if isinstance(each, Model)}
-    parts = {name: each for name, each in value.plain().items() if name != "path"} | inner
-    return hashlib.sha256(json.dumps([parts, value.fingerprint()], sort_keys=True).encode()).hexdigest()
+    return identity(value)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +63,16 @@ class OutsideModel(Model):
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 over the contents of the files it reads, so that a changed file is a changed model."""
+
+
+def identity(model: Model) -> str:
+    """SHA-256 of what a model is: its Spec, and of the files that it reads their content in place of their path."""
+    if not isinstance(model, OutsideModel):
+        return model.digest()
+    fields = {name: getattr(model, name) for name in type(model).model_fields if name != "path"}
+    inner = {name: identity(each) for name, each in fields.items() if isinstance(each, Model)}
+    parts = {name: each for name, each in model.plain().items() if name != "path"} | inner
+    return hashlib.sha256(json.dumps([parts, model.fingerprint()], sort_keys=True).encode()).hexdigest()
 
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from decoct.artifact import MANIFEST, Artifact, read_manifest, writing
+from decoct.artifact import Artifact, writing
 from decoct.data.base import Split
 from decoct.data.views import ViewsSetting
 from decoct.errors import DataError, IntegrityError, RecipeError
@@ -22,13 +26,24 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.drawing import splits_of
 from decoct.steps.hearing import task_of
-from decoct.steps.labelling import Answered, Answers, Piece, answered, loader_pieces, pieces_of, sight_of
+from decoct.steps.labelling import (
+    Answered,
+    Answers,
+    Piece,
+    answered,
+    loader_pieces,
+    pieces_of,
+    sight_of,
+    unanswered,
+)
+from decoct.steps.relabelling import refuse_another, same_store
 from decoct.store.codecs.base import Codec
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.finish import salvage, seal
 from decoct.store.layout import Layout
 from decoct.store.shards import Shard, finished, packed, put, shard_name
 from decoct.store.sizes import ROW_BYTES, refuse_small_disk, summary
+from decoct.tasks.classification import Classification
 from decoct.tasks.mixing.base import Mixing
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import Combination
@@ -77,15 +92,18 @@ class Label(Step):
     ray: str | None = None
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
-        """Labels what is not labelled yet; RecipeError where `context.folder` holds another store."""
+        """Labels what is not labelled yet; whole shards of the same store in `context.folder` are used again."""
         described = self._described(inputs, context)
         shards = context.work / "shards"
-        if context.folder.is_dir():
-            _refuse_another(context.folder, described)
+        if same_store(context.folder, described):
             salvage(context.folder, shards)
         done = finished(shards)
         made = self._from_loader if _is_loader(context, self.splits) else self._from_splits
-        done |= made(inputs, context, shards, done)
+        try:
+            done |= made(inputs, context, shards, done)
+        except IntegrityError:  # the teacher changed while it answered: none of its shards is to be used
+            shutil.rmtree(shards, ignore_errors=True)
+            raise
         with writing(
             context.folder, kind="store", name=context.name, key=context.key, lineage=context.lineage, meta=described
         ) as draft:
@@ -97,11 +115,17 @@ class Label(Step):
             draft.write_json("task.json", _task(inputs, context, self.combine).plain())
         return Artifact.load(context.folder, verify=False)
 
+    def refuse_another(self, inputs: Inputs, context: Context) -> None:
+        """RecipeError where `context.folder` holds anything but a store of the same teacher, data and settings."""
+        if context.folder.exists():
+            refuse_another(context.folder, self._described(inputs, context))
+
     def _described(self, inputs: Inputs, context: Context) -> dict[str, Any]:
         """What the store is made from; two stores that differ in it are never mixed."""
         sight = sight_of(self, context)
         teacher = {role: _fingerprint(value) for role, value in inputs.items()}
         return {
+            "version": self.version,
             "teacher": {
                 "fingerprint": next(iter(teacher.values()))
                 if len(teacher) == 1
@@ -153,10 +177,9 @@ class Label(Step):
                 begun[0] += count
                 context.progress(begun[0], total, "labelling")
 
-            packer = _Packer(self, inputs, context, heard)
-            for piece in pieces:
-                yield packer.shard(piece)
-            packer.close()
+            with _in_threads(self.threads), _Packer(self, inputs, context, heard) as packer:
+                for piece in pieces:
+                    yield packer.shard(piece)
             return
         apart = replace(context, progress=_silent)
         factory = partial(_Packer, self, inputs, apart)
@@ -177,16 +200,15 @@ class Label(Step):
         if self.workers > 1 or self.ray is not None:
             raise RecipeError(f"workers is {self.workers}, and the data come from a loader, which one process reads")
         (name,) = self.splits
-        loader = splits_of(context)[name]
+        batches = (context.task.from_loader(item) for item in splits_of(context)[name])
         made: dict[int, Shard] = {}
-        packer = _Packer(self, inputs, context, loader=True)
-        for number, batches in loader_pieces((context.task.from_loader(item) for item in loader), self.shard):
-            if number not in done:
-                shard, content = packer.of_batches(number, batches)
+        numbers = (number for number in itertools.count() if number not in done)
+        with _in_threads(self.threads), _Packer(self, inputs, context, loader=True) as packer:
+            for group in loader_pieces(unanswered(batches, folder, done), self.shard):
+                shard, content = packer.of_batches(next(numbers), group)
                 put(folder, shard, content)
-                made[number] = shard
-            context.progress(0, 0, f"{number + 1} shards")
-        packer.close()
+                made[shard.number] = shard
+                context.progress(0, 0, f"{len(done) + len(made)} shards")
         if not made and not done:
             raise DataError("the loader gave no batch; is it empty, or a generator that was used up?")
         return made
@@ -209,7 +231,7 @@ class Label(Step):
 
 
 class _Packer:
-    """Turns pieces into shards; the teacher is opened when the first one comes."""
+    """Turns pieces into shards; the teacher is open until the body ends."""
 
     def __init__(
         self,
@@ -235,8 +257,11 @@ class _Packer:
     def of_batches(self, number: int, batches: list[Any]) -> tuple[Shard, bytes]:
         return self._packed(number, (answered(batch, self._answers.predict(batch)) for batch in batches))
 
-    def close(self) -> None:
-        self._answers.close()
+    def __enter__(self) -> _Packer:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._answers.close(*error)
 
     def _packed(self, number: int, found: Iterable[Answered]) -> tuple[Shard, bytes]:
         rows, layout = [], None
@@ -251,8 +276,29 @@ class _Packer:
 
     def _kept(self, outputs: Outputs) -> Outputs:
         dtype = getattr(torch, self._step.features_dtype)
-        features = {name: each.cpu().to(dtype) for name, each in outputs.features.items()}
+        features = {name: _cast(each.cpu(), dtype, name) for name, each in outputs.features.items()}
         return replace(outputs, logits=None if outputs.logits is None else outputs.logits.cpu(), features=features)
+
+
+def _cast(feature: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A feature as it is kept; DataError where finite numbers would become infinite."""
+    kept = feature.to(dtype)
+    if dtype == torch.float16 and not bool(kept.isfinite().all()) and bool(feature.isfinite().all()):
+        raise DataError(
+            f"features: {name} reaches {feature.abs().max():.3g}, more than float16 holds; give features_dtype: float32"
+        )
+    return kept
+
+
+@contextlib.contextmanager
+def _in_threads(count: int | None) -> Iterator[None]:
+    """Torch works with so many threads while the body runs; None: with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _unpacked(answer: bytes) -> tuple[Shard, bytes]:
@@ -274,7 +320,14 @@ def _is_loader(context: Context, names: tuple[str, ...]) -> bool:
 
 def _task(inputs: Inputs, context: Context, combine: Combination | None) -> Task:
     """The task whose classes the store's logits stand for."""
-    return context.task if combine is not None else task_of(next(iter(inputs.values())), context.task)
+    task = context.task
+    if combine is None:
+        return task_of(next(iter(inputs.values())), task)
+    if not isinstance(task, Classification) or not task.classes:
+        return task
+    known = {name for value in inputs.values() for name in getattr(task_of(value, task), "classes", ())}
+    classes = tuple(name for name in task.classes if name in known)
+    return task if classes == task.classes else task.replace(classes=classes)
 
 
 def _fingerprint(value: Any) -> str:
@@ -283,29 +336,3 @@ def _fingerprint(value: Any) -> str:
         return value.hash
     assert isinstance(value, Model)
     return identity(value)
-
-
-def _refuse_another(folder: Path, described: Mapping[str, Any]) -> None:
-    """RecipeError where a folder holds something else than a store of the same teacher, data and settings."""
-    if not (folder / MANIFEST).is_file():
-        raise RecipeError(f"{folder} exists and holds no store; give another folder")
-    try:
-        manifest = read_manifest(folder)
-    except IntegrityError:
-        return
-    before = {**manifest["meta"]}
-    if manifest["kind"] != "store":
-        raise RecipeError(f"{folder} holds an artifact of kind {manifest['kind']}; give another folder")
-    plain = json.loads(json.dumps(described))
-    wrong = [
-        f"{name} ({_short(before.get(name))} there, {_short(plain[name])} here)"
-        for name in plain
-        if before.get(name) != plain[name]
-    ]
-    if wrong:
-        raise RecipeError(f"{folder} holds a store of another {'; '.join(wrong)}; give another folder, or remove it")
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:16] + "..."

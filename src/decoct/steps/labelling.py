@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from decoct.data.base import Split
 from decoct.data.sources import Collate
@@ -18,7 +20,8 @@ from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.steps.base import Context, Inputs
 from decoct.steps.drawing import splits_of
 from decoct.steps.hearing import heard, open_teacher
-from decoct.steps.viewing import augments, collated, mixer_of
+from decoct.steps.viewing import augmentation_of, collated, mixer_of
+from decoct.store.shards import Shard, described, map_shard
 from decoct.teachers.combining import COMBINED
 from decoct.training.engine import Engine
 
@@ -65,6 +68,7 @@ class Sight:
 
     views: Views
     augment: bool
+    augmentation: Mapping[str, Any] | None
 
     def plain(self, mix: Any) -> dict[str, Any]:
         """What a store says about its views."""
@@ -72,6 +76,7 @@ class Sight:
             "count": self.views.count,
             "seed": self.views.seed,
             "augment": self.augment,
+            "augmentation": self.augmentation,
             "mix": None if mix is None else mix.plain(),
         }
 
@@ -81,14 +86,15 @@ DEFAULT_VIEWS = 8
 
 def sight_of(step: Label, context: Context) -> Sight:
     """In which views the step labels: 8 by default where samples vary, one where they do not."""
-    augment = step.augment and augments(context)
+    augmentation = augmentation_of(context) if step.augment else None
+    augment = augmentation is not None
     varied = augment or step.mix is not None
     if step.views is not None and step.views.count > 1 and not varied:
         raise RecipeError(
             f"views is {step.views.count}, and nothing varies the samples (task.augment, mix), so that all views are "
             "the same; leave views out, or give task.augment"
         )
-    return Sight(step.views or Views(count=DEFAULT_VIEWS if varied else 1), augment)
+    return Sight(step.views or Views(count=DEFAULT_VIEWS if varied else 1), augment, augmentation)
 
 
 def pieces_of(step: Label, context: Context) -> list[Piece]:
@@ -116,7 +122,7 @@ def _splits(step: Label, context: Context) -> dict[str, Split]:
 
 
 def _parts(name: str, split: Split, step: Label, sight: Sight) -> Iterator[Part]:
-    order = np.unique(split.keys, return_index=True)[1]
+    order = _distinct(split, step)
     if "text" in split.columns:
         lengths = np.fromiter((len(split.columns["text"][i]) for i in order), np.int64, count=len(order))
         order = order[np.argsort(lengths, kind="stable")]
@@ -124,6 +130,18 @@ def _parts(name: str, split: Split, step: Label, sight: Sight) -> Iterator[Part]
     for view in range(several):
         for start, stop in _bounds(len(order), step.batch_size):
             yield Part(name, view, order[start:stop])
+
+
+def _distinct(split: Split, step: Label) -> np.ndarray:
+    """Indices of the first of each of the samples that are alike, in the order of their keys.
+
+    Where they are mixed, an unlabelled sample may get another partner than a labelled one that has the same content.
+    """
+    groups = [np.arange(len(split))]
+    if step.mix is not None and split.labelled is not None:
+        groups = [np.flatnonzero(split.labelled), np.flatnonzero(~split.labelled)]
+    found = np.concatenate([group[np.unique(split.keys[group], return_index=True)[1]] for group in groups])
+    return found[np.argsort(split.keys[found], kind="stable")]
 
 
 def _bounds(count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -153,7 +171,9 @@ class Answers:
         self._collates = {name: self._collate(name, split) for name, split in self._splits.items()}
         self._engine = Engine(device=context.device, precision=step.precision or context.precision)
         self._stack = ExitStack()
-        self._predict = self._stack.enter_context(teacher_of(step, inputs, context, self._engine))
+        with torch.random.fork_rng():  # a teacher that is built fresh is the same in every worker and run
+            torch.manual_seed(0)
+            self._predict = self._stack.enter_context(teacher_of(step, inputs, context, self._engine))
 
     def __call__(self, piece: Piece) -> Iterator[Answered]:
         """What the teacher says about each batch of a piece, on the CPU."""
@@ -173,9 +193,9 @@ class Answers:
             return collate(split, part.indices)
         return collated(collate, split, part.indices, self._sight.views, part.view, augment=self._sight.augment)
 
-    def close(self) -> None:
-        """Ends the teacher's contract: IntegrityError where it changed."""
-        self._stack.close()
+    def close(self, *error: Any) -> None:
+        """Ends the teacher's contract: IntegrityError where it changed. `error` is what ended the work too soon."""
+        self._stack.__exit__(*(error or (None, None, None)))
 
     def _collate(self, name: str, split: Split) -> Collate:
         mixer = mixer_of(self._context, self._step.mix if name == "train" else None, split, self._sight.views)
@@ -218,14 +238,29 @@ def answered(batch: Batch, said: Outputs, view: int = 0) -> Answered:
     return Answered(seen, keys, np.full(len(seen), view, np.uint32), said)
 
 
-def loader_pieces(batches: Iterator[Batch], size: int) -> Iterator[tuple[int, list[Batch]]]:
+def unanswered(batches: Iterable[Batch], folder: Path, done: Mapping[int, Shard]) -> Iterator[Batch]:
+    """Those batches of a loader of which some sample is in none of the finished shards in a folder.
+
+    So the order of the loader may be another one than in the run that was interrupted.
+    """
+    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_seen(folder / each.file) for each in done.values())]))
+    for batch in batches:
+        if not len(known) or not np.isin(seen_of(batch), known, assume_unique=False).all():
+            yield batch
+
+
+def _seen(path: Path) -> np.ndarray:
+    layout, _ = described(path)
+    return map_shard(path, layout).seen
+
+
+def loader_pieces(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """The batches of a user's loader, grouped by shard."""
     group: list[Batch] = []
-    number = 0
     for batch in batches:
         if group and sum(map(len, group)) + len(batch) > size:
-            yield number, group
-            number, group = number + 1, []
+            yield group
+            group = []
         group.append(batch)
     if group:
-        yield number, group
+        yield group

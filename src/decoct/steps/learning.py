@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -29,7 +29,7 @@ from decoct.steps.drawing import class_counts, has_split, scores, training_sourc
 from decoct.steps.dynamics import observed, refuse_what_cannot_mix
 from decoct.steps.hearing import heard, to_combined
 from decoct.steps.saving import PROBE_SAMPLES, Student, save_student
-from decoct.steps.viewing import probe_batch, views_of
+from decoct.steps.viewing import probe_batch, refuse_absent, stores_of, views_of
 from decoct.tasks.mixing.base import Mixing
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import COMBINED, Combination, agreement
@@ -94,7 +94,7 @@ class Lesson:
 
     `known`: by role the ids of the classes that a teacher knows, where it does not know all; `batch` a few samples, on
     the device, from which shapes are read; `views` those that samples are drawn in, where they are fixed; `ahead` the
-    teachers that are asked before the student gets to a batch.
+    teachers that are asked before the student gets to a batch; `stores` the soft-label stores among the inputs.
     """
 
     step: Learning
@@ -106,6 +106,7 @@ class Lesson:
     batch: Batch
     views: Views | None = None
     ahead: tuple[Ahead, ...] = ()
+    stores: Mapping[str, Artifact] = field(default_factory=dict)
 
     def forward(self, needs: Needs) -> Callable[[Batch], Outputs]:
         """The student as it is now."""
@@ -140,8 +141,9 @@ class Lesson:
         return RunsAhead(source, self.ahead) if self.ahead else source
 
     def whole(self, only: Literal["all", "labelled"]) -> Source:
-        """Batches of the training split, the same in all processes."""
+        """Batches of the training split, the same in all processes; DataError where a store lacks some of them."""
         step = self.step
+        refuse_absent(self.stores, step, self.context, self.views, only)
         return training_source(
             self.context,
             batch_size=step.batch_size,
@@ -298,7 +300,8 @@ def lesson(
         averaged=step.teacher_views > 1,
     ) as found:
         batch = probe_batch(step, context, PROBE_SAMPLES, views).to(engine.device)
-        yield Lesson(step, context, engine, student, found.teachers, found.known, batch, views, found.ahead)
+        stores = {role: each for role, each in stores_of(inputs).items() if role in wanted}
+        yield Lesson(step, context, engine, student, found.teachers, found.known, batch, views, found.ahead, stores)
 
 
 def learn(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,9 +13,10 @@ from decoct.data.base import Split
 from decoct.data.sources import Collate
 from decoct.data.splits import keep_labels
 from decoct.data.views import Views
-from decoct.errors import RecipeError
+from decoct.errors import DataError, RecipeError
 from decoct.steps.base import Context, Inputs
 from decoct.steps.drawing import few, splits_of
+from decoct.store.reading import Store
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.base import Mixer, Mixing
 
@@ -31,9 +33,10 @@ def stores_of(inputs: Inputs) -> dict[str, Artifact]:
     return {role: each for role, each in inputs.items() if isinstance(each, Artifact) and each.kind == STORE}
 
 
-def augments(context: Context) -> bool:
-    """Whether the task varies its samples at all."""
-    return isinstance(context.task, ImageClassification) and bool(context.task.augment)
+def augmentation_of(context: Context) -> Mapping[str, Any] | None:
+    """How the task varies its samples; None where it does not."""
+    task = context.task
+    return task.augment.plain() if isinstance(task, ImageClassification) and task.augment else None
 
 
 def views_of(step: Learning, inputs: Inputs, context: Context) -> Views | None:
@@ -53,35 +56,109 @@ def views_of(step: Learning, inputs: Inputs, context: Context) -> Views | None:
     for role, store in stores.items():
         kept = store.meta["views"]
         theirs = Views(count=kept["count"], seed=kept["seed"])
-        _refuse_other_views(role, step, theirs, views, kept, augments(context))
+        _refuse_other_views(role, step, theirs, views, kept, augmentation_of(context))
+        _refuse_other_labels(role, step, store)
         if views is None and (kept["augment"] or kept["mix"] is not None):
             views = theirs
     return views
 
 
 def _refuse_other_views(
-    role: str, step: Learning, theirs: Views, own: Views | None, kept: dict[str, Any], augmenting: bool
+    role: str,
+    step: Learning,
+    theirs: Views,
+    own: Views | None,
+    kept: Mapping[str, Any],
+    augmentation: Mapping[str, Any] | None,
 ) -> None:
     if own is not None and own != theirs:
         raise RecipeError(
             f"views is {own.count} (seed {own.seed}), and the store {role!r} holds {theirs.count} (seed "
             f"{theirs.seed}); leave views out, or label again with these"
         )
-    if augmenting and step.augment != kept["augment"]:
+    if augmentation is not None and step.augment != kept["augment"]:
         label = "with augment: true and views: 8, or so" if step.augment else "with augment: false"
         raise RecipeError(
             f"augment is {str(step.augment).lower()}, and the store {role!r} was labelled with augment: "
             f"{str(kept['augment']).lower()}; set it to the same, or label again {label}"
         )
+    if (augmentation if step.augment else None) != kept["augmentation"]:
+        raise RecipeError(
+            f"task.augment is {_text(augmentation)}, and the store {role!r} was labelled with "
+            f"{_text(kept['augmentation'])}; set it to the same, or label again with it"
+        )
     mix = None if step.mix is None else step.mix.plain()
     if mix != kept["mix"]:
         raise RecipeError(
-            f"mix is {_mix_text(mix)}, and the store {role!r} was labelled with {_mix_text(kept['mix'])}; set it to "
+            f"mix is {_text(mix)}, and the store {role!r} was labelled with {_text(kept['mix'])}; set it to "
             "the same, or label again with it"
         )
 
 
-def _mix_text(mix: Any) -> str:
+def _refuse_other_labels(role: str, step: Learning, store: Artifact) -> None:
+    """Labelled samples are mixed with labelled ones, so that which these are decides on the views."""
+    theirs = store.meta["labels"]
+    if step.mix is not None and step.labels != theirs:
+        raise RecipeError(
+            f"labels is {step.labels or 'not set'}, and the store {role!r} was labelled with {theirs or 'none'}: "
+            "labelled samples are mixed with labelled ones, so other views come of it; set it to the same, or label "
+            "again with it"
+        )
+
+
+def refuse_absent(
+    stores: Mapping[str, Artifact],
+    step: Learning,
+    context: Context,
+    views: Views | None,
+    only: Literal["all", "labelled"],
+) -> None:
+    """DataError where a store lacks an answer for a training sample in one of its views; loaders are not looked at."""
+    split = splits_of(context).get("train")
+    if not stores or not isinstance(split, Split):
+        return
+    if step.labels is not None:
+        split = keep_labels(split, step.labels)
+    indices = np.arange(len(split))
+    if only == "labelled" and split.labelled is not None:
+        indices = indices[split.labelled]
+    varied = views if step.mix is not None or (step.augment and augmentation_of(context) is not None) else None
+    for role, artifact in stores.items():
+        store = Store.open(artifact.folder, verify="index", cache_bytes=0)
+        absent = np.zeros(len(indices), bool)
+        count = 0
+        for number in range(1 if varied is None else varied.count):
+            missing = ~store.contains(_seen(step, context, split, indices, views, number))
+            absent |= missing
+            count += int(missing.sum())
+        if count:
+            total = f"{len(indices):,} training samples" + ("" if varied is None else f" in {varied.count} views each")
+            raise DataError(
+                f"the store {role!r} ({artifact.folder}) holds no answer for {int(absent.sum()):,} of {total} "
+                f"({count:,} answers are missing): it was made from other data; label the data of this step again"
+            )
+
+
+def _seen(
+    step: Learning, context: Context, split: Split, indices: np.ndarray, views: Views | None, number: int
+) -> np.ndarray:
+    """What samples look like in one of their fixed views."""
+    task, keys = context.task, split.keys[indices]
+
+    def look(split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> np.ndarray:
+        return task.seen(split, indices, seeds) if isinstance(task, ImageClassification) else split.keys[indices]
+
+    if views is None:
+        return look(split, indices, None)
+    numbers = np.full(len(indices), number, np.uint64)
+    seeds = views.seeds(numbers, keys) if step.augment else None
+    mixer = mixer_of(context, step.mix, split, views)
+    if mixer is None:
+        return look(split, indices, seeds)
+    return mixer.seen(split, indices, seeds, numbers, look)
+
+
+def _text(mix: Any) -> str:
     return "none" if mix is None else ", ".join(f"{key} {value}" for key, value in mix.items())
 
 

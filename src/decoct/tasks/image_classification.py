@@ -75,9 +75,16 @@ class ImageClassification(Classification):
         seen = None
         if seeds is not None and self.augment:
             images = augmented(images, seeds, self.augment)
-            seen = keyed("augmented", f"flip {self.augment.flip} crop {self.augment.crop}", split.keys[indices], seeds)
+            seen = self.seen(split, indices, seeds)
         image = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return batch_of(split, indices, dict.fromkeys(SIDES, image), class_target(split, indices), view, seen)
+
+    def seen(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> np.ndarray:
+        """uint64 `[B]`: what the samples at `indices` look like, as `collate` says of its batch, without the pixels."""
+        keys = split.keys[indices]
+        if seeds is None or not self.augment:
+            return keys
+        return keyed("augmented", f"flip {self.augment.flip} crop {self.augment.crop}", keys, seeds)
 
     def shaped_by(self, batch: Batch, outputs: int) -> Self:
         shapes = {side: shape_of(batch.side(side)) for side in SIDES}

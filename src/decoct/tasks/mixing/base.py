@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from decoct.outputs import Batch
 from decoct.spec import Spec
 from decoct.tasks.base import Task
 from decoct.tasks.classification import IGNORED, Classification
+
+Look = Callable[[Split, np.ndarray, np.ndarray | None], np.ndarray]
+"""uint64 `[B]` of (split, indices, seeds): what samples look like."""
 
 
 class Mixing(Spec):
@@ -79,15 +83,30 @@ class Mixer:
         """As the task's `collate`, mixed; the target becomes float32 `[B, C]`, NaN where it is not known."""
         hashes = keyed(self._seed, "mix", view, split.keys[indices])
         partners = self._partners(indices, hashes)
-        theirs = None if seeds is None else keyed(self._seed, "view", view, split.keys[partners])
+        theirs = self._partner_seeds(split, partners, seeds, view)
         own = self._task.collate(split, indices, seeds=seeds, view=view)
         other = self._task.collate(split, partners, seeds=theirs, view=view)
         image, partner = own.side("student"), other.side("student")
         assert all(each is image for each in own.inputs.values()), "both sides see one image"
         mixed, shares = self._mixing.blend(image, partner, self._mixing.shares(hashes), hashes)
-        seen = keyed("mixed", self._name, hashes, own.seen, other.seen)
+        seen = self._seen(hashes, own.seen, other.seen)
         inputs = dict.fromkeys(own.inputs, mixed)
         return replace(own, inputs=inputs, target=self._target(own, other, shares), seen=seen)
+
+    def seen(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None, view: Any, look: Look) -> np.ndarray:
+        """uint64 `[B]`: what `collate` says of how its batch looks; `look` says it of samples that are not mixed."""
+        hashes = keyed(self._seed, "mix", view, split.keys[indices])
+        partners = self._partners(indices, hashes)
+        theirs = self._partner_seeds(split, partners, seeds, view)
+        return self._seen(hashes, look(split, indices, seeds), look(split, partners, theirs))
+
+    def _seen(self, hashes: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return keyed("mixed", self._name, hashes, own, other)
+
+    def _partner_seeds(
+        self, split: Split, partners: np.ndarray, seeds: np.ndarray | None, view: Any
+    ) -> np.ndarray | None:
+        return None if seeds is None else keyed(self._seed, "view", view, split.keys[partners])
 
     def _partners(self, indices: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         drawn = keyed("partner", hashes)
