@@ -36,6 +36,7 @@ _SURFACE = {
     "Task": "decoct.tasks.base:Task",
     "Teacher": "decoct.teachers.base:Teacher",
     "Term": "decoct.objectives.base:Term",
+    "Views": "decoct.data.views:Views",
     "allow_plugin": "decoct.spec:allow_plugin",
     "benchmark": "decoct.shipping:benchmark",
     "distill": "decoct.api:distill",

@@ -48,7 +48,7 @@ def _views(value: Any) -> Any:
     return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-ViewsSetting = Annotated[Views, BeforeValidator(_views)]
+ViewsSetting = Annotated[Views, BeforeValidator(_views, json_schema_input_type=Views | int)]
 """A setting that takes `8` for `{count: 8}`."""
 
 
