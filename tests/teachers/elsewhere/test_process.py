@@ -84,6 +84,9 @@ def test_features_memory_layouts_and_types_arrive_as_they_were():
             assert said.dtype == x.dtype
             assert torch.equal(said, x)
         assert echo(Batch({"teacher": images})).logits.is_contiguous(memory_format=torch.channels_last)
+        for strides in ((36, 1, 6, 1), (36, 36, 6, 1)):  # both are contiguous, and torch takes other kernels for each
+            grey = torch.randn(72).as_strided((2, 1, 6, 6), strides)
+            assert echo(Batch({"teacher": grey})).logits.stride() == strides
 
 
 def test_the_precision_of_the_run_is_used_and_the_callers_module_is_left_alone():

@@ -7,7 +7,7 @@ import itertools
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +21,8 @@ def run_jobs(
 ) -> Iterator[tuple[int, bytes]]:
     """(number of the job, its result), as they are done, by `workers` processes of `threads` threads each.
 
-    `factory` is sent to each process and makes there what does a job; both are picklable. A worker that dies is started
+    `factory` is sent to each process and makes there what does a job (where that is a context manager, it is entered,
+    and left when no job is left); both are picklable. A worker that dies is started
     again and its job repeated; each result comes once. Twice as many jobs as workers are drawn ahead. The first error
     of a job ends all: its class where it is one of decoct's, else RuntimeError; more than `restarts` deaths in a row
     are a ResourceError. No process is left, also when the caller stops early.
@@ -61,4 +62,6 @@ class _Made(Generic[T]):
 
     @contextmanager
     def __call__(self) -> Iterator[Callable[[Any], bytes]]:
-        yield self.factory()
+        made = self.factory()
+        with made if isinstance(made, AbstractContextManager) else nullcontext():
+            yield made

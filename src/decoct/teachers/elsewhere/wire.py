@@ -64,16 +64,19 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             return NotImplemented
         order = sorted(range(value.ndim), key=lambda axis: value.stride(axis), reverse=True)
-        plain = value.detach().resolve_conj().resolve_neg().cpu().permute(order).contiguous()
-        raw = plain.reshape(-1).view(torch.uint8) if plain.numel() else torch.empty(0, dtype=torch.uint8)
-        return _tensor, (pickle.PickleBuffer(raw.numpy().data), value.dtype, tuple(plain.shape), order)
+        plain = value.detach().resolve_conj().resolve_neg().cpu()
+        dense = plain.permute(order)
+        if dense.is_contiguous():  # strides stay as they are: of axes of length 1 too, by which torch picks kernels
+            raw, strides = dense.reshape(-1), plain.stride()
+        else:
+            plain = plain.contiguous()
+            raw, strides = plain.reshape(-1), plain.stride()
+        raw = raw.view(torch.uint8) if len(raw) else torch.empty(0, dtype=torch.uint8)
+        return _tensor, (pickle.PickleBuffer(raw.numpy().data), value.dtype, tuple(plain.shape), strides)
 
 
-def _tensor(raw: Any, dtype: torch.dtype, shape: tuple[int, ...], order: list[int]) -> Tensor:
+def _tensor(raw: Any, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
     """A tensor with the memory layout that it had."""
     if 0 in shape:
-        plain = torch.empty(shape, dtype=dtype)
-    else:
-        plain = torch.frombuffer(raw, dtype=torch.uint8).view(dtype).view(shape)
-    back = [order.index(axis) for axis in range(len(order))]
-    return plain.permute(back)
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).as_strided(shape, strides)
