@@ -13,6 +13,7 @@ import torch
 from far_toys import WIDTH, source, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from decoct.artifact import Artifact, writing
 from decoct.errors import DataError, IntegrityError, PathError, RecipeError, ResourceError
@@ -306,6 +307,24 @@ def test_outputs_come_back_from_their_bytes(logits, mask, values, features, head
         assert set(left) == set(right)
         assert all(torch.equal(left[name], right[name]) for name in right)
     assert {name: each.logits.shape for name, each in again.heads.items()} == {n: e.shape for n, e in heads.items()}
+
+
+def test_strides_of_axes_of_length_1_are_kept_and_no_others_can_be_asked_for():
+    for strides in ((36, 1, 6, 1), (36, 36, 6, 1), (36, 99, 6, 1)):
+        grey = torch.randn(72).as_strided((2, 1, 6, 6), strides)
+        again, _ = to_inputs(from_inputs({"x": grey}, NOTHING))
+        assert again["x"].stride() == strides
+        assert torch.equal(again["x"], grey)
+    for strides in ([1, 1, 6, 1], [36, 1, 6], "text", [36, "a", 6, 1], [36, None, 6, 1]):
+        body = save(
+            {"input": grey.contiguous()}, {"needs": json.dumps({"features": [], "strides": {"input": strides}})}
+        )
+        with pytest.raises(DataError, match="says nothing of what it needs"):
+            to_inputs(body)
+    body = save(
+        {"input": grey.contiguous()}, {"needs": json.dumps({"features": [], "strides": {"input": [36, -5, 6, 1]}})}
+    )
+    assert torch.equal(to_inputs(body)[0], grey)
 
 
 @given(st.binary(max_size=200))

@@ -72,7 +72,7 @@ class RayTeacher(Teacher):
                 max_restarts=-1,
                 max_task_retries=self.restarts,
             )
-            sent = ray.put(told)
+            sent = [ray.put(told)]  # held here, so that an actor that starts again finds it
             actors = [kind.remote(sent, self.threads) for _ in range(self.workers)]
             on_ray = OnRay(ray, actors, told.side, self.ahead)
             try:
@@ -128,11 +128,14 @@ class OnRay(Asking):
 class _Answering:
     """The actor."""
 
-    def __init__(self, opened: Opening, threads: int) -> None:
+    def __init__(self, sent: list[Any], threads: int) -> None:
+        import ray
+
         torch.set_num_threads(threads)
         self._stack = ExitStack()
         self._fault: Fault | None = None
         try:
+            opened: Opening = ray.get(sent[0])
             self._answer = self._stack.enter_context(opened())
         except BaseException as error:  # handed to whoever asks
             self._fault = Fault.of(error)

@@ -1,7 +1,9 @@
 """Inputs and Outputs as safetensors: names, numbers and a little JSON, nothing that could run.
 
-A request holds `input` or `input/NAME` and the metadata `needs`: `{"features": [...]}`. An answer holds `logits`,
-`mask`, `values/NAME`, `features/NAME` and `losses/NAME`, and for each head the same under `heads/HEAD/`.
+A request holds `input` or `input/NAME`, and the metadata `needs`: `{"features": [...], "strides": {...}}`, strides of
+tensors with axes of length 1 (torch picks kernels by them, and these round differently; they may be left out). An
+answer holds `logits`, `mask`, `values/NAME`, `features/NAME` and `losses/NAME`, and for each head the same under
+`heads/HEAD/`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def from_inputs(inputs: Any, needs: Needs) -> bytes:
     wrong = sorted({type(each).__name__ for each in named.values() if not isinstance(each, Tensor)})
     if wrong:
         raise RecipeError(f"a server takes tensors, and the inputs of this task hold {', '.join(wrong)}")
-    return save(_plain(named), {"needs": json.dumps({"features": sorted(needs.features)})})
+    plain = _plain(named)
+    strides = {name: list(each.stride()) for name, each in plain.items() if 1 in each.shape}
+    return save(plain, {"needs": json.dumps({"features": sorted(needs.features), "strides": strides})})
 
 
 def to_inputs(body: bytes) -> tuple[Any, Needs]:
@@ -43,7 +47,8 @@ def to_inputs(body: bytes) -> tuple[Any, Needs]:
         size = int.from_bytes(body[:8], "little")
         needs = json.loads(json.loads(body[8 : 8 + size])["__metadata__"]["needs"])
         features = frozenset(map(str, needs["features"]))
-    except (ValueError, KeyError, TypeError) as error:
+        tensors |= {name: _strided(tensors[name], each) for name, each in needs.get("strides", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the request says nothing of what it needs ({type(error).__name__}: {error})") from None
     if set(tensors) == {"input"}:
         return tensors["input"], Needs(features)
@@ -105,6 +110,16 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[name] = each.clone() if each.untyped_storage().data_ptr() in seen else each
         seen.add(each.untyped_storage().data_ptr())
     return found
+
+
+def _strided(tensor: Tensor, strides: Any) -> Tensor:
+    """The same numbers in the same memory; the strides of axes of length 1 are arbitrary, and here as they were."""
+    lengths, own = tensor.shape, tensor.stride()
+    if len(strides) != len(own) or any(n != 1 and a != b for n, a, b in zip(lengths, own, strides)):
+        raise ValueError(f"strides {strides} for a tensor {list(lengths)}")
+    return tensor.as_strided(
+        lengths, [each if n != 1 else min(max(int(s), 0), 1 << 40) for n, each, s in zip(lengths, own, strides)]
+    )
 
 
 def _load(body: bytes) -> dict[str, Tensor]:
