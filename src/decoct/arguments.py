@@ -14,6 +14,7 @@ from decoct.data.base import Data
 from decoct.data.given import describe_loaders
 from decoct.errors import DataError, RecipeError
 from decoct.models.base import Model, shorthand
+from decoct.models.black_box import given_function
 from decoct.models.given import given_model
 from decoct.models.saved import Saved
 from decoct.models.stored import Stored
@@ -82,10 +83,14 @@ def _width(task: Task, model: nn.Module, batch: Batch, side: str) -> int:
 
 
 def model_of(name: str, value: Any, given: dict[str, Any]) -> Model:
-    """The Model Spec of a module, name, artifact or Spec; a module goes into `given`."""
+    """The Model Spec of a module, name, artifact or Spec, or of a function from samples to labels; what cannot be
+    written down goes into `given`."""
     if isinstance(value, nn.Module):
         given[name] = value
         return given_model(name, value)
+    if callable(value) and not isinstance(value, Model | type):
+        given[name] = value
+        return given_function(name, value)
     if isinstance(value, Artifact):
         return Stored(path=value.folder) if value.kind == "store" else Saved(path=value.folder)
     found = chosen(name, "decoct.models", value)

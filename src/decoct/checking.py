@@ -35,6 +35,8 @@ from decoct.teachers.combining import COMBINED
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
 
+ANSWERS_ALONE = ("onnx", "http", "black_box")
+"""Models that answer and have no network here."""
 Predict = Callable[[Batch, Needs], Outputs]
 
 
@@ -181,7 +183,9 @@ def _stand_in(recipe: Recipe, name: str, made: Mapping[str, StandIn], task: Task
     if name in made:
         return made[name]
     value = _opened(recipe.models[name])
-    if (isinstance(value, Artifact) and value.kind != "model") or (isinstance(value, Model) and value.use == "onnx"):
+    if (isinstance(value, Artifact) and value.kind != "model") or (
+        isinstance(value, Model) and value.use in ANSWERS_ALONE
+    ):
         return StandIn(_zeros(task))
     own, alignment = task_of(value, task), alignment_of(value, task, name)
     stand_in = _answering(build_student(value, own, "teacher", context.given), own)

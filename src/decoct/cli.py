@@ -240,6 +240,21 @@ def label(
 
 
 @command
+def teach(
+    context: typer.Context,
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="A step's folder in a run.")],
+    host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8700,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+) -> Answer:
+    """Lets an artifact answer over HTTP as a teacher until it is interrupted; asks for the token in DECOCT_TOKEN."""
+    from decoct.teachers.elsewhere.server import serve
+
+    serve(teacher, host, port, device=device)
+    return Answer({"taught": str(teacher)})
+
+
+@command
 def show(
     context: typer.Context,
     recipe: RecipeName,

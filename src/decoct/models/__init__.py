@@ -9,6 +9,7 @@ CATALOGUE = Catalogue(
         "stored": "decoct.models.stored:Stored",
         "onnx": "decoct.models.onnx_model:OnnxFile",
         "http": "decoct.models.remote:Remote",
+        "black_box": "decoct.models.black_box:BlackBox",
         "torchvision": "decoct.models.torchvision:Torchvision",
         "timm": "decoct.models.timm:Timm",
         "transformers": "decoct.models.transformers:Transformers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
@@ -115,6 +115,30 @@ def few(context: Context, count: int, name: str = "train") -> Batch:
     for item in islice(split, 1):
         return context.task.from_loader(item)
     raise DataError(f"the loader of the {name} split gave no batch")
+
+
+def rows_of(context: Context) -> Callable[[Batch], list[Any]]:
+    """Gives the raw samples of a batch: texts, images `[H, W, C]`, rows of a table; of loaders the teacher's inputs."""
+    places: dict[int, tuple[Split, int]] = {}
+
+    def rows(batch: Batch) -> list[Any]:
+        if batch.keys is None:
+            return list(batch.side("teacher"))
+        if not places:
+            for split in splits_of(context).values():
+                places.update({int(key): (split, index) for index, key in enumerate(split.keys)})
+        found = [places[int(key)] for key in batch.keys]
+        return [split.columns[column_of(split)][index] for split, index in found]
+
+    return rows
+
+
+def column_of(split: Split) -> str:
+    """The name of the column that holds the samples themselves."""
+    for name in ("text", "image", "features"):
+        if name in split.columns:
+            return name
+    raise DataError(f"the data have {', '.join(split.columns)} and no texts, images or features")
 
 
 def scores(predict: Predictor, context: Context, name: str, device: Any = "cpu") -> dict[str, float]:

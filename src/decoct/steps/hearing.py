@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from decoct.artifact import Artifact
+from decoct.errors import RecipeError
+from decoct.models.black_box import BlackBox
 from decoct.models.given import fresh
 from decoct.models.onnx_model import OnnxFile
+from decoct.models.remote import Remote
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, Sum
 from decoct.outputs import Batch, Needs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.drawing import evaluation_batches, has_split, training_source
+from decoct.steps.drawing import evaluation_batches, has_split, rows_of, training_source
 from decoct.tasks.classification import Classification
 from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers import CATALOGUE as TEACHERS
@@ -23,6 +26,7 @@ from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.classes import Alignment, align
 from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, joined_classes
 from decoct.teachers.elsewhere.base import Ahead
+from decoct.teachers.elsewhere.black_box import BlackBox as Asked
 from decoct.teachers.views import over_views
 from decoct.training.engine import Engine
 
@@ -110,6 +114,10 @@ def open_teacher(
     subject, side = value, "teacher"
     if isinstance(value, OnnxFile):
         subject, suited = value.path, "onnx"
+    elif isinstance(value, Remote):
+        suited = "http"
+    elif isinstance(value, BlackBox):
+        subject, suited = Asked(_asked(value, context), rows_of(context), value.token), "black_box"
     elif isinstance(value, Artifact):
         suited = for_kind(value)
         if value.kind == "model":
@@ -120,6 +128,17 @@ def open_teacher(
         kind = cast(Teacher, TEACHERS.resolve(suited)())
     task = task_of(value, context.task)
     return kind.open(subject, task, needs, side=side, device=engine.device, autocast=engine.autocast)
+
+
+def _asked(value: BlackBox, context: Context) -> Any:
+    """The address of a black box, or the function that was given for it."""
+    if value.url is not None:
+        return value.url
+    if value.name not in context.given:
+        raise RecipeError(
+            f"the black box {value.name!r} came from Python; pass its function as given={{{value.name!r}: ...}}"
+        )
+    return context.given[value.name]
 
 
 def to_combined(objective: Objective) -> Objective:
@@ -134,9 +153,13 @@ def task_of(value: Any, task: Task) -> Task:
 
     Images are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
     """
-    if not isinstance(value, Artifact) or not (value.folder / "task.json").is_file():
+    if isinstance(value, Remote):
+        plain = value.info()["task"]
+    elif isinstance(value, Artifact) and (value.folder / "task.json").is_file():
+        plain = value.json("task.json")
+    else:
         return task
-    theirs = Choice("decoct.tasks").validate(value.json("task.json"))
+    theirs = Choice("decoct.tasks").validate(plain)
     if not isinstance(task, Classification) or not isinstance(theirs, Classification):
         return task
     pixels = isinstance(task, ImageClassification) and isinstance(theirs, ImageClassification)
