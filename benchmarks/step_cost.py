@@ -3,12 +3,13 @@
     python benchmarks/step_cost.py [--only image] [--pixels 64] [--batch 16] [--rounds 9] [--steps 3] [--threads 1]
 
 Ways: the student alone (cross-entropy); 0.9 KD + 0.1 cross-entropy under a live teacher in a hand-written loop (with
-decoct's loss functions, and with torch's own KL), through decoct's Descent, and through torchdistill's DistillationBox where that package can be imported. A way is a function
-from a case to its step, and one line in `WAYS`. Nets: ResNet-34 and ResNet-18; encoders of 6 and 3 layers (width 384),
-128 tokens; perceptrons of the shapes of a table of 23 numbers. Weights are random and batches lie in memory: what is
-timed is the step. All ways take `steps` steps on the same batches in every round, in turn; figures are medians over
-rounds of the time a step and of the paired ratios, with 95 % intervals: CPU time with one thread, wall time with more.
-The losses of the taught ways must agree. Writes benchmarks/results/step_cost.md.
+decoct's loss functions, and with torch's own KL), through decoct's Descent, and through torchdistill's DistillationBox
+where that package can be imported. A way is a function from a case to its step, and one line in `WAYS`. Nets: ResNet-34
+and ResNet-18; encoders of 6 and 3 layers (width 384), 64 tokens; perceptrons of the shapes of a table of 23 numbers.
+Weights are random and batches lie in memory: what is timed is the step. All ways take `steps` steps on the same batches
+in every round, in turn; figures are medians over rounds of the time a step and of the paired ratios, with 95 %
+intervals: CPU time with one thread, wall time with more. The losses of the taught ways must agree. Writes
+benchmarks/results/step_cost.md.
 """
 
 from __future__ import annotations
@@ -93,10 +94,10 @@ def image(given: argparse.Namespace) -> Case:
 
 
 def text(given: argparse.Namespace) -> Case:
-    ids = [torch.randint(1000, (given.batch, 128)) for _ in range(given.steps)]
+    ids = [torch.randint(1000, (given.batch, 64)) for _ in range(given.steps)]
     inputs = [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in ids]
     batches = [batch_of(each, 2, i * given.batch) for i, each in enumerate(inputs)]
-    name = f"encoder 6 × 384 → 3 × 384, 128 tokens, batch {given.batch}"
+    name = f"encoder 6 × 384 → 3 × 384, 64 tokens, batch {given.batch}"
     task = TextClassification(raw=True, classes=("no", "yes"))
     students = Encoder(3)
     for each in students.modules():  # dropout draws numbers, and the ways could not be compared
