@@ -96,23 +96,27 @@ class Recipe:
             assert isinstance(teacher, Tensor)
             return self._fused(student, teacher, rows, gradient)
         if not gradient:
-            return self._value(student, teacher), self._hard(log_softmax(student, 1.0), None, rows)
+            return self._value(student, teacher), self._hard(student, None, None, rows)
+        value, by_logits, q = self._soft(student, teacher)
+        hard = self._hard(student, q if self.temperature == 1 else None, by_logits, rows)
+        student.copy_(by_logits)
+        return value.sum(), hard
+
+    def _soft(self, student: Tensor, teacher: Tensor | TopK) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The divergence of each row, its gradient by the logits, and q where it is still at hand."""
+        if self.divergence == "forward_kl" and isinstance(teacher, Tensor) and student.device.type == "cpu":
+            found = _forward_kl(student, teacher, self.temperature)
+            if found is not None:
+                return found
         log_q = log_softmax(student, self.temperature)
         q = log_q.exp()
         if isinstance(teacher, TopK):
-            value, by_logits = _top_k(student, log_q, q, teacher, self.temperature)
-        elif self.derivative is None:
-            value, by_logits = self._by_autograd(student, teacher)
-        else:
-            value, by_log_q = self.derivative(log_softmax(teacher, self.temperature), log_q, q)
-            by_logits = by_log_q.addcmul_(q, by_log_q.sum(-1, keepdim=True), value=-1)
-            if self.temperature != 1:
-                by_logits.div_(self.temperature)
-        hard = log_q.new_zeros(())
-        if self.labels is not None:
-            hard = self._hard(log_q if self.temperature == 1 else log_softmax(student, 1.0), by_logits, rows)
-        student.copy_(by_logits)
-        return value.sum(), hard
+            return *_top_k(student, log_q, q, teacher, self.temperature), None
+        if self.derivative is None:
+            return *self._by_autograd(student, teacher), q
+        value, by_log_q = self.derivative(log_softmax(teacher, self.temperature), log_q, q)
+        by_logits = by_log_q.addcmul_(q, by_log_q.sum(-1, keepdim=True), value=-1)
+        return value, by_logits if self.temperature == 1 else by_logits.div_(self.temperature), q
 
     def _value(self, student: Tensor, teacher: Tensor | TopK) -> Tensor:
         if isinstance(teacher, Tensor):
@@ -127,20 +131,21 @@ class Recipe:
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), gradient
 
-    def _hard(self, log_q: Tensor, by_logits: Tensor | None, rows: slice) -> Tensor:
-        """The weighed cross-entropy of the block; adds its gradient to `by_logits`."""
+    def _hard(self, student: Tensor, q: Tensor | None, by_logits: Tensor | None, rows: slice) -> Tensor:
+        """The weighed cross-entropy of the block, its gradient added to `by_logits`; `q`: softmax(student)."""
         if self.labels is None:
-            return log_q.new_zeros(())
+            return student.new_zeros(())
         assert self.cross_entropy is not None
+        q = torch.softmax(student, -1) if q is None else q
         smoothing, factor = self.labels.smoothing, self.cross_entropy[rows].unsqueeze(-1)
-        ids = self.labels.target[rows].unsqueeze(-1)
-        likely = log_q.gather(-1, ids) * (1 - smoothing)
+        ids, log_sum = self.labels.target[rows].unsqueeze(-1), _log_sum(student, q).unsqueeze(-1)
+        likely = (student.gather(-1, ids) - log_sum) * (1 - smoothing)
         if by_logits is not None:
-            by_logits.addcmul_(log_q.exp(), factor).scatter_add_(-1, ids, factor * (smoothing - 1))
+            by_logits.addcmul_(q, factor).scatter_add_(-1, ids, factor * (smoothing - 1))
         if smoothing:
-            alive = log_q != -torch.inf
-            each = smoothing / alive.sum(-1, keepdim=True).to(log_q.dtype)
-            likely = likely + each * log_q.masked_fill(~alive, 0.0).sum(-1, keepdim=True)
+            alive = student != -torch.inf
+            each = smoothing / alive.sum(-1, keepdim=True).to(q.dtype)
+            likely = likely + each * student.masked_fill(~alive, 0.0).sum(-1, keepdim=True) - smoothing * log_sum
             if by_logits is not None:
                 by_logits.sub_(alive * (factor * each))
         return -torch.where(factor == 0, 0.0, factor * likely).sum()
@@ -153,6 +158,23 @@ class Recipe:
         assert self.cross_entropy is not None
         hard = (self.labels.target[rows], self.cross_entropy[rows], self.labels.smoothing)
         return forward_kl_in_place(student, teacher, self.temperature, gradient, hard)
+
+
+def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
+    """log Σ exp(logits) of each row, from p = softmax(logits): without another pass of exponentials."""
+    return logits.amax(-1) - p.amax(-1).log()
+
+
+def _forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """KL(p‖q) of each row, its gradient by the logits, and q, in few passes; None where -inf on both spoils it."""
+    if temperature != 1:
+        student, teacher = student / temperature, teacher / temperature
+    q, p = torch.softmax(student, -1), torch.softmax(teacher, -1)
+    value = torch.linalg.vecdot(p, teacher - student) - (_log_sum(teacher, p) - _log_sum(student, q))
+    if value.isnan().any():
+        return None
+    by_logits = torch.sub(q, p, out=p)
+    return value, by_logits if temperature == 1 else by_logits.div_(temperature), q
 
 
 def _top_k(logits: Tensor, log_q: Tensor, q: Tensor, targets: TopK, temperature: float) -> tuple[Tensor, Tensor]:
