@@ -134,11 +134,10 @@ def _asked(value: BlackBox, context: Context) -> Any:
     """The address of a black box, or the function that was given for it."""
     if value.url is not None:
         return value.url
-    if value.name not in context.given:
-        raise RecipeError(
-            f"the black box {value.name!r} came from Python; pass its function as given={{{value.name!r}: ...}}"
-        )
-    return context.given[value.name]
+    name = str(value.name)
+    if name not in context.given:
+        raise RecipeError(f"the black box {name!r} came from Python; pass its function as given={{{name!r}: ...}}")
+    return context.given[name]
 
 
 def to_combined(objective: Objective) -> Objective:
