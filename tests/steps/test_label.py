@@ -506,7 +506,7 @@ def test_what_is_no_store_is_left_alone(
     step = label()
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RecipeError, match="labels exists and holds no store .*; give another folder"):
+    with pytest.raises(RecipeError, match=r"labels exists and holds no store .*; give another folder"):
         step.refuse_another({"teacher": teacher}, context(tmp_path, data, task, "labels"))
     where = context(teacher.folder.parent, data, task, teacher.folder.name)
     with pytest.raises(RecipeError, match="teacher holds an artifact of kind model; give another folder"):

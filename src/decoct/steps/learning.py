@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -29,7 +30,7 @@ from decoct.steps.drawing import class_counts, has_split, scores, training_sourc
 from decoct.steps.dynamics import observed, refuse_what_cannot_mix
 from decoct.steps.hearing import heard, to_combined
 from decoct.steps.saving import PROBE_SAMPLES, Student, save_student
-from decoct.steps.viewing import probe_batch, refuse_absent, stores_of, views_of
+from decoct.steps.viewing import probe_batch, refuse_absent, taught_stores, views_of
 from decoct.tasks.mixing.base import Mixing
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import COMBINED, Combination, agreement
@@ -40,6 +41,7 @@ from decoct.training.companion import CHOSEN, Accompanied, Companion, once_ready
 from decoct.training.fit import History, Options, Update, fit
 from decoct.training.optimizers import AdamW, Optimizer
 from decoct.training.schedules import Cosine
+from decoct.training.sharding import Sharded, ShardedOptimizer
 from decoct.training.state import State, Stateful
 from decoct.training.updates import Descent, Engine
 
@@ -57,9 +59,11 @@ class Learning(Step):
     `labels`: how many training samples keep their label in this step, drawn evenly over the classes; `mix`: how two
     images become one view, the same for both models, as `{use: mixup, alpha: 0.4}`; `teacher_views`: over how many
     augmented views of a sample the teacher's probabilities are averaged (the student sees the first); `views`: each
-    sample comes in one of so many fixed augmented views in place of a new one each epoch (a stored teacher says which).
+    sample comes in one of so many fixed augmented views in place of a new one each epoch (a stored teacher says which);
+    `sharding`: whether several processes spread the student's weights and optimizer state among them (fsdp).
     """
 
+    unkeyed: ClassVar[tuple[str, ...]] = (*Step.unkeyed, "sharding")
     learns: ClassVar[bool] = True
     everywhere: ClassVar[bool] = True
     rehearsed: ClassVar[bool] = True
@@ -82,6 +86,7 @@ class Learning(Step):
     precision: Literal["no", "bf16", "fp16"] | None = None
     log_every: int = Field(default=10, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
+    sharding: Literal["none", "fsdp"] = Field(default="none", exclude_if=lambda value: value == "none")
 
     def seed_name(self) -> str:
         """The model's name: two steps that train one model start from the same weights and see the same order."""
@@ -143,7 +148,8 @@ class Lesson:
     def whole(self, only: Literal["all", "labelled"]) -> Source:
         """Batches of the training split, the same in all processes; DataError where a store lacks some of them."""
         step = self.step
-        refuse_absent(self.stores, step, self.context, self.views, only)
+        if only == "all":  # the labelled ones were looked for when the lesson began
+            refuse_absent(self.stores, step, self.context, self.views, only)
         return training_source(
             self.context,
             batch_size=step.batch_size,
@@ -204,6 +210,11 @@ class Lesson:
         which the best weights are kept, by default the task's main one.
         """
         step, context = self.step, self.context
+        if step.sharding == "fsdp" and context.processes.several and not self.engine.sharded:
+            raise RecipeError(
+                f"{step.name}: sharding is fsdp, which is for steps that train one model without a scheme at work; "
+                "leave it out"
+            )
         held_out = has_split(context, "validation")
         if step.select == "best" and not held_out:
             warnings.warn(
@@ -211,7 +222,8 @@ class Lesson:
                 f"give data.validation a fraction above 0 (or a validation loader), or say select: last",
                 stacklevel=2,
             )
-        modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+        state = State(**parts, source=source)
+        modules = state.modules()
         criteria = [each for part in modules for each in part.modules() if isinstance(each, Criterion)]
         layers = [pair for each in criteria for pair in each.layers()]
         if layers:
@@ -220,7 +232,7 @@ class Lesson:
         return fit(
             update,
             source,
-            State(**parts, source=source),
+            state,
             step.budget,
             work=context.work,
             validate=observed((validate or self.scoring(self.forward(Needs()))) if held_out else None, parts.values()),
@@ -243,7 +255,12 @@ class Lesson:
                 found = scores(predict, self.context, "validation", self.engine.device)
             return {name: float(each) for name, each in found.items()}
 
-        return lambda: self.context.processes.shared(score)
+        def score_in_all() -> dict[str, float]:
+            own = score()
+            return self.context.processes.shared(lambda: own)
+
+        sharded = self.engine.sharded  # then the forward pass is a matter of all processes
+        return score_in_all if sharded else lambda: self.context.processes.shared(score)
 
 
 def _logits(logits: Tensor | None) -> Tensor:
@@ -283,11 +300,13 @@ def lesson(
             f"labels is {step.labels} and the task is regression, whose scale comes from every labelled sample of the "
             f"data; leave it out of the step and give data.labels: {step.labels}"
         )
+    stores = {role: each for role, each in taught_stores(inputs).items() if role in needs}
     engine = Engine(context.device, step.precision or context.precision, context.processes)
     seed_everything(context.seed)
     student = build_student(inputs["model"], task, step.side, context.given)
     student.module.to(engine.device)
     views = views_of(step, inputs, context)
+    refuse_absent(stores, step, context, views, "labelled")
     wanted = {role: each for role, each in needs.items() if role not in ("student", COMBINED)}
     with heard(
         inputs,
@@ -300,7 +319,6 @@ def lesson(
         averaged=step.teacher_views > 1,
     ) as found:
         batch = probe_batch(step, context, PROBE_SAMPLES, views).to(engine.device)
-        stores = {role: each for role, each in stores_of(inputs).items() if role in wanted}
         yield Lesson(step, context, engine, student, found.teachers, found.known, batch, views, found.ahead, stores)
 
 
@@ -336,6 +354,7 @@ def learn(
         forward = at_work.forward(needs["student"])
         criterion = at_work.criterion(objective, forward)
         source = at_work.source(only)
+        whole = None if begun.companion is not None else spread(at_work)
         optimizer = at_work.optimizer(at_work.student.module, criterion)
         update: Update = at_work.descent(forward, criterion, optimizer)
         validate, select = None, None
@@ -344,10 +363,31 @@ def learn(
             validate = once_ready(at_work.scoring(forward), begun.companion, context.task.metric[0])
             select = (CHOSEN, context.task.metric[1])
         student = at_work.student
-        history = at_work.fit(
-            update, source, validate, select, student=student.module, optimizer=optimizer, criterion=criterion
-        )
+        state: dict[str, Stateful] = {"student": student.module, "optimizer": optimizer}
+        if whole is not None:
+            both = nn.ModuleDict({"student": student.module, "criterion": criterion})
+            state = {"student": Sharded(student.module), "optimizer": ShardedOptimizer(optimizer, both)}
+        history = at_work.fit(update, source, validate, select, **state, criterion=criterion)
+        if whole is not None:
+            student = gathered(student, whole, context)
     return save_student(student, history, context, extra=begun.extra)
+
+
+def spread(at_work: Lesson) -> nn.Module | None:
+    """Shards the student where its step says so and there are several processes; a whole copy, to be saved later."""
+    if at_work.step.sharding == "none" or not at_work.context.processes.several:
+        return None
+    whole = copy.deepcopy(at_work.student.module).cpu()
+    at_work.engine.shard(at_work.student.module)
+    return whole
+
+
+def gathered(student: Student, whole: nn.Module, context: Context) -> Student:
+    """The student with the weights of its shards put together, which the first process has."""
+    weights = Sharded(student.module).state_dict()
+    if context.processes.first:
+        whole.load_state_dict(weights)
+    return replace(student, module=whole)
 
 
 def decided(

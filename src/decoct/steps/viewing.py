@@ -33,6 +33,17 @@ def stores_of(inputs: Inputs) -> dict[str, Artifact]:
     return {role: each for role, each in inputs.items() if isinstance(each, Artifact) and each.kind == STORE}
 
 
+def taught_stores(inputs: Inputs) -> dict[str, Artifact]:
+    """The soft-label stores among the inputs; RecipeError where one of them is what is to be trained."""
+    found = stores_of(inputs)
+    if "model" in found:
+        raise RecipeError(
+            f"model: {found['model'].folder} is a soft-label store, which answers but cannot be trained; use it as a "
+            "teacher"
+        )
+    return found
+
+
 def augmentation_of(context: Context) -> Mapping[str, Any] | None:
     """How the task varies its samples; None where it does not."""
     task = context.task
