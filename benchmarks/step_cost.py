@@ -15,11 +15,16 @@ benchmarks/results/step_cost.md.
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import importlib.util
+import shutil
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,15 +32,21 @@ import torch.nn.functional as F
 from _shared import command, cpu_or_wall, interleaved, origin, paired, parser, table, write
 from torch import Tensor, nn
 
+from decoct.artifact import Artifact, writing
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.objectives.cross_entropy import CrossEntropy, cross_entropy
 from decoct.objectives.kd import KD, kd_loss
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.store.codecs.dense import DenseCodec
+from decoct.store.finish import seal
+from decoct.store.layout import Layout
+from decoct.store.shards import write_shard
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.tabular_classification import TabularClassification
 from decoct.tasks.text_classification import TextClassification
 from decoct.teachers.frozen import Frozen
+from decoct.teachers.stored import StoredTeacher
 from decoct.training.clock import Clock
 from decoct.training.heap import keep_freed_memory
 from decoct.training.updates import Descent, Engine
@@ -169,19 +180,46 @@ def bare(case: Case, divergence: Callable[..., Tensor] = kd_loss) -> Step:
 
 def online(case: Case) -> Step:
     """A live teacher, through decoct's update."""
-    student, teacher, optimizer = case.fresh()
-    opened = Frozen().open(teacher, case.task, Needs(), side="teacher")
-    taught = opened.__enter__()  # stays open as long as the process
+    _, teacher, _ = case.fresh()
+    return through_decoct(case, Frozen().open(teacher, case.task, Needs(), side="teacher"))
+
+
+def through_decoct(case: Case, opened: AbstractContextManager[Predictor] | None) -> Step:
+    """Decoct's update under a teacher, or under labels alone."""
+    student, _, optimizer = case.fresh()
+    taught = {} if opened is None else {"teacher": opened.__enter__()}  # stays open as long as the process
 
     def forward(batch: Batch) -> Outputs:
         outputs: Outputs = case.task.forward(student, batch, Needs(), "student")
         return outputs
 
-    said = taught(case.batches[0])
-    probe = Probe(case.task, case.batches[0], said, {"teacher": said}, {"student": student})
-    criterion = Criterion.build(0.9 * KD(temperature=TEMPERATURE) + 0.1 * CrossEntropy(), probe)
-    update = Descent(forward, {"teacher": taught}, criterion, optimizer, Engine("cpu"))
+    with torch.no_grad():
+        own = forward(case.batches[0])
+    said = {role: teacher(case.batches[0]) for role, teacher in taught.items()}
+    probe = Probe(case.task, case.batches[0], own, said, {"student": student})
+    objective = 0.9 * KD(temperature=TEMPERATURE) + 0.1 * CrossEntropy() if taught else CrossEntropy()
+    update = Descent(forward, taught, Criterion.build(objective, probe), optimizer, Engine("cpu"))
     return lambda batch: update([batch], Clock())["loss"]
+
+
+def stored(case: Case) -> Step:
+    """Answers from a store on the disk, through decoct's update."""
+    folder = Path(tempfile.mkdtemp(prefix="step-cost-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with Frozen().open(case.teacher.eval(), case.task, Needs(), side="teacher") as predict:
+        said = [predict(batch).logits for batch in case.batches]
+    layout = Layout.of(Outputs(logits=said[0]), DenseCodec(dtype="float32"))
+    rows = [layout.encode(Outputs(logits=s), seen=b.seen, keys=b.keys) for s, b in zip(said, case.batches)]
+    shards = {0: write_shard(folder / "work" / "00000.arrow", rows, layout)}
+    with writing(folder / "store", kind="store", name="labels", meta={"features": []}) as draft:
+        seal(draft, folder / "work", shards, {})
+    opened = StoredTeacher().open(Artifact.load(folder / "store"), case.task, Needs(), side="teacher")
+    return through_decoct(case, opened)
+
+
+def alone(case: Case) -> Step:
+    """The student under its labels, through decoct's update."""
+    return through_decoct(case, None)
 
 
 def torchdistill(case: Case) -> Step:
@@ -218,6 +256,8 @@ WAYS: dict[str, Callable[[Case], Step]] = {
     "bare loop": bare,
     "bare loop, torch's KL": plain,
     "decoct": online,
+    "decoct, stored answers": stored,
+    "decoct, student alone": alone,
 }
 if importlib.util.find_spec("torchdistill") is not None:
     WAYS["torchdistill"] = torchdistill
@@ -226,7 +266,7 @@ if importlib.util.find_spec("torchdistill") is not None:
 def rounds_of(case: Case, given: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each way's rounds; first, the losses of the taught ways are compared."""
     steps = {name: way(case) for name, way in WAYS.items()}
-    first = {name: float(step(case.batches[0])) for name, step in steps.items() if name != "student alone"}
+    first = {name: float(step(case.batches[0])) for name, step in steps.items() if "alone" not in name}
     assert first["decoct"] == first["bare loop"], f"{case.name}: {first}"
     assert all(abs(each / first["decoct"] - 1) < 1e-4 for each in first.values()), f"{case.name}: {first}"
 
@@ -247,7 +287,8 @@ def rows(case: Case, given: argparse.Namespace) -> list[tuple[str, ...]]:
     found = []
     for name, own in times.items():
         spent = 1e3 * statistics.median(own) / len(case.batches)
-        ratios = [paired(own, times[base], "ratio").text() for base in ("student alone", "bare loop")]
+        bases = ("student alone", "decoct, student alone", "bare loop")
+        ratios = [paired(own, times[base], "ratio").text() for base in bases]
         found.append((case.name, name, f"{spent:.3g}", *ratios))
         print(*found[-1], sep=" | ", flush=True)
     return found
@@ -269,7 +310,7 @@ def main() -> None:
         if given.only in (None, name):
             torch.manual_seed(0)
             found += rows(build(given), given)
-    titles = ["case", "way", "ms a step", "÷ student alone (95 %)", "÷ bare loop (95 %)"]
+    titles = ["case", "way", "ms a step", "÷ student alone (95 %)", "÷ decoct, student alone", "÷ bare loop"]
     lines = ["# What a training step costs", "", *table(titles, found), "", ABOUT, ""]
     write("step_cost", [*lines, command("step_cost", given), "", origin(), ""])
 
