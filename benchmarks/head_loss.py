@@ -3,11 +3,11 @@
     python benchmarks/head_loss.py [--rounds 3] [--threads 1] [--quick] [--device cuda --dtype bfloat16]
 
 N = 2048 tokens, hidden 512 (student) and 1024 (teacher), vocabularies of 32,000 and 128,000. Each way runs once in a
-fresh process in each round, in half the rounds with the larger vocabulary (CPU time with one thread, else wall time); a ratio is the median over rounds of the time
-over that of the matrix products alone: both sides' logits and the two products of the student's gradient, in chunks of
-256 tokens. Extra memory is the rise of the process's peak over its inputs (on CUDA of what is allocated).
-TRL's and Liger's losses run where they can be imported. `--quick`: a tiny
-size that only shows that it runs.
+fresh process in each round, in half the rounds with the larger vocabulary (CPU time with one thread, else wall time); a
+ratio is the median over rounds of the time over that of the matrix products alone: both sides' logits and the two
+products of the student's gradient, in chunks of 256 tokens. Extra memory is the rise of the process's peak over its
+inputs (on CUDA of what is allocated). TRL's and Liger's losses run where they can be imported. `--quick`: a tiny size
+that only shows that it runs.
 """
 
 from __future__ import annotations

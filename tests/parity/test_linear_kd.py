@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import decoct.functional as F
 from decoct.errors import RecipeError
@@ -302,7 +303,7 @@ def test_backward_passes():
 
 
 def test_what_it_cannot_do_is_refused():
-    h, w = drawn(1, N, 3), drawn(2, V, 3)
+    h, w = drawn(1, N, 3, dtype=torch.float32), drawn(2, V, 3, dtype=torch.float32)
     top = TopK.of(drawn(3, N, V), 2)
     ids = torch.zeros(N, dtype=torch.long)
     for message, call in {
@@ -321,6 +322,7 @@ def test_what_it_cannot_do_is_refused():
         "target 11 lies outside the 11 classes": lambda: F.linear_kd_loss(h, w, h, w, labels=Labels(ids + 11)),
         r"labels.target \[6\]": lambda: F.linear_kd_loss(h, w, h, w, labels=Labels(ids[1:])),
         "backend is 'trition'; did you mean triton": lambda: F.linear_kd_loss(h, w, h, w, backend="trition"),
+        "backend is 'triton', and the tensors are on the CPU": lambda: F.linear_kd_loss(h, w, h, w, backend="triton"),
         "backend is 'triton', and divergence": lambda: F.linear_kd_loss(h, w, h, w, divergence="jsd", backend="triton"),
     }.items():
         with pytest.raises(RecipeError, match=message):
@@ -363,3 +365,32 @@ def test_the_fused_kernel_says_what_the_plain_path_says():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Largest(TorchDispatchMode):
+    """Sees the number of elements of the largest tensor that an operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.untyped_storage().nbytes() // each.element_size())
+        return found
+
+
+@pytest.mark.parametrize(("divergence", "options"), CASES)
+def test_never_more_than_a_chunk_of_logits(divergence, options):
+    hidden, weight = drawn(1, 64, 4).requires_grad_(), drawn(2, 300, 4).requires_grad_()
+    labels = Labels(torch.arange(64), smoothing=0.1)
+    with Largest() as seen:
+        F.linear_kd_loss(
+            hidden, weight, drawn(3, 64, 4), drawn(4, 300, 4), divergence=divergence, labels=labels, chunk=8, **options
+        ).backward()
+    assert seen.elements <= 8 * 300
+    with Largest() as seen:
+        F.forward_kl_loss(hidden @ weight.T, drawn(5, 64, 300)).backward()
+    assert seen.elements == 64 * 300

@@ -104,10 +104,8 @@ class Recipe:
 
     def _soft(self, student: Tensor, teacher: Tensor | TopK) -> tuple[Tensor, Tensor, Tensor | None]:
         """The divergence of each row, its gradient by the logits, and q where it is still at hand."""
-        if self.divergence == "forward_kl" and isinstance(teacher, Tensor) and student.device.type == "cpu":
-            found = _forward_kl(student, teacher, self.temperature)
-            if found is not None:
-                return found
+        if self.divergence == "forward_kl" and isinstance(teacher, Tensor):
+            return _forward_kl(student, teacher, self.temperature)
         log_q = log_softmax(student, self.temperature)
         q = log_q.exp()
         if isinstance(teacher, TopK):
@@ -165,14 +163,16 @@ def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
     return logits.amax(-1) - p.amax(-1).log()
 
 
-def _forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """KL(p‖q) of each row, its gradient by the logits, and q, in few passes; None where -inf on both spoils it."""
+def _forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(p‖q) of each row, its gradient by the logits, and q, in few passes; -inf where p is 0 is left out."""
     if temperature != 1:
         student, teacher = student / temperature, teacher / temperature
     q, p = torch.softmax(student, -1), torch.softmax(teacher, -1)
-    value = torch.linalg.vecdot(p, teacher - student) - (_log_sum(teacher, p) - _log_sum(student, q))
-    if value.isnan().any():
-        return None
+    gap = teacher - student
+    value = torch.linalg.vecdot(p, gap)
+    if value.device.type != "cpu" or value.isnan().any():
+        value = torch.linalg.vecdot(p, gap.masked_fill_(p == 0, 0.0))
+    value = value - (_log_sum(teacher, p) - _log_sum(student, q))
     by_logits = torch.sub(q, p, out=p)
     return value, by_logits if temperature == 1 else by_logits.div_(temperature), q
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -21,8 +22,8 @@ from decoct.objectives.top_k_kl import without_tail
 from decoct.top_k import TopK
 
 NAME = "linear_kd_loss"
-CHUNK_BYTES = 1 << 27
-"""Room for the logits of one chunk: 128 MiB."""
+CHUNK_BYTES = (1 << 27, 1 << 30)
+"""Room for one chunk's logits and what is made of them: 128 MiB on the CPU, 1 GiB on an accelerator."""
 
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "adaptive_kl": _divergence.adaptive_kl,
@@ -58,7 +59,7 @@ def linear_kd_loss(
     mask: Mask | None = None,
     labels: Labels | None = None,
     chunk: int | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     backend: Backend = "auto",
     **options: Any,
 ) -> Loss:
@@ -73,7 +74,7 @@ def linear_kd_loss(
     bias) equal the plain functions' on the whole logits. The gradients are taken in the forward pass, so that memory
     holds one chunk's logits and one gradient of each input; a second derivative is not available. What needs no
     gradient gets none; without gradients only the value is computed. `chunk` tokens, by default as many as
-    `chunk_bytes` has room for.
+    `chunk_bytes` has room for (128 MiB on the CPU, 1 GiB on an accelerator).
     Precision: products in the common type of hidden and weight (under autocast in its type, except float64); logits,
     loss and the sums of the gradients in float32 at least, which is finer than autograd on half-precision logits.
     `backend`: "torch"; "triton", a fused kernel for forward_kl on CUDA; "auto" is "torch" so far, since the kernel has
@@ -111,7 +112,7 @@ def linear_kd_parts(
     mask: Mask | None = None,
     labels: Labels | None = None,
     chunk: int | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     backend: Backend = "auto",
     **options: Any,
 ) -> LinearKD:
@@ -178,11 +179,12 @@ def _swept(
     teacher: Online | TopK,
     recipe: Recipe,
     chunk: int | None,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Gradients]:
     own = _side(hidden, head, dtype)
-    return sweep(own, teacher, recipe, chunk or tokens_within(chunk_bytes, own, teacher), wanted)
+    limit = chunk_bytes or CHUNK_BYTES[hidden.device.type != "cpu"]
+    return sweep(own, teacher, recipe, chunk or tokens_within(limit, own, teacher), wanted)
 
 
 def _side(hidden: Tensor, head: Head, dtype: torch.dtype) -> Side:
@@ -291,15 +293,15 @@ def _hard(
 
 
 def _refuse_options(
-    divergence: str, options: dict[str, Any], temperature: float, chunk: int | None, chunk_bytes: int
+    divergence: str, options: dict[str, Any], temperature: float, chunk: int | None, chunk_bytes: int | None
 ) -> None:
     refuse_temperature(NAME, temperature)
     if divergence not in DIVERGENCES:
         raise RecipeError(f"{NAME}: divergence is {divergence!r}; {did_you_mean(divergence, DIVERGENCES)}")
     if chunk is not None and chunk < 1:
         raise RecipeError(f"{NAME}: chunk is {chunk}; allowed: 1 or more tokens, or None")
-    if chunk_bytes < 1:
-        raise RecipeError(f"{NAME}: chunk_bytes is {chunk_bytes}; allowed: 1 or more")
+    if chunk_bytes is not None and chunk_bytes < 1:
+        raise RecipeError(f"{NAME}: chunk_bytes is {chunk_bytes}; allowed: 1 or more, or None")
     known = set(inspect.signature(DIVERGENCES[divergence]).parameters) - {"student", "teacher", "temperature"}
     for each in options:
         if each not in known:
@@ -318,6 +320,7 @@ def _uses_triton(backend: str, divergence: str, own: Head, teacher: Online | Top
         "the teacher keeps only its largest probabilities": isinstance(teacher, TopK),
         "the student has a softcap": own.softcap is not None,
         "the logits are float64": torch.float64 in (hidden.dtype, own.weight.dtype),
+        "the tensors are on the CPU": hidden.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
         "triton is not installed": importlib.util.find_spec("triton") is None,
     }
     for reason, holds in reasons.items():
@@ -340,7 +343,7 @@ class _ChunkedHead(torch.autograd.Function):
         teacher: Online | TopK,
         recipe: Recipe,
         chunk: int | None,
-        chunk_bytes: int,
+        chunk_bytes: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         own = replace(head, weight=weight, bias=bias)
