@@ -21,6 +21,7 @@ from decoct.models.stored import Stored
 from decoct.outputs import Batch, Needs
 from decoct.spec import Choice, Spec, as_recipe_error
 from decoct.tasks.base import Task
+from decoct.tasks.classification import Classification
 from decoct.teachers.frozen import Frozen
 
 
@@ -67,6 +68,8 @@ def shaped(task: Task, loader: Any, models: Mapping[str, Any]) -> Task:
             return task.shaped_by(batch, _width(task, model, batch, side))
     if not isinstance(batch.target, Tensor) or batch.target.is_floating_point():
         return task.shaped_by(batch, 1 if batch.target.ndim == 1 else batch.target.shape[-1])
+    if isinstance(task, Classification) and task.classes:
+        return task.shaped_by(batch, len(task.classes))
     highest = max(int(task.from_loader(item).target.max()) for item in loader)
     return task.shaped_by(batch, highest + 1)
 
