@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from decoct.data.parts import Spare
 from decoct.errors import RecipeError, ResourceError
 from decoct.outputs import Batch
 from decoct.training.processes import ONE, Processes
+from decoct.training.sharding import is_sharded, local, shard
 from decoct.training.synchronised import has_batch_statistics, synchronised
 
+SQUARES = "~squares"
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,7 +43,8 @@ class Engine:
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.group, self.processes, self.rank = processes, processes.count, processes.rank
         self.device = _gpu(processes) if kind == "cuda" else torch.device("cpu")
-        self.synchronises = False
+        self.synchronises = self.sharded = False
+        self._squares: Tensor | None = None
         self.precision = precision
         if precision == "fp16" and self.device.type != "cuda":
             raise ResourceError(f"precision is fp16 and the device is {self.device.type}; use bf16 or no")
@@ -67,6 +71,13 @@ class Engine:
         """Before training in several processes: whether batch statistics must be taken over all of them."""
         self.synchronises = self.processes > 1 and has_batch_statistics(modules)
 
+    def shard(self, module: nn.Module) -> None:
+        """Spreads the module's parameters over the processes; see `sharding.shard`."""
+        if self.scaler is not None:
+            raise RecipeError("sharding is fsdp and precision fp16, whose loss scale it does not have; use bf16 or no")
+        shard(module, self.group, self.device)
+        self.sharded = True
+
     def whole_batch(self, batch: Batch) -> AbstractContextManager[Any]:
         """The context in which batch normalisation sees the samples of all processes, a Spare not counted."""
         return synchronised(self.group, self.synchronises, counts=not isinstance(batch, Spare))
@@ -74,16 +85,22 @@ class Engine:
     def sum_gradients(self, parameters: Iterable[Tensor], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums gradients over processes, in one transfer a type, and gives `numbers`, without shape, summed likewise.
 
-        An absent gradient counts as 0.
+        An absent gradient counts as 0. Those of sharded parameters are summed already; the sum of their squares over
+        all processes is kept for `total_norm`.
         """
         if self.processes == 1:
             return dict(numbers)
         kinds: dict[torch.dtype, list[Tensor]] = {}
-        for each in parameters:
+        every = list(parameters)
+        if self.sharded:
+            numbers = {**numbers, SQUARES: _squares([each for each in every if is_sharded(each)], self.device)}
+        for each in every:
+            if is_sharded(each):
+                continue
             if each.grad is None:
                 each.grad = torch.zeros_like(each)
             kinds.setdefault(each.dtype, []).append(each.grad)
-        carrier = next((each for each in (torch.float64, torch.float32) if each in kinds), torch.float32)
+        carrier = next((each for each in (torch.float64, torch.float32) if each in kinds), torch.float64)
         shown = [each.detach().to(self.device, carrier).reshape(1) for each in numbers.values()]
         kinds.setdefault(carrier, [])
         for kind, gradients in kinds.items():
@@ -95,7 +112,24 @@ class Engine:
                 gradient.copy_(part.view_as(gradient))
             if carried:
                 shown = [each.reshape(()) for each in parts[len(gradients) :]]
-        return dict(zip(numbers, shown))
+        summed = dict(zip(numbers, shown))
+        self._squares = summed.pop(SQUARES, None)
+        return summed
+
+    def checked(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """What must be finite, the same in all processes: the gradients, or their squares' sum where sharded."""
+        if self._squares is None:
+            return list(gradients)
+        return [self._squares.clone(), *(each for each in gradients if not is_sharded(each))]
+
+    def clip(self, gradients: Sequence[Tensor], most: float) -> None:
+        """Scales gradients down, in place, to a total norm of `most` over all of them and all processes."""
+        norm = get_total_norm([each for each in gradients if not is_sharded(each)])
+        if self._squares is not None:
+            norm = (norm.square() + self._squares).sqrt()
+        factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        for each in gradients:
+            local(each).mul_(factor.to(each.device, each.dtype))
 
     def totals(self, counts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, Tensor | float]:
         """Items of each term over the batches of a window and over all processes."""
@@ -115,6 +149,11 @@ class Engine:
         """Goes back to a loss scale."""
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state))
+
+
+def _squares(parameters: Sequence[Tensor], device: torch.device) -> Tensor:
+    found = [local(each.grad).double().square().sum() for each in parameters if each.grad is not None]
+    return torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=device)
 
 
 def _gpu(processes: Processes) -> torch.device:

@@ -337,6 +337,8 @@ def raised(data: Mapping[str, Any]) -> BaseException:
 
 def same_start(modules: Sequence[torch.nn.Module], processes: Processes) -> None:
     """Gives all processes the first one's parameters and buffers; ResourceError where they built other modules."""
+    import torch
+
     if not processes.several:
         return
     tensors = [each for module in modules for each in (*module.parameters(), *module.buffers())]
@@ -348,7 +350,8 @@ def same_start(modules: Sequence[torch.nn.Module], processes: Processes) -> None
             "versions and machine"
         )
     for each in tensors:
-        processes.copy(each.data)
+        if type(each.data) is torch.Tensor:  # a sharded one has been given the same numbers before
+            processes.copy(each.data)
 
 
 def refuse_unequal(what: str, value: Any, processes: Processes) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from decoct.errors import RecipeError
 from decoct.training.packing import pack, unpack
 from decoct.training.processes import Processes
+from decoct.training.sharding import Sharded
 
 
 @runtime_checkable
@@ -55,8 +56,9 @@ class State(Mapping[str, Stateful]):
         return len(self._parts)
 
     def modules(self) -> list[nn.Module]:
-        """The parts that are torch modules."""
-        return [part for part in self._parts.values() if isinstance(part, nn.Module)]
+        """The parts that are torch modules, or sharded ones."""
+        found = (part.module if isinstance(part, Sharded) else part for part in self._parts.values())
+        return [part for part in found if isinstance(part, nn.Module)]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each part."""

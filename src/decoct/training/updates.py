@@ -97,8 +97,11 @@ def take_step(
     if scaler is not None and max_grad_norm is not None:
         scaler.unscale_(optimizer)
     gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-    flag = finite(loss, [] if scaler is not None else gradients)
-    if max_grad_norm is not None:
+    checked = gradients if engine is None else engine.checked(gradients)
+    flag = finite(loss, [] if scaler is not None else checked)
+    if max_grad_norm is not None and engine is not None and engine.sharded:
+        engine.clip(gradients, max_grad_norm)
+    elif max_grad_norm is not None:
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
         clip_grads_with_norm_(parameters, max_grad_norm, get_total_norm(gradients))
     if scaler is None:
