@@ -45,7 +45,8 @@ class KD(TopKObjective):
     """Draws the student's softened class distribution to the teacher's (Hinton 2015).
 
     `temperature` a number or schedule; `standardize` divides both sides' logits by their own spread first (Sun 2024).
-    The gradient's scale does not depend on the temperature (factor T²).
+    The gradient's scale does not depend on the temperature (factor T²). For a teacher of which only the largest
+    probabilities are kept choose a temperature near 1: see `top_k_kl_loss`.
     """
 
     use: ClassVar[str] = "kd"

@@ -22,8 +22,8 @@ from decoct.objectives.top_k_kl import without_tail
 from decoct.top_k import TopK
 
 NAME = "linear_kd_loss"
-CHUNK_BYTES = (1 << 27, 1 << 30)
-"""Room for one chunk's logits and what is made of them: 128 MiB on the CPU, 1 GiB on an accelerator."""
+CHUNK_BYTES = (1 << 26, 1 << 30)
+"""Room for one chunk's logits and what is made of them: 64 MiB on the CPU, 1 GiB on an accelerator."""
 
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "adaptive_kl": _divergence.adaptive_kl,
@@ -74,7 +74,7 @@ def linear_kd_loss(
     bias) equal the plain functions' on the whole logits. The gradients are taken in the forward pass, so that memory
     holds one chunk's logits and one gradient of each input; a second derivative is not available. What needs no
     gradient gets none; without gradients only the value is computed. `chunk` tokens, by default as many as
-    `chunk_bytes` has room for (128 MiB on the CPU, 1 GiB on an accelerator).
+    `chunk_bytes` has room for (64 MiB on the CPU, 1 GiB on an accelerator).
     Precision: products in the common type of hidden and weight (under autocast in its type, except float64); logits,
     loss and the sums of the gradients in float32 at least, which is finer than autograd on half-precision logits.
     `backend`: "torch"; "triton", a fused kernel for forward_kl on CUDA; "auto" is "torch" so far, since the kernel has
