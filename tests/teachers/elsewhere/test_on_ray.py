@@ -5,7 +5,7 @@ import pytest
 import torch
 from far_toys import Faulty, Plain, Squares, bullets, network, source
 
-from decoct.errors import IntegrityError, ResourceError
+from decoct.errors import IntegrityError, RecipeError, ResourceError
 from decoct.outputs import Needs
 from decoct.teachers.elsewhere.on_ray import RayTeacher, cluster, run_jobs_on_ray
 from decoct.teachers.elsewhere.running_ahead import RunsAhead
@@ -72,3 +72,13 @@ def test_a_job_that_always_kills_is_given_up(tmp_path):
     with pytest.raises(ResourceError, match="labelling on Ray"):
         list(run_jobs_on_ray([1], factory, workers=1, restarts=0))
     assert len(list((tmp_path / "bullets").iterdir())) == 98
+
+
+def test_a_program_stays_in_the_cluster_that_it_is_in():
+    with cluster("auto") as ray:
+        own = ray.get_runtime_context().gcs_address
+        with cluster(own), cluster(f"localhost:{own.rpartition(':')[2]}"):
+            pass
+        with pytest.raises(RecipeError, match=f"this program is in the Ray cluster at {own}"), cluster("10.0.0.1:1"):
+            pass
+    assert ray.is_initialized()

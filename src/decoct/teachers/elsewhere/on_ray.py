@@ -191,7 +191,7 @@ def run_jobs_on_ray(
             for row in results.iter_rows():
                 fault = row["fault"]
                 if fault:
-                    raise Fault(*fault.split("\0")).error()
+                    raise Fault(*fault.split("\0", 2)).error()
                 yield int(row["number"]), row["result"]
         except ray.exceptions.RayError as error:
             text = f"labelling on Ray: {type(error).__name__}: {str(error).splitlines()[0]}"
@@ -230,23 +230,30 @@ def cluster(address: str | None = None, *, cpus: int = 1) -> Iterator[Any]:
     except ImportError as error:
         raise ResourceError('Ray is not installed; run pip install "decoct[scale]"') from error
     if ray.is_initialized():
-        if address not in (None, "auto", ray.get_runtime_context().gcs_address):
+        own = str(ray.get_runtime_context().gcs_address)
+        if address not in (None, "auto") and _port(str(address)) != _port(own):
             raise RecipeError(
-                f"address is {address!r} and this program is in the Ray cluster at "
-                f"{ray.get_runtime_context().gcs_address}; give that, or call ray.shutdown() first"
+                f"address is {address!r} and this program is in the Ray cluster at {own}; give that, or call "
+                "ray.shutdown() first"
             )
         yield ray
         return
-    own: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(cpus, os.cpu_count() or 1)}
-    own["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}}
+    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(cpus, os.cpu_count() or 1)}
+    local["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}}
     try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own))
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ResourceError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
+        hint = "does it run? A cluster with tokens wants RAY_AUTH_MODE=token in the environment" if address else ""
+        raise ResourceError(f"no Ray cluster answers at {address or 'this machine'} ({error}); {hint}") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _port(address: str) -> str:
+    """By which an address is known: a host has several names."""
+    return address.rpartition(":")[2]
 
 
 def _message(value: Any) -> Message:
