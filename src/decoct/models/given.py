@@ -93,8 +93,9 @@ def _source(kind: type) -> str:
 
 
 def type_name(module: nn.Module | Callable[..., Any]) -> str:
-    """Where a module's class is defined, and its name."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    """Where a module's class is defined, and its name; in a worker process the script that was started is the same."""
+    place = type(module).__module__
+    return f"{'__main__' if place == '__mp_main__' else place}.{type(module).__qualname__}"
 
 
 def what_to_pass(spec: GivenModel, given: Mapping[str, Any] | tuple[()]) -> str:
