@@ -1,25 +1,28 @@
 """One process of several: optimizer steps on its parts of windows, under many settings; gradients, buffers and what was
 logged go to a file. Run by test_processes.py with RANK and WORLD_SIZE set, as torchrun sets them."""
 
+import copy
 import itertools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import decoct as dc
-from decoct.data.parts import own_part
+from decoct.data.parts import Spare, own_part
 from decoct.errors import RecipeError
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.outputs import Batch, Outputs
 from decoct.training.clock import Clock
 from decoct.training.processes import Processes, joined
-from decoct.training.updates import Descent, Engine
+from decoct.training.sharding import Sharded, ShardedOptimizer, local, shard
+from decoct.training.updates import Descent, Engine, learned, take_step
 
 CLASSES, WIDTH, SAMPLES = 5, 6, 13
 CUTS: dict[str, tuple[int, ...]] = {"whole": (13,), "three": (7, 4, 2), "five": (1, 4, 2, 5, 1)}
@@ -88,7 +91,9 @@ CASES = [
 ]
 
 
-def case(kind: str, objective: str, cut: str, number: torch.dtype, processes: Processes) -> Mapping[str, Tensor]:
+def case(
+    kind: str, objective: str, cut: str, number: torch.dtype, processes: Processes, precision: str = "no"
+) -> Mapping[str, Tensor]:
     """Gradients after one window, weights after it, buffers, and what was logged."""
     random, found = torch.Generator().manual_seed(3), KINDS[kind]
     x, labelled = found.inputs(random), torch.arange(SAMPLES) % 3 == 0
@@ -126,7 +131,7 @@ def case(kind: str, objective: str, cut: str, number: torch.dtype, processes: Pr
     probe = Probe(task, first, answer(first), {"teacher": heard(first)}, {"student": student}, {}, None)
     criterion = Criterion.build(OBJECTIVES[objective], probe)
     student.train()
-    engine = Engine("cpu", processes=processes)
+    engine = Engine("cpu", precision, processes)
     engine.prepare([student])
     window = [batch(rows) for rows in torch.arange(SAMPLES).split(CUTS[cut])]
     if processes.several:
@@ -144,13 +149,67 @@ def case(kind: str, objective: str, cut: str, number: torch.dtype, processes: Pr
     return {**gradients, **student.state_dict(), **{f"logged.{name}": each for name, each in logged.items()}}
 
 
+def sharded(processes: Processes) -> Mapping[str, Tensor]:
+    """Weights after two steps of AdamW, clipped, in float64; the second is taken twice from one state.
+
+    Of several processes both models are sharded, and what one process holds of the student is less than the whole.
+    """
+    random = torch.Generator().manual_seed(5)
+    x, y = (
+        torch.randn(SAMPLES, 2, 6, 6, generator=random).double(),
+        torch.randint(CLASSES, (SAMPLES,), generator=random),
+    )
+    torch.manual_seed(0)
+    student, teacher = convolutions().double(), convolutions().double().eval()
+    whole = sum(each.numel() for each in student.parameters())
+    engine = Engine("cpu", processes=processes)
+    engine.prepare([student])
+    if processes.several:
+        engine.shard(student)
+        shard(teacher, processes, engine.device)
+        assert sum(local(each).numel() for each in student.parameters()) < whole
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.05)
+    parts: list[Any] = [student, optimizer]
+    if processes.several:
+        parts = [Sharded(student), ShardedOptimizer(optimizer, student)]
+
+    def step() -> None:
+        batch = Batch({"student": x}, y)
+        batch = own_part(batch, processes.rank, processes.count) if processes.several else batch
+        with torch.no_grad():
+            wanted = teacher(batch.side("student")).softmax(-1)
+        optimizer.zero_grad()
+        with engine.whole_batch(batch):
+            total = nn.functional.cross_entropy(student(batch.side("student")), wanted, reduction="none")
+        loss = total.sum() * (0.0 if isinstance(batch, Spare) else 1 / SAMPLES)
+        engine.backward(loss)
+        loss = engine.sum_gradients(learned(optimizer), {"loss": loss})["loss"]
+        take_step(loss, optimizer, engine, max_grad_norm=0.05)
+
+    fresh = [copy.deepcopy(each.state_dict()) for each in parts]
+    step()
+    kept = [copy.deepcopy(each.state_dict()) for each in parts]
+    for _ in range(2):
+        for each, state in zip(parts, kept):
+            each.load_state_dict(copy.deepcopy(state))
+        step()
+    found = {f"sharded/float64/two/{name}": each.clone() for name, each in parts[0].state_dict().items()}
+    for each, state in zip(parts, fresh):
+        each.load_state_dict(copy.deepcopy(state))
+    step()
+    return found | {f"sharded/float64/one/{name}": each.clone() for name, each in parts[0].state_dict().items()}
+
+
 def main(out: Path) -> None:
     with joined("cpu") as processes:
         found: dict[str, Tensor] = {}
         for (kind, objective), cut, number in CASES:
             made = case(kind, objective, cut, TYPES[number], processes)
             found |= {f"{kind}/{objective}/{cut}/{number}/{name}": each.clone() for name, each in made.items()}
-        save_file(found, out)
+        for number in ("no", "bf16"):
+            made = case("convolutions", "kd", "whole", torch.float32, processes, number)
+            found |= {f"precision/{number}/{name}": each.clone() for name, each in made.items()}
+        save_file({**found, **sharded(processes)}, out)
         if processes.several:
             try:
                 case("linear", "relational", "whole", torch.float64, processes)

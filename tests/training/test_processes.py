@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("process_runs.py")
@@ -49,8 +50,11 @@ def test_several_processes_have_the_gradients_of_one(stepped: Path, processes: i
     wanted = {name: each for name, each in whole.items() if f"/{number}/" in name}
     assert len(wanted) > 100
     for rank in range(processes):
+        sharded = "sharded/" if rank else "no such name"  # which the first process alone has whole
         part = load_file(stepped / f"{processes}-{rank}.safetensors")
         for name, expected in wanted.items():
+            if name.startswith(sharded):
+                continue
             scale = float(expected.double().abs().max())
             assert (part[name].double() - expected.double()).abs().max() <= NEAR[number] * max(1.0, scale), name
 
@@ -65,6 +69,18 @@ def test_cuts_of_a_window_have_one_gradient(stepped: Path, number: str) -> None:
         for cut in ("three", "five"):
             other = found[name.replace("/whole/", f"/{cut}/")]
             assert (other - expected).double().abs().max() <= NEAR[number] * max(1.0, float(expected.abs().max())), name
+
+
+def test_bfloat16_is_as_near_to_float32_in_two_processes_as_in_one(stepped: Path) -> None:
+    errors = []
+    for processes in (1, 2):
+        found = load_file(stepped / f"{processes}-0.safetensors")
+        wanted = [name for name in found if name.startswith("precision/no/") and name.endswith("grad")]
+        assert len(wanted) > 5
+        whole = torch.cat([found[name].flatten() for name in wanted])
+        near = torch.cat([found[name.replace("/no/", "/bf16/")].flatten() for name in wanted])
+        errors.append(float((near - whole).norm() / whole.norm()))
+    assert 0 < errors[1] < 2 * errors[0] < 0.2
 
 
 def test_terms_that_relate_samples_are_refused_in_two_processes(stepped: Path) -> None:
