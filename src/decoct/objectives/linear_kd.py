@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, TeacherHeadOfLog
 from decoct.objectives.top_k_kl import without_tail
 from decoct.top_k import TopK
 
+P = ParamSpec("P")
+R = TypeVar("R")
 NAME = "linear_kd_loss"
 CHUNK_BYTES = (1 << 26, 1 << 30)
 """Room for one chunk's logits and what is made of them: 64 MiB on the CPU, 1 GiB on an accelerator."""
@@ -46,6 +49,19 @@ class LinearKD(NamedTuple):
     total: Tensor
     divergence: Tensor
     cross_entropy: Tensor
+
+
+def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs `function` eagerly under torch.compile, whose graph breaks there."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            eager: Callable[P, R] = torch.compiler.disable(function)
+            return eager(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
 
 
 def linear_kd_loss(
@@ -101,6 +117,7 @@ def linear_kd_loss(
     return found.total
 
 
+@_outside_graphs
 def linear_kd_parts(
     student_hidden: Tokenwise,
     student_weight: HeadOfLogits | Head,
@@ -123,23 +140,6 @@ def linear_kd_parts(
     >>> [round(each.item(), 4) for each in found]
     [0.973, 0.0, 1.9459]
     """
-    if torch.compiler.is_compiling():
-        outside = torch.compiler.disable(linear_kd_parts)
-        found: LinearKD = outside(
-            student_hidden,
-            student_weight,
-            teacher_hidden,
-            teacher_weight,
-            divergence=divergence,
-            temperature=temperature,
-            mask=mask,
-            labels=labels,
-            chunk=chunk,
-            chunk_bytes=chunk_bytes,
-            backend=backend,
-            **options,
-        )
-        return found
     own = _head_of(student_weight, "student", student_hidden)
     _refuse_options(divergence, options, temperature, chunk, chunk_bytes)
     if mask is not None:
