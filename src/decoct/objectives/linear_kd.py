@@ -25,8 +25,10 @@ from decoct.top_k import TopK
 P = ParamSpec("P")
 R = TypeVar("R")
 NAME = "linear_kd_loss"
-CHUNK_BYTES = (1 << 26, 1 << 30)
-"""Room for one chunk's logits and what is made of them: 64 MiB on the CPU, 1 GiB on an accelerator."""
+CHUNK_BYTES = (80 << 20, 1 << 30)
+"""Room for one chunk's logits and what is made of them: 80 MiB on the CPU, 1 GiB on an accelerator."""
+ENOUGH = 128
+"""Tokens of a chunk on the CPU from which products get no faster."""
 
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "adaptive_kl": _divergence.adaptive_kl,
@@ -90,7 +92,7 @@ def linear_kd_loss(
     bias) equal the plain functions' on the whole logits. The gradients are taken in the forward pass, so that memory
     holds one chunk's logits and one gradient of each input; a second derivative is not available. What needs no
     gradient gets none; without gradients only the value is computed. `chunk` tokens, by default as many as
-    `chunk_bytes` has room for (64 MiB on the CPU, 1 GiB on an accelerator).
+    `chunk_bytes` has room for (80 MiB on the CPU, but at most 128 tokens there; 1 GiB on an accelerator).
     Precision: products in the common type of hidden and weight (under autocast in its type, except float64); logits,
     loss and the sums of the gradients in float32 at least, which is finer than autograd on half-precision logits.
     `backend`: "torch"; "triton", a fused kernel for forward_kl on CUDA; "auto" is "torch" so far, since the kernel has
@@ -183,8 +185,11 @@ def _swept(
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Gradients]:
     own = _side(hidden, head, dtype)
-    limit = chunk_bytes or CHUNK_BYTES[hidden.device.type != "cpu"]
-    return sweep(own, teacher, recipe, chunk or tokens_within(limit, own, teacher), wanted)
+    accelerated = hidden.device.type != "cpu"
+    tokens = chunk or tokens_within(chunk_bytes or CHUNK_BYTES[accelerated], own, teacher)
+    if chunk is None and chunk_bytes is None and not accelerated:
+        tokens = min(tokens, ENOUGH)
+    return sweep(own, teacher, recipe, tokens, wanted)
 
 
 def _side(hidden: Tensor, head: Head, dtype: torch.dtype) -> Side:
