@@ -192,7 +192,8 @@ class Label(Step):
             return run_jobs(pieces, factory, workers=self.workers, threads=threads)
         from decoct.teachers.elsewhere.on_ray import run_jobs_on_ray
 
-        return run_jobs_on_ray(pieces, factory, workers=self.workers, address=None if self.ray == "local" else self.ray)
+        address = None if self.ray == "local" else self.ray
+        return run_jobs_on_ray(pieces, factory, workers=self.workers, threads=self.threads or 1, address=address)
 
     def _from_loader(
         self, inputs: Inputs, context: Context, folder: Path, done: Mapping[int, Shard]
