@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -43,6 +43,16 @@ class Origin:
         """Plain data for the log: keys as hexadecimal numbers, at most 4 a batch."""
         keys = [f"{int(key):016x}" for some in self.keys if some is not None for key in some[:4]]
         return {"epoch": self.epoch, "batch": self.batch, "batches": self.batches, "keys": keys}
+
+
+def given_up(skips: Sequence[Mapping[str, Any]], origin: Origin, last: float | None) -> str:
+    """Why a run ends whose batches `skips` were not finite, the last one that of `origin`; `last`: the finite loss."""
+    batches = "; ".join(f"batch {each['batch']} of epoch {each['epoch']}" for each in skips)
+    return (
+        f"loss or gradient was not finite {len(skips)} times ({batches}; "
+        f"samples {', '.join(origin.record()['keys']) or 'without keys'}); the last finite loss was {last}; "
+        "try a lower lr, max_grad_norm, precision: no (or bf16 in place of fp16), or look at these samples"
+    )
 
 
 def finite(loss: Tensor, gradients: list[Tensor]) -> Tensor | None:

@@ -22,10 +22,10 @@ from decoct.training.budget import Budget
 from decoct.training.checkpoint import Checkpoints
 from decoct.training.clock import Clock
 from decoct.training.companion import Accompanied
-from decoct.training.guards import NonFinite, Origin
+from decoct.training.guards import NonFinite, Origin, given_up
 from decoct.training.log import Log, Means
 from decoct.training.packing import pack, unpack
-from decoct.training.position import GO_ON, Agreed, Position, RolledBack
+from decoct.training.position import Agreed, Position, RolledBack
 from decoct.training.processes import refuse_unequal, same_start
 from decoct.training.signals import Interrupted, Signals, catching
 from decoct.training.state import Best, EachRandomness, State
@@ -115,7 +115,10 @@ class Run:
         for module in self.modules:
             if not module.training:
                 module.train()
-        self._begin_together()
+        if self.processes.several:
+            refuse_unequal("the number of batches in an epoch", len(self.source), self.processes)
+            same_start(self.modules, self.processes)
+            self.random.spread()
         if self.checkpoints is None:
             self._open_log()
             return None
@@ -126,13 +129,6 @@ class Run:
             self.log.cut({"records": 0, "bytes": 0})
             self._open_log()
         return resumed
-
-    def _begin_together(self) -> None:
-        """Several processes: they have the same student and as many batches, and each its own random numbers."""
-        if self.processes.several:
-            refuse_unequal("the number of batches in an epoch", len(self.source), self.processes)
-            same_start(self.modules, self.processes)
-            self.random.spread()
 
     def _open_log(self) -> None:
         for note in self.options.notes:
@@ -206,17 +202,12 @@ class Run:
                 return None
 
     def _agree(self, now: float) -> None:
-        """What clocks and signals say; of several processes, the first one's clock and any one's signal."""
+        """What clocks and signals say; see `agree`."""
         due = now - self.saved >= self.options.checkpoint_seconds
-        if not self.processes.several:
-            quiet = not due and self.signals.asked is None
-            self.agreed = GO_ON if quiet else Agreed(self.signals.asked, due)
-            return
-        self._tick()
-        own = (float(due), self.position.seconds) if self.processes.first else (0.0, 0.0)
-        asked, save, seconds = self.processes.most([float(self.signals.asked or 0), *own])
-        self.signals.asked = int(asked) or None
-        self.agreed = Agreed(self.signals.asked, bool(save), seconds)
+        if self.processes.several:
+            self._tick()
+        self.agreed = agree(self.processes, self.signals.asked, due, self.position.seconds)
+        self.signals.asked = self.agreed.asked
 
     def _window(self, window: list[Batch]) -> None:
         position = self.position
@@ -361,13 +352,8 @@ class Run:
         skips = [*self.position.skips, origin.record()]
         self._restore()
         self.position.skips = skips
-        batches = "; ".join(f"batch {each['batch']} of epoch {each['epoch']}" for each in skips)
         if len(skips) >= guard.limit:
-            raise Diverged(
-                f"loss or gradient was not finite {len(skips)} times ({batches}; "
-                f"samples {', '.join(origin.record()['keys']) or 'without keys'}); the last finite loss was {last}; "
-                "try a lower lr, max_grad_norm, precision: no (or bf16 in place of fp16), or look at these samples"
-            )
+            raise Diverged(given_up(skips, origin, last))
         back = self.position.step
         warnings.warn(
             f"about step {at}: loss or gradient is not finite in batch {origin.batch} of epoch {origin.epoch}; "

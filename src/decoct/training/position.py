@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decoct.training.guards import Origin
+from decoct.training.processes import Processes
 
 
 @dataclass
@@ -36,6 +37,15 @@ class Agreed:
 
 
 GO_ON = Agreed()
+
+
+def agree(processes: Processes, asked: int | None, due: bool, seconds: float) -> Agreed:
+    """Of several processes, the first one's clock and any one's signal."""
+    if not processes.several:
+        return Agreed(asked, due) if due or asked is not None else GO_ON
+    own = (float(due), seconds) if processes.first else (0.0, 0.0)
+    signal, save, passed = processes.most([float(asked or 0), *own])
+    return Agreed(int(signal) or None, bool(save), passed)
 
 
 class RolledBack(Exception):
