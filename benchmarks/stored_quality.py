@@ -3,9 +3,10 @@
     python benchmarks/stored_quality.py --data DIR [--seeds 5] [--steps 600] [--labels 500] [--out DIR]
 
 One teacher, one student, one order of samples a seed, eight fixed views of each image. The teacher answers live, or
-from stores that keep its logits in float32 (nothing is lost), float16, uint8, or the three or five largest probabilities of
-ten with the rest in one bucket or spread evenly. Accuracy on test data, paired differences to the live teacher with 95 %
-intervals, and what each store takes. What is done already is skipped. Writes benchmarks/results/stored_quality.md.
+from stores that keep its logits in float32 (nothing is lost), float16, uint8, or the three or five largest
+probabilities of ten with the rest in one bucket or spread evenly. Accuracy on test data, paired differences to the live
+teacher with 95 % intervals, and what each store takes. What is done already is skipped. Writes
+benchmarks/results/stored_quality.md.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def test_people_read_a_table_and_where_the_page_is(tiny: Path, capsys: pytest.Ca
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from decoct.run import lock
+    from decoct.folders import lock
 
     with lock(Path("run")):
         assert cli.call(["run", "tiny.yaml", "--out", "run"]) == 4

@@ -4,7 +4,8 @@ import pytest
 
 import decoct as dc
 from decoct.errors import RecipeError
-from decoct.run import derive, graph
+from decoct.keys import derive
+from decoct.nodes import graph
 
 
 def recipe(**changes):

@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 
 from decoct.artifact import MANIFEST, SEAL, Artifact, _checksums, _seal, damaged, read_manifest
 from decoct.errors import IntegrityError, ResourceError
+from decoct.folders import lock
+from decoct.nodes import graph
 from decoct.recipe import Recipe
-from decoct.run import Execution, Options, Run, graph, lock, plan, prepare
+from decoct.run import Execution, Options, Run, plan, prepare
 from decoct.spec import Choice
 from decoct.verify import verify_run
 from tiny import SHIPPED, TAUGHT, Watch, recipe, records, timeless, tree
@@ -362,7 +364,7 @@ def test_no_checkpoint_holds_the_teacher(tmp_path: Path) -> None:
 
 def holding(folder: Path) -> subprocess.Popen:
     code = (
-        "import sys, time; from pathlib import Path; from decoct.run import lock\n"
+        "import sys, time; from pathlib import Path; from decoct.folders import lock\n"
         "with lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)"
     )
     held = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)

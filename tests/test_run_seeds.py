@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from decoct.errors import RecipeError
-from decoct.run import Run, derive, graph
+from decoct.keys import derive
+from decoct.nodes import graph
+from decoct.run import Run
 from tiny import SHIPPED, TAUGHT, Watch, recipe, records, tree
 
 STEPS = ["teacher", "student_alone", "student", "student_onnx", "benchmark"]
@@ -181,9 +183,9 @@ def test_a_default_input_seeds_like_the_same_name_written_out() -> None:
 
 
 def test_a_model_that_moved_is_the_same_model(tmp_path: Path) -> None:
+    from decoct.keys import _identity
     from decoct.models.file import File
     from decoct.models.mlp import MLP
-    from decoct.run import _identity
 
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     first.write_bytes(b"weights")

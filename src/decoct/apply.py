@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from decoct import recipe_file, run
 from decoct.artifact import Artifact
 from decoct.errors import DataError, DecoctError, RecipeError, did_you_mean
+from decoct.folders import lock, work_folder
+from decoct.keys import derive, key_of
 from decoct.models.saving import WEIGHTS
 from decoct.recipe import Recipe
 from decoct.steps import CATALOGUE
@@ -92,17 +94,17 @@ def alone(
     `inputs` are Artifacts and Model Specs by role. RecipeError for a setting removes the checkpoints too.
     """
     listed = {each: [value] for each, value in inputs.items()}
-    key = run.key_of(step, listed, data, task, seed)
+    key = key_of(step, listed, data, task, seed)
     beside = out.with_name(f".{out.name}.applying")
-    with run.lock(beside), _removed_when_refused(beside):
+    with lock(beside), _removed_when_refused(beside):
         context = Context(
             task=task,
             data=data,
             name=step.name,
             folder=out,
-            work=run.work_folder(beside / "work", key),
+            work=work_folder(beside / "work", key),
             key=key,
-            seed=run.derive(seed, step.seed_name()),
+            seed=derive(seed, step.seed_name()),
             run_seed=seed,
             lineage={each: [_lineage(value)] for each, value in inputs.items()},
             given=given or {},

@@ -1,14 +1,22 @@
-"""What classes from outside decoct add to a step's key: the source of their packages."""
+"""Keys: the hash of everything that a step's result depends on, and the seeds that are derived from the run's."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from decoct.artifact import Artifact
+from decoct.models.base import Model, identity
 from decoct.spec import Spec
+from decoct.steps.base import Step
+
+if TYPE_CHECKING:
+    from decoct.data.base import Dataset
+    from decoct.tasks.base import Task
 
 
 def plugin_sources(specs: Iterable[Spec]) -> dict[str, str]:
@@ -40,3 +48,50 @@ def _source(package: str) -> str:
     for path in sorted(files):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
+
+
+def key_of(
+    step: Step, values: Mapping[str, Sequence[Any]], data: Dataset, task: Task, seed: int, precision: str = "no"
+) -> str:
+    """The hash of everything that a step's result depends on; `values` are its inputs by role."""
+    settings = _settings(step)
+    if "precision" in settings and settings["precision"] is None and precision != "no":
+        settings["precision"] = precision
+    models = [each for found in values.values() for each in found if isinstance(each, Spec)]
+    parts = {
+        "step": settings,
+        "version": step.version,
+        "inputs": {role: [_identity(each) for each in found] for role, found in values.items()},
+        "data": data.fingerprint,
+        "task": task.digest(),
+        "seed": derive(seed, step.seed_name()) if step.learns else 0,
+        "machine": _machine() if step.depends_on_machine else "",
+    }
+    plugins = plugin_sources([step, task, *models])
+    if plugins:
+        parts["plugins"] = plugins
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(step: Step) -> dict[str, Any]:
+    data = step.plain()
+    return {name: value for name, value in data.items() if name not in ("name", "inputs", *step.unkeyed)}
+
+
+def _identity(value: Artifact | Model) -> str:
+    """The hash of what a step takes: an artifact's content, a model's Spec and the files that it reads."""
+    if isinstance(value, Artifact):
+        return value.hash
+    return identity(value)
+
+
+def _machine() -> str:
+    from decoct.meters.machine import machine
+
+    return json.dumps(machine(), sort_keys=True)
+
+
+def derive(seed: int, name: str) -> int:
+    """A seed in [0, 2**31) that depends on the run's seed and on `name`."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,9 +86,3 @@ def _teacher_side(recipe: Recipe) -> set[str]:
         if step.name in wanted:
             wanted |= set(recipe.inputs_of(step).values())
     return wanted
-
-
-def derive(seed: int, name: str) -> int:
-    """A seed in [0, 2**31) that depends on the run's seed and on `name`."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact, write_whole
-from decoct.errors import IntegrityError, RecipeError, ResourceError
-from decoct.keys import plugin_sources
-from decoct.models.base import KeptModel, Model, identity
-from decoct.nodes import Node, derive, folder_name, graph
+from decoct.errors import IntegrityError, RecipeError
+from decoct.folders import lock, stamp, work_folder
+from decoct.keys import derive, key_of
+from decoct.models.base import KeptModel
+from decoct.nodes import Node, folder_name, graph
 from decoct.results import gathered
-from decoct.spec import Spec
 from decoct.steps.base import Context, Step
 from decoct.steps.label import Label
 from decoct.store.sizes import refuse_small_disk, size_text
@@ -163,7 +162,7 @@ class Execution:
 
     def continues(self, node: Node, key: str) -> bool:
         """Whether checkpoints of this very node are there."""
-        return _stamp(self._work(node)) == key
+        return stamp(self._work(node)) == key
 
     def tidy(self, node: Node) -> None:
         """Removes what a finished or killed process left beside a node's folder."""
@@ -301,78 +300,6 @@ def _finish(execution: Execution, nodes: Sequence[Node], begin: float) -> dict[s
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Holds a run's folder; ResourceError names the process that holds it already. A killed holder lets go."""
-    import socket
-
-    import filelock
-
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / ".holder"
-    held = filelock.FileLock(str(folder / ".lock"))
-    try:
-        held.acquire(timeout=0)
-    except filelock.Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-        raise ResourceError(f"{folder} is held by {who}; wait until it ends, or give another --out") from None
-    try:
-        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        held.release()
-
-
-def work_folder(work: Path, key: str) -> Path:
-    """The folder of a step's checkpoints; those of a step with another key are dropped."""
-    if _stamp(work) != key:
-        if work.exists():
-            shutil.rmtree(work)
-        write_whole(work / "key", key)
-    return work
-
-
-def _stamp(work: Path) -> str:
-    stamp = work / "key"
-    return stamp.read_text(encoding="utf-8") if stamp.is_file() else ""
-
-
-def key_of(
-    step: Step, values: Mapping[str, Sequence[Any]], data: Dataset, task: Task, seed: int, precision: str = "no"
-) -> str:
-    """The hash of everything that a step's result depends on; `values` are its inputs by role."""
-    settings = _settings(step)
-    if "precision" in settings and settings["precision"] is None and precision != "no":
-        settings["precision"] = precision
-    models = [each for found in values.values() for each in found if isinstance(each, Spec)]
-    parts = {
-        "step": settings,
-        "version": step.version,
-        "inputs": {role: [_identity(each) for each in found] for role, found in values.items()},
-        "data": data.fingerprint,
-        "task": task.digest(),
-        "seed": derive(seed, step.seed_name()) if step.learns else 0,
-        "machine": _machine() if step.depends_on_machine else "",
-    }
-    plugins = plugin_sources([step, task, *models])
-    if plugins:
-        parts["plugins"] = plugins
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _settings(step: Step) -> dict[str, Any]:
-    data = step.plain()
-    return {name: value for name, value in data.items() if name not in ("name", "inputs", *step.unkeyed)}
-
-
-def _identity(value: Artifact | Model) -> str:
-    """The hash of what a step takes: an artifact's content, a model's Spec and the files that it reads."""
-    if isinstance(value, Artifact):
-        return value.hash
-    return identity(value)
-
-
-@contextlib.contextmanager
 def _kept_offline(offline: bool) -> Iterator[None]:
     """Where `offline`, no published weights are downloaded either while the body runs."""
     before = os.environ.get("HF_HUB_OFFLINE")
@@ -385,12 +312,6 @@ def _kept_offline(offline: bool) -> Iterator[None]:
             os.environ.pop("HF_HUB_OFFLINE", None)
         elif offline and before is not None:
             os.environ["HF_HUB_OFFLINE"] = before
-
-
-def _machine() -> str:
-    from decoct.meters.machine import machine
-
-    return json.dumps(machine(), sort_keys=True)
 
 
 def _earlier(folder: Path) -> dict[str, Any]:

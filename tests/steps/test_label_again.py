@@ -289,7 +289,7 @@ def test_threads_are_those_asked_for(workers: int, data: Dataset, task: ImageCla
 
 
 def test_how_it_is_done_is_no_part_of_the_key(data: Dataset, task: ImageClassification, teacher: Artifact) -> None:
-    from decoct.run import key_of
+    from decoct.keys import key_of
 
     keys = {
         key_of(each, {"teacher": [teacher]}, data, task, 0)

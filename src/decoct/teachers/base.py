@@ -42,4 +42,5 @@ class Teacher(Spec):
 
 def for_kind(artifact: Artifact | None) -> str:
     """The catalogue key of the teacher that suits an artifact's kind (a plain module: frozen)."""
-    return {"estimator": "estimator", "exported": "onnx", "store": "stored"}.get(artifact.kind if artifact else "model", "frozen")
+    known = {"estimator": "estimator", "exported": "onnx", "store": "stored"}
+    return known.get(artifact.kind if artifact else "model", "frozen")

@@ -1,0 +1,50 @@
+"""Folders of runs: who holds one, and where a step's checkpoints are while it works."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from decoct.artifact import write_whole
+from decoct.errors import ResourceError
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds a run's folder; ResourceError names the process that holds it already. A killed holder lets go."""
+    import socket
+
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".holder"
+    held = filelock.FileLock(str(folder / ".lock"))
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise ResourceError(f"{folder} is held by {who}; wait until it ends, or give another --out") from None
+    try:
+        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        held.release()
+
+
+def work_folder(work: Path, key: str) -> Path:
+    """The folder of a step's checkpoints; those of a step with another key are dropped."""
+    if stamp(work) != key:
+        if work.exists():
+            shutil.rmtree(work)
+        write_whole(work / "key", key)
+    return work
+
+
+def stamp(work: Path) -> str:
+    """The key of the step whose checkpoints a folder holds; empty where there are none."""
+    stamp = work / "key"
+    return stamp.read_text(encoding="utf-8") if stamp.is_file() else ""
