@@ -25,7 +25,7 @@ from decoct.training.companion import Accompanied
 from decoct.training.guards import NonFinite, Origin, given_up
 from decoct.training.log import Log, Means
 from decoct.training.packing import pack, unpack
-from decoct.training.position import Agreed, Position, RolledBack
+from decoct.training.position import Agreed, Position, RolledBack, agree
 from decoct.training.processes import refuse_unequal, same_start
 from decoct.training.signals import Interrupted, Signals, catching
 from decoct.training.state import Best, EachRandomness, State
