@@ -1,20 +1,62 @@
 """Divergences between two rows of logits, token by token: what the sequence losses and `linear_kd_loss` share.
 
-Each function takes student and teacher logits `[N, V]` (float32 at least, teacher detached) and returns `[N]`.
+Each function takes student and teacher logits `[N, V]` (float32 at least, teacher detached) and returns `[N]`; one
+takes the mean too.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decoct.objectives._numeric import kl_rows, log_softmax, refuse_unless, weigh
+from decoct.errors import RecipeError
+from decoct.objectives._numeric import item_mean, kl_rows, log_softmax, refuse_unless, weigh, weighed
 
 
 def forward_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     """KL(p‖q)."""
     return kl_rows(log_softmax(teacher, temperature), log_softmax(student, temperature))
+
+
+def forward_kl_mean(
+    loss: str, student: Tensor, teacher: Tensor, *, temperature: float, mask: Tensor | None, factor: float = 1.0
+) -> Tensor:
+    """factor · mean over items of `forward_kl`, in few kernels: its gradient is written out.
+
+    Logits `[*B, V]`, the rest as above. RecipeError: a temperature that takes a gradient, of which none would come.
+    """
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise RecipeError(f"{loss}: temperature takes a gradient; allowed: a number; ctkd_loss learns temperatures")
+    if mask is not None or weighed() or not student.numel():
+        return item_mean(_ForwardKL.apply(student, teacher, temperature, factor, -1), mask)
+    return _ForwardKL.apply(student, teacher, temperature, factor / student.shape[:-1].numel(), None)
+
+
+class _ForwardKL(torch.autograd.Function):
+    """factor · KL(p‖q), summed over `axis` -1 (the classes) or None (all). Its derivative is factor · (q − p) / T."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, temperature: float, factor: float, axis: int | None
+    ) -> Tensor:
+        log_q, log_p = log_softmax(student, temperature), log_softmax(teacher, temperature)
+        p = log_p.exp()
+        gap = log_p.sub_(log_q).masked_fill_(p == 0, 0.0)
+        ctx.save_for_backward(student, log_q.exp_().sub_(p))
+        ctx.temperature, ctx.factor = temperature, factor
+        return gap.mul_(p).sum(axis).mul_(factor)
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor | None, ...]:
+        student, difference = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for: that of the difference is the one of q
+            q = log_softmax(student, ctx.temperature).exp()
+            difference = difference + (q - q.detach())
+        by_student = difference * (by_value * (ctx.factor / ctx.temperature)).unsqueeze(-1)
+        return by_student, None, None, None, None
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -43,6 +43,8 @@ def _device_type(args: tuple[object, ...]) -> str:
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in their common floating type, float32 at least."""
+    if all(each.dtype == torch.float32 for each in tensors):
+        return tensors
     dtype = torch.float32
     for each in tensors:
         dtype = torch.promote_types(dtype, each.dtype)
@@ -103,10 +105,14 @@ def logit_pair(
 
 
 def class_target(loss: str, student: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Class ids `[*B]`, 0 where the mask is False; RecipeError for ids outside the classes.
+    """Class ids `[*B]`, 0 where the mask is False; RecipeError for ids outside the classes."""
+    target = class_ids(loss, student, target, mask)
+    refuse_outside(loss, student, target)
+    return target
 
-    On an accelerator the check is a device-side assertion, so that no step waits for it.
-    """
+
+def class_ids(loss: str, student: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Integers `[*B]`, 0 where the mask is False; whether they are classes is left to `refuse_outside`."""
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise RecipeError(f"{loss}: target is {target.dtype}; allowed: integer class ids [*B]")
     if target.shape != student.shape[:-1]:
@@ -114,6 +120,14 @@ def class_target(loss: str, student: Tensor, target: Tensor, mask: Tensor | None
     target = target.long()
     if mask is not None:
         target = target.masked_fill(~mask, 0)
+    return target
+
+
+def refuse_outside(loss: str, student: Tensor, target: Tensor) -> None:
+    """RecipeError for ids outside the classes.
+
+    On an accelerator the check is a device-side assertion, so that no step waits for it.
+    """
     inside = ((target >= 0) & (target < student.shape[-1])).all()
     if target.device.type != "cpu":
         torch._assert_async(inside, f"{loss}: a target lies outside the classes; mask it")
@@ -122,7 +136,6 @@ def class_target(loss: str, student: Tensor, target: Tensor, mask: Tensor | None
         raise RecipeError(
             f"{loss}: target {worst} lies outside the {student.shape[-1]} classes; leave such items out with `mask`"
         )
-    return target
 
 
 class Weighing:
@@ -162,6 +175,11 @@ def weighing(label: str, weights: Tensor | None) -> Iterator[None]:
             f"{label}: refine weighs items, and this objective takes no mean over them; take a refinement that leaves "
             "items out, or another objective"
         )
+
+
+def weighed() -> bool:
+    """Whether a mean over items is to take weights now."""
+    return _WEIGHING.get() is not None
 
 
 def item_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -11,10 +11,11 @@ from torch import Tensor
 from decoct.errors import RecipeError
 from decoct.objectives._logits import LogitsObjective
 from decoct.objectives._numeric import (
-    class_target,
+    class_ids,
     full_precision,
     item_mean,
     promote,
+    refuse_outside,
     refuse_unless,
     refuse_unlike_mask,
     shape,
@@ -22,6 +23,9 @@ from decoct.objectives._numeric import (
 )
 from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.training.clock import Clock
+
+NO_ID = -(2**61) - 1
+"""torch leaves the items of one id out; this is none that labels have, so that -100 is refused as any other."""
 
 
 @full_precision
@@ -46,12 +50,23 @@ def cross_entropy(
         student = student.masked_fill(~mask.unsqueeze(-1), 0.0)
     if target.is_floating_point():
         return _with_distributions(student, target, label_smoothing, mask)
-    target = class_target("cross_entropy", student, target, mask)
+    target = class_ids("cross_entropy", student, target, mask)
+    if mask is None and target.numel():
+        return _with_ids(student, target, label_smoothing, "mean")
+    return item_mean(_with_ids(student, target, label_smoothing, "none").reshape(target.shape), mask)
+
+
+def _with_ids(student: Tensor, target: Tensor, label_smoothing: float, reduction: str) -> Tensor:
+    """torch's cross-entropy, whose kernels check the ids on CPU and CUDA: what they refuse is then put into words."""
+    if target.device.type not in ("cpu", "cuda"):
+        refuse_outside("cross_entropy", student, target)
     rows, ids = student.reshape(-1, student.shape[-1]), target.reshape(-1)
-    if mask is None and ids.numel():
-        return F.cross_entropy(rows, ids, label_smoothing=label_smoothing)
-    values = F.cross_entropy(rows, ids, label_smoothing=label_smoothing, reduction="none")
-    return item_mean(values.reshape(target.shape), mask)
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction, "ignore_index": NO_ID}
+    try:
+        return F.cross_entropy(rows, ids, **options)
+    except IndexError:
+        refuse_outside("cross_entropy", student, target)
+        raise
 
 
 def _with_distributions(student: Tensor, target: Tensor, label_smoothing: float, mask: Tensor | None) -> Tensor:

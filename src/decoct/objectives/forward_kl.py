@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decoct.objectives import _divergence
 from decoct.objectives._logits import Temperature, TopKObjective
-from decoct.objectives._numeric import full_precision, item_mean, logit_pair
+from decoct.objectives._numeric import full_precision, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.top_k_kl import top_k_kl_loss
 from decoct.top_k import TopK
@@ -32,7 +32,7 @@ def forward_kl_loss(student: Logits, teacher: Logits, *, temperature: float = 1.
     0.3278
     """
     student, teacher = logit_pair("forward_kl_loss", student, teacher, mask, temperature)
-    return item_mean(_divergence.forward_kl(student, teacher, temperature=temperature), mask)
+    return _divergence.forward_kl_mean("forward_kl_loss", student, teacher, temperature=temperature, mask=mask)
 
 
 class ForwardKL(TopKObjective):

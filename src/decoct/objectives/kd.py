@@ -7,8 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from decoct.errors import RecipeError
+from decoct.objectives import _divergence
 from decoct.objectives._logits import Temperature, TopKObjective
-from decoct.objectives._numeric import full_precision, item_mean, kl_rows, log_softmax, logit_pair
+from decoct.objectives._numeric import full_precision, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.standardize import standardize_logits
 from decoct.objectives.top_k_kl import top_k_kl_loss
@@ -37,8 +38,9 @@ def kd_loss(student: Logits, teacher: Logits, *, temperature: float = 4.0, mask:
     0.0
     """
     student, teacher = logit_pair("kd_loss", student, teacher, mask, temperature)
-    rows = kl_rows(log_softmax(teacher, temperature), log_softmax(student, temperature))
-    return temperature**2 * item_mean(rows, mask)
+    return _divergence.forward_kl_mean(
+        "kd_loss", student, teacher, temperature=temperature, mask=mask, factor=temperature**2
+    )
 
 
 class KD(TopKObjective):
