@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -60,10 +60,11 @@ def _with_ids(student: Tensor, target: Tensor, label_smoothing: float, reduction
     """torch's cross-entropy, whose kernels check the ids on CPU and CUDA: what they refuse is then put into words."""
     if target.device.type not in ("cpu", "cuda"):
         refuse_outside("cross_entropy", student, target)
-    rows, ids = student.reshape(-1, student.shape[-1]), target.reshape(-1)
-    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction, "ignore_index": NO_ID}
+    rows, ids = student, target
+    if student.ndim != 2:
+        rows, ids = student.reshape(-1, student.shape[-1]), target.reshape(-1)
     try:
-        return F.cross_entropy(rows, ids, **options)
+        return F.cross_entropy(rows, ids, label_smoothing=label_smoothing, reduction=reduction, ignore_index=NO_ID)
     except IndexError:
         refuse_outside("cross_entropy", student, target)
         raise
