@@ -30,6 +30,7 @@ from decoct.steps.drawing import class_counts, has_split, scores, training_sourc
 from decoct.steps.dynamics import observed, refuse_what_cannot_mix
 from decoct.steps.hearing import heard, to_combined
 from decoct.steps.saving import PROBE_SAMPLES, Student, save_student
+from decoct.steps.tails import warn_of_tails
 from decoct.steps.viewing import probe_batch, refuse_absent, taught_stores, views_of
 from decoct.tasks.mixing.base import Mixing
 from decoct.teachers.base import Teacher
@@ -351,6 +352,7 @@ def learn(
     with lesson(step, inputs, context, needs, kinds=kinds, combine=combine) as opened:
         begun = begin(opened, objective)
         at_work = begun.lesson
+        warn_of_tails(objective, inputs, at_work.teachers, at_work.batch)
         forward = at_work.forward(needs["student"])
         criterion = at_work.criterion(objective, forward)
         source = at_work.source(only)
