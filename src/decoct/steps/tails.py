@@ -34,7 +34,7 @@ def warn_of_tails(objective: Objective, inputs: Inputs, teachers: Mapping[str, P
             if left > MOST:
                 warnings.warn(
                     f"{term.label}: at temperature {temperature:g} {100 * left:.0f} % of what the store {role!r} says "
-                    f"lies in classes beyond the {keep['k']} that it keeps; take a temperature nearer to 1, or keep more",
+                    f"lies in classes beyond the {keep['k']} that it keeps; take a temperature nearer to 1, or more",
                     stacklevel=3,
                 )
 
