@@ -68,4 +68,3 @@ class StoredTeacher(Teacher):
             return moved(said, device) if away else said
 
         yield predict
-
