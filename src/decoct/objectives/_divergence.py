@@ -55,8 +55,8 @@ class _ForwardKL(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for: that of the difference is the one of q
             q = log_softmax(student, ctx.temperature).exp()
             difference = difference + (q - q.detach())
-        by_student = difference * (by_value * (ctx.factor / ctx.temperature)).unsqueeze(-1)
-        return by_student, None, None, None, None
+        scale = by_value * (ctx.factor / ctx.temperature)
+        return difference * (scale.unsqueeze(-1) if scale.ndim else scale), None, None, None, None
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
