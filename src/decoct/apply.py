@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from decoct import recipe_file, run
 from decoct.artifact import Artifact
-from decoct.errors import DataError, DecoctError, RecipeError, did_you_mean
+from decoct.errors import BudgetMissed, DataError, RecipeError, did_you_mean
 from decoct.folders import lock, work_folder
 from decoct.keys import derive, key_of
 from decoct.models.saving import WEIGHTS
@@ -91,7 +92,8 @@ def alone(
 ) -> Artifact:
     """Runs one step by itself, its artifact in `out`; the same call goes on with what a killed one began.
 
-    `inputs` are Artifacts and Model Specs by role. RecipeError for a setting removes the checkpoints too.
+    `inputs` are Artifacts and Model Specs by role. RecipeError for a setting, and a budget that is missed, remove the
+    checkpoints too; after any other error the same call goes on from them.
     """
     listed = {each: [value] for each, value in inputs.items()}
     key = key_of(step, listed, data, task, seed)
@@ -115,7 +117,7 @@ def alone(
         if isinstance(step, Label):
             step.refuse_another(inputs, context)
         made = step.run(listed if step.gives == "records" else inputs, context)
-    shutil.rmtree(beside, ignore_errors=True)
+        _remove(beside)
     return made
 
 
@@ -127,12 +129,22 @@ def _lineage(value: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _removed_when_refused(beside: Path) -> Iterator[None]:
-    """Removes the folder of checkpoints where a step says what is wrong; what is interrupted goes on from them."""
+    """Removes the folder of checkpoints where the settings are refused: with others it is another step.
+
+    A full disk, damage or an interruption leaves it, and the step goes on from there.
+    """
     try:
         yield
-    except DecoctError:
-        shutil.rmtree(beside, ignore_errors=True)
+    except (RecipeError, BudgetMissed):
+        _remove(beside)
         raise
+
+
+def _remove(beside: Path) -> None:
+    """Removes a folder that is held, by another name: who takes it next begins with one of its own."""
+    aside = beside.with_name(f"{beside.name}.{os.getpid()}")
+    beside.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _in_order(step: Step, source: Any) -> None:

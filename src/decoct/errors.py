@@ -10,6 +10,7 @@ DecoctError                 exit  what is wrong
 ├── ResourceError              4  disk, memory, a missing package, a folder held by another process
 ├── BudgetMissed               5  an artifact larger, slower or worse than the budget allows
 └── IntegrityError             6  a file that differs from its checksum
+    └── TeacherChanged         6  a teacher that became another while it taught
 ```
 """
 
@@ -82,6 +83,10 @@ class IntegrityError(DecoctError):
     """A file that differs from its recorded checksum."""
 
     exit_code = 6
+
+
+class TeacherChanged(IntegrityError):
+    """A teacher that became another while it taught: its answers are not those of one model."""
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:

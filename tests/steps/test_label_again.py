@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from decoct.apply import alone
 from decoct.artifact import Artifact
 from decoct.data.base import Dataset
 from decoct.data.digits import Digits
-from decoct.errors import DataError, IntegrityError, RecipeError
+from decoct.errors import DataError, IntegrityError, RecipeError, ResourceError, TeacherChanged
 from decoct.models.given import given_model
 from decoct.models.mlp import MLP
 from decoct.models.small_resnet import SmallResNet
@@ -83,13 +86,75 @@ def test_a_module_is_put_back_after_an_error(data: Dataset, task: ImageClassific
     assert sum(net.rows) == 2 * len(data.splits["train"]), "the shard that was finished is not asked again"
 
 
+class Stops(Net):
+    """Raises an error in its third call, once."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = [error]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.rows) == 2 and self.error:
+            raise self.error.pop()
+        return super().forward(x)
+
+
+def test_damage_on_the_way_costs_one_shard(data: Dataset, task: ImageClassification, tmp_path: Path) -> None:
+    inputs, table_ = given(net := Stops(IntegrityError("00001.arrow arrived damaged")))
+    with pytest.raises(IntegrityError, match="arrived damaged"):
+        done(label(views=2), inputs, tmp_path, data, task, given=table_)
+    assert [path.name for path in (tmp_path / ".labels.work").glob("shards/*.arrow")] == ["00000.arrow"]
+    done(label(views=2), inputs, tmp_path, data, task, given=table_)
+    assert sum(net.rows) == 2 * len(data.splits["train"])
+
+
+@pytest.mark.parametrize("error", [ResourceError, DataError, IntegrityError])
+def test_what_has_nothing_to_do_with_the_settings_keeps_the_shards(
+    error: type[Exception], data: Dataset, task: ImageClassification, tmp_path: Path
+) -> None:
+    inputs, table_ = given(net := Stops(error("no space left on the disk")))
+    where = (label(views=2), inputs, tmp_path / "labels", data, task, 0)
+    with pytest.raises(error, match="no space left"):
+        alone(*where, given=table_)
+    alone(*where, given=table_)
+    assert sum(net.rows) == 2 * len(data.splits["train"])
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
+REMOVED: list[Path] = []
+"""Folders of one test, in which `_held_while_it_goes` looks."""
+
+
+def _held_while_it_goes(event: str, args: tuple[Any, ...]) -> None:
+    if event != "shutil.rmtree" or not REMOVED or not Path(args[0]).is_relative_to(REMOVED[0]):
+        return
+    if (own := Path(args[0]) / ".lock").exists():
+        with pytest.raises(filelock.Timeout), filelock.FileLock(own).acquire(timeout=0):
+            pass
+        REMOVED.append(own)
+
+
+def test_the_folder_of_checkpoints_goes_while_it_is_held(
+    data: Dataset, task: ImageClassification, tmp_path: Path
+) -> None:
+    """A second call that came between would lose what it writes there."""
+    sys.addaudithook(_held_while_it_goes)
+    inputs, table_ = given(Net())
+    REMOVED.append(tmp_path)
+    try:
+        alone(label(), inputs, tmp_path / "labels", data, task, 0, given=table_)
+        assert len(REMOVED) == 2
+    finally:
+        REMOVED.clear()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_answers_of_a_teacher_that_changes_are_never_kept(
     workers: int, data: Dataset, task: ImageClassification, tmp_path: Path
 ) -> None:
     inputs = {"teacher": given_model("net", net := Forgetful())}
     for _ in range(3 - workers):
-        with pytest.raises(IntegrityError, match="changed while it taught: buffer calls"):
+        with pytest.raises(TeacherChanged, match="changed while it taught: buffer calls"):
             done(label(workers=workers), inputs, tmp_path, data, task, given={"net": net})
         assert not (tmp_path / "labels").exists()
         assert not list((tmp_path / ".labels.work").glob("shards/*"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from decoct.artifact import Artifact, writing
 from decoct.data.base import Split
 from decoct.data.views import ViewsSetting
-from decoct.errors import DataError, IntegrityError, RecipeError
+from decoct.errors import DataError, RecipeError, TeacherChanged
 from decoct.models.base import Model, identity
 from decoct.outputs import Outputs
 from decoct.spec import Choice
@@ -101,7 +101,7 @@ class Label(Step):
         made = self._from_loader if _is_loader(context, self.splits) else self._from_splits
         try:
             done |= made(inputs, context, shards, done)
-        except IntegrityError:  # the teacher changed while it answered: none of its shards is to be used
+        except TeacherChanged:  # none of its shards is to be used
             shutil.rmtree(shards, ignore_errors=True)
             raise
         with writing(

@@ -194,7 +194,7 @@ class Answers:
         return collated(collate, split, part.indices, self._sight.views, part.view, augment=self._sight.augment)
 
     def close(self, *error: Any) -> None:
-        """Ends the teacher's contract: IntegrityError where it changed. `error` is what ended the work too soon."""
+        """Ends the teacher's contract: TeacherChanged where it changed. `error` is what ended the work too soon."""
         self._stack.__exit__(*(error or (None, None, None)))
 
     def _collate(self, name: str, split: Split) -> Collate:

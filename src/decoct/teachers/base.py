@@ -36,7 +36,7 @@ class Teacher(Spec):
         `subject`: a module (already built), or the Artifact that holds what answers.
         Contract: eval mode everywhere (dropout, batch norm), no parameter requires a gradient, `no_grad` (never
         inference_mode), buffers and parameters unchanged by checksum before and after, in no optimizer or checkpoint.
-        A breach raises IntegrityError naming the buffer. The module's own modes and flags are restored at the end.
+        A breach raises TeacherChanged naming the buffer. The module's own modes and flags are restored at the end.
         """
 
 

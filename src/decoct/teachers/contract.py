@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from decoct.errors import IntegrityError
+from decoct.errors import TeacherChanged
 
 
 @contextmanager
 def frozen(module: nn.Module, device: torch.device | str | None = None) -> Iterator[nn.Module]:
     """`module` on `device`, in eval mode all through and with no parameter that requires a gradient.
 
-    When the body ends, parameters and buffers must be as they were at its start: IntegrityError names those that are
+    When the body ends, parameters and buffers must be as they were at its start: TeacherChanged names those that are
     not. Modes, requires_grad and device are put back, also after an exception.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
@@ -87,7 +87,7 @@ def _compare(module: nn.Module, before: Mapping[str, str | tuple[int, ...]]) -> 
     if not names:
         return
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    raise IntegrityError(
+    raise TeacherChanged(
         f"the teacher {type(module).__name__} changed while it taught: {shown}; its forward pass writes to them, or "
         "something trains it. Its targets are not those of one model. Copy the module (copy.deepcopy) where it is "
         "shared, or make its forward pass leave its state alone in eval mode"

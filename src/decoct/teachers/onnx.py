@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from decoct.artifact import Artifact, sha256
-from decoct.errors import IntegrityError, RecipeError, did_you_mean
+from decoct.errors import IntegrityError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.onnx_file import FileSession, files_of, open_session
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.teachers.base import Teacher
@@ -96,14 +96,14 @@ def file_of(subject: Any, side: str) -> tuple[Path, str]:
 
 @contextmanager
 def unchanged(path: Path) -> Iterator[None]:
-    """IntegrityError if the file, or its external data, differs when the body ends."""
+    """TeacherChanged if the file, or its external data, differs when the body ends."""
     if not path.is_file():
         raise IntegrityError(f"{path} is missing; give the path of an ONNX file")
     files = files_of(path)
     before = [sha256(each) for each in files]
     yield
     if [sha256(each) if each.is_file() else "" for each in files] != before:
-        raise IntegrityError(
+        raise TeacherChanged(
             f"the teacher's file {path} changed while it taught; its targets are not those of one model"
         )
 

@@ -19,6 +19,7 @@ KNOWN = {
         errors.ResourceError,
         errors.BudgetMissed,
         errors.IntegrityError,
+        errors.TeacherChanged,
     )
 }
 

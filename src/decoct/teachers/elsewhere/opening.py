@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from decoct.artifact import Artifact
-from decoct.errors import IntegrityError, RecipeError
+from decoct.errors import RecipeError, TeacherChanged
 from decoct.models.saving import load_model
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.teachers.base import Teacher, for_kind
@@ -45,7 +45,7 @@ class Opening:
         if isinstance(subject, Artifact) and subject.kind == "model":
             subject = load_model(subject)
         if self.sums is not None and checksums(subject) != self.sums:
-            raise IntegrityError(
+            raise TeacherChanged(
                 f"the teacher {type(subject).__name__} changed between one worker's start and another's"
             )
         opened = self.kind.open(

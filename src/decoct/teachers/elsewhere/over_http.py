@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import Field
 
-from decoct.errors import IntegrityError, PathError, RecipeError, did_you_mean
+from decoct.errors import PathError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.http_client import FINGERPRINT, TENSORS, Client
 from decoct.models.remote import VERSION, Remote, facts
 from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor, split_path
@@ -86,9 +86,9 @@ class OverHttp(Asking):
         return to_outputs(reply.body)
 
 
-def changed(url: str, before: str, after: str) -> IntegrityError:
+def changed(url: str, before: str, after: str) -> TeacherChanged:
     """The error for a server that answers with other weights than it began with."""
-    return IntegrityError(
+    return TeacherChanged(
         f"the teacher at {url} changed while it taught: its weights were {before[:12]} and are {after[:12]}; its "
         "targets are not those of one model. Start the server with the same artifact again"
     )
