@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,12 +123,17 @@ def bullets(folder, count):
     return str(folder)
 
 
+BEFORE = set()
+"""Children that this process had before a test, as a browser that other tests keep open."""
+
+
 def children():
-    """Living and dead children of this process, but for the helper that multiprocessing keeps."""
+    """Living and dead children that a test made, but for the helper that multiprocessing keeps."""
     import psutil
 
     found = psutil.Process().children(recursive=True)
-    return [each.pid for each in found if "resource_tracker" not in " ".join(_words(each))]
+    own = [each for each in found if "resource_tracker" not in " ".join(_words(each))]
+    return [each.pid for each in own if each.pid not in BEFORE]
 
 
 def _words(process):
@@ -168,3 +174,36 @@ def trained(teacher, batches, steps, each=lambda step: None):
             if len(told) == steps:
                 break
     return student.state_dict(), told
+
+
+class Odd:
+    """Opens what answers with its request; with what cannot be written, or cannot be read, where it is told to."""
+
+    def __call__(self):
+        return nullcontext(self.answer)
+
+    def answer(self, request):
+        if request == "cannot be written":
+            return lambda: request
+        return Unreadable() if request == "cannot be read" else request
+
+
+class Unreadable:
+    """Raises where it is unpickled."""
+
+    def __reduce__(self):
+        return _raise, ("no memory left",)
+
+
+class Unwritable:
+    """Raises where it is pickled."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+
+def _raise(text):
+    raise RuntimeError(text)

@@ -128,10 +128,6 @@ def mapped(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
     def every(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: change(each) for name, each in tensors.items()}
 
-    top = outputs.top
-    if top is not None:
-        drawn = None if top.drawn is None else change(top.drawn)
-        top = replace(top, ids=change(top.ids), log_probs=change(top.log_probs), rest=change(top.rest), drawn=drawn)
     return Outputs(
         logits=None if outputs.logits is None else change(outputs.logits),
         mask=None if outputs.mask is None else change(outputs.mask),
@@ -139,7 +135,7 @@ def mapped(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
         features=every(outputs.features),
         losses=every(outputs.losses),
         heads={name: mapped(each, change) for name, each in outputs.heads.items()},
-        top=top,
+        top=None if outputs.top is None else outputs.top.each(change),
     )
 
 

@@ -1,7 +1,7 @@
 """Values with tensors over a pipe between two processes of ours: one copy in, one copy out.
 
-Both ends are this program, and what travels never touches a file or a network: what comes from elsewhere is read by
-`http.py`, which knows no pickle.
+Both ends are this program: processes of this machine, or actors of a Ray cluster that it joined, where Ray carries the
+bytes. What comes from a server is read by `tensors.py`, which knows no pickle.
 """
 
 from __future__ import annotations

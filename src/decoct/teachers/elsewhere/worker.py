@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from decoct.teachers.elsewhere.faults import Fault
-from decoct.teachers.elsewhere.wire import receive, send
+from decoct.teachers.elsewhere.wire import encoded, receive, send, write
 
 READY, FAILED, ANSWER, ERROR, CLOSED = "ready", "failed", "answer", "error", "closed"
 
@@ -41,7 +41,7 @@ def _serve(connection: Connection) -> None:
             send(connection, (READY, None))
             kind = CLOSED
             while (request := requests.get()) is not None:
-                send(connection, _answered(answer, request))
+                write(connection, *_answered(answer, request))
                 del request
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
@@ -51,11 +51,12 @@ def _serve(connection: Connection) -> None:
         send(connection, (CLOSED, None))
 
 
-def _answered(answer: Any, request: Any) -> tuple[str, Any]:
+def _answered(answer: Any, request: Any) -> tuple[bytes, list[memoryview]]:
+    """What is written for a request; an answer that cannot be written is an error like any other."""
     try:
-        return ANSWER, answer(request)
+        return encoded((ANSWER, answer(request)))
     except BaseException as error:  # handed to whoever waits for this answer
-        return ERROR, Fault.of(error)
+        return encoded((ERROR, Fault.of(error)))
 
 
 def _read(connection: Connection, requests: queue.SimpleQueue[Any]) -> None:

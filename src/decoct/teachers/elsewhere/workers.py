@@ -19,7 +19,7 @@ from typing import Any
 from decoct.errors import RecipeError, ResourceError
 from decoct.teachers.elsewhere.faults import ended
 from decoct.teachers.elsewhere.wire import encoded, receive, send, write
-from decoct.teachers.elsewhere.worker import CLOSED, ERROR, FAILED, READY, work
+from decoct.teachers.elsewhere.worker import ANSWER, CLOSED, ERROR, FAILED, READY, work
 
 Opened = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
 """What a worker runs: a picklable object that opens what answers."""
@@ -115,8 +115,13 @@ class Workers:
         try:
             self._run(place)
         except BaseException as error:  # whoever waits gets it
-            self._break(ResourceError(f"{self._name}: {type(error).__name__}: {error}"), _Served())
-            raise
+            self._break(self._lost(error), _Served())
+
+    def _lost(self, error: BaseException) -> ResourceError:
+        """What is told to whoever waits when this side fails, not the worker."""
+        found = ResourceError(f"{self._name}: {type(error).__name__}: {error}")
+        found.__cause__ = error
+        return found
 
     def _run(self, place: int) -> None:
         """Runs one worker from start to end, again and again where it dies."""
@@ -127,11 +132,13 @@ class Workers:
             try:
                 self._serve(connection, served)
             except (EOFError, OSError, pickle.UnpicklingError):
+                pass  # it died, or what it says makes no sense: it is started again
+            except BaseException as error:  # this side failed; those who wait for what the worker holds get it
+                served.over = True
+                self._break(self._lost(error), served)
                 process.kill()
-            connection.close()
-            process.join()
-            with self._changed:
-                del self._processes[place]
+            finally:
+                self._part(place, process, connection, orderly=served.over)
             if self._abandoned:
                 return self._break(ResourceError(f"{self._name} was closed"), served)
             if served.over:
@@ -139,6 +146,15 @@ class Workers:
             deaths = 1 if served.answers else deaths + 1
             self._after_death(served, deaths, ended(process.exitcode))
         return None
+
+    def _part(self, place: int, process: SpawnProcess, connection: Connection, *, orderly: bool) -> None:
+        """Sees a worker off; one that did not say that it is done is killed."""
+        if not orderly:
+            process.kill()
+        connection.close()
+        process.join()
+        with self._changed:
+            del self._processes[place]
 
     def _start(self, place: int) -> tuple[SpawnProcess, Connection] | None:
         context = multiprocessing.get_context("spawn")
@@ -165,9 +181,11 @@ class Workers:
             if not served.held:
                 continue
             kind, value = receive(connection)
-            question = served.held.popleft()
+            if kind not in (ANSWER, ERROR):
+                raise EOFError(f"the worker said {kind!r} in place of an answer")
+            _settle(served.held[0], kind, value)
+            served.held.popleft()
             served.answers += 1
-            _settle(question, kind, value)
         send(connection, None)
         kind, value = receive(connection)
         assert kind == CLOSED
@@ -188,7 +206,7 @@ class Workers:
         for question in fresh:
             try:
                 message = encoded(question.request)
-            except (pickle.PicklingError, AttributeError, TypeError) as error:
+            except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
                 served.held.remove(question)
                 question.answer.set_exception(RecipeError(f"{self._name}: {error}, so it cannot be sent to a process"))
                 continue
