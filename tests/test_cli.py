@@ -70,6 +70,8 @@ def test_every_command_of_the_interface_is_there_with_help(capsys: pytest.Captur
         "run",
         "apply",
         "show",
+        "label",
+        "teach",
         "list",
         "explain",
         "report",

@@ -162,6 +162,7 @@ class Distiller(nn.Module):
     `with` to its end. A teacher may be `dc.Stored(path)`, whose answers are found by the content of the inputs. Terms
     that learn need `example`, the inputs of one batch, before the optimizer is made.
 
+    >>> import torch
     >>> big, small = nn.Linear(4, 3), nn.Linear(4, 3)
     >>> import decoct as dc
     >>> with Distiller(big, small, 0.9 * dc.KD(temperature=4) + 0.1 * dc.CrossEntropy()) as distiller:

@@ -49,6 +49,7 @@ BY_TYPE: Mapping[Any, Any] = {str: "name", int: 1, float: 0.5, tuple[str, ...]: 
 
 ALSO: Mapping[tuple[str, str], dict[str, Any]] = {
     ("models", "transformers"): {"path": "some/path"},
+    ("models", "black_box"): {"url": "http://127.0.0.1:8700"},
     ("objectives", "layer_fusion"): {"layers": {"layer2": ("layer2", "layer3")}},
     ("steps", "choose_exit"): {"exit": "layer2"},
     ("steps", "rewrite"): {"scheme": {"use": "low_rank"}},
