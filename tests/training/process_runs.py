@@ -22,7 +22,7 @@ from decoct.outputs import Batch, Outputs
 from decoct.training.clock import Clock
 from decoct.training.processes import Processes, joined
 from decoct.training.sharding import Sharded, ShardedOptimizer, local, shard
-from decoct.training.updates import Descent, Engine, learned, take_step
+from decoct.training.updates import Descent, Engine, descend, learned, take_step
 
 CLASSES, WIDTH, SAMPLES = 5, 6, 13
 CUTS: dict[str, tuple[int, ...]] = {"whole": (13,), "three": (7, 4, 2), "five": (1, 4, 2, 5, 1)}
@@ -200,6 +200,33 @@ def sharded(processes: Processes) -> Mapping[str, Tensor]:
     return found | {f"sharded/float64/one/{name}": each.clone() for name, each in parts[0].state_dict().items()}
 
 
+class Partly(nn.Module):
+    """Weights of which one is for samples above 0, one for those below and one for none; nothing is above 2."""
+
+    def __init__(self, number: torch.dtype) -> None:
+        super().__init__()
+        names = ("always", "above", "below", "never", "unused")
+        self.weights = nn.ParameterDict({name: nn.Parameter(torch.ones(2, dtype=number)) for name in names})
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weights
+        chosen = {"above": x > 0, "below": x < 0, "never": x > 2}
+        terms = [(x[rows][:, None] * w[name]).sum(-1).square().sum() for name, rows in chosen.items() if rows.any()]
+        return sum(terms, (x[:, None] * w["always"]).sum())
+
+
+def partly(number: torch.dtype, processes: Processes) -> Mapping[str, Tensor]:
+    """Weights after two steps of AdamW, which decays those with a gradient alone."""
+    student, engine = Partly(number), Engine("cpu", processes=processes)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.1, weight_decay=0.1)
+    for window in torch.tensor([[1.0, 0.5, -1.0, -0.5, -0.7, 0.3], [1.0, 2.0, 0.1, 0.2, 0.3, 0.4]], dtype=number):
+        batch = Batch({"student": window})
+        batch = own_part(batch, processes.rank, processes.count) if processes.several else batch
+        descend(student(batch.side("student")), optimizer, engine)
+    assert all(student.weights[name].grad is None for name in ("below", "never", "unused"))
+    return student.state_dict()
+
+
 def main(out: Path) -> None:
     with joined("cpu") as processes:
         found: dict[str, Tensor] = {}
@@ -209,6 +236,9 @@ def main(out: Path) -> None:
         for number in ("no", "bf16"):
             made = case("convolutions", "kd", "whole", torch.float32, processes, number)
             found |= {f"precision/{number}/{name}": each.clone() for name, each in made.items()}
+        for number, kind in TYPES.items():
+            made = partly(kind, processes)
+            found |= {f"partly/{number}/{name}": each.clone() for name, each in made.items()}
         save_file({**found, **sharded(processes)}, out)
         if processes.several:
             try:

@@ -18,6 +18,7 @@ from decoct.training.sharding import is_sharded, local, shard
 from decoct.training.synchronised import has_batch_statistics, synchronised
 
 SQUARES = "~squares"
+_CARRIERS = (torch.float64, torch.float32)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -85,36 +86,43 @@ class Engine:
     def sum_gradients(self, parameters: Iterable[Tensor], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums gradients over processes, in one transfer a type, and gives `numbers`, without shape, summed likewise.
 
-        An absent gradient counts as 0. Those of sharded parameters are summed already; the sum of their squares over
-        all processes is kept for `total_norm`.
+        A gradient that is absent here counts as 0, and one that is absent in all processes stays so. Those of sharded
+        parameters are summed already; the sum of their squares over all processes is kept for `total_norm`.
         """
         if self.processes == 1:
             return dict(numbers)
-        kinds: dict[torch.dtype, list[Tensor]] = {}
         every = list(parameters)
         if self.sharded:
             numbers = {**numbers, SQUARES: _squares([each for each in every if is_sharded(each)], self.device)}
-        for each in every:
-            if is_sharded(each):
-                continue
+        whole = [each for each in every if not is_sharded(each)]
+        absent = [place for place, each in enumerate(whole) if each.grad is None]
+        carrier = next((kind for kind in _CARRIERS if any(each.dtype == kind for each in whole)), torch.float64)
+        shown = [each.detach().to(self.device, carrier, copy=True).reshape(()) for each in numbers.values()]
+        present = torch.ones(len(whole), dtype=carrier, device=self.device)
+        if absent:
+            present[absent] = 0.0
+        kinds: dict[torch.dtype, list[Tensor]] = {carrier: [*shown, present]}
+        for each in whole:
             if each.grad is None:
                 each.grad = torch.zeros_like(each)
             kinds.setdefault(each.dtype, []).append(each.grad)
-        carrier = next((each for each in (torch.float64, torch.float32) if each in kinds), torch.float64)
-        shown = [each.detach().to(self.device, carrier).reshape(1) for each in numbers.values()]
-        kinds.setdefault(carrier, [])
-        for kind, gradients in kinds.items():
-            carried = shown if kind == carrier else []
-            flat = torch.cat([each.reshape(-1) for each in (*gradients, *carried)])
-            self.group.sum(flat)
-            parts = flat.split([each.numel() for each in (*gradients, *carried)])
-            for gradient, part in zip(gradients, parts):
-                gradient.copy_(part.view_as(gradient))
-            if carried:
-                shown = [each.reshape(()) for each in parts[len(gradients) :]]
+        for tensors in kinds.values():
+            self._sum(tensors)
+        if absent:  # only who lacks a gradient has to look
+            somewhere = present.tolist()
+            for place in absent:
+                if not somewhere[place]:
+                    whole[place].grad = None
         summed = dict(zip(numbers, shown))
         self._squares = summed.pop(SQUARES, None)
         return summed
+
+    def _sum(self, tensors: Sequence[Tensor]) -> None:
+        """Sums tensors of one type over processes, in place and in one transfer."""
+        flat = torch.cat([each.reshape(-1) for each in tensors])
+        self.group.sum(flat)
+        for each, part in zip(tensors, flat.split([each.numel() for each in tensors])):
+            each.copy_(part.view_as(each))
 
     def checked(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """What must be finite, the same in all processes: the gradients, or their squares' sum where sharded."""
