@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from decoct.errors import RecipeError
 from decoct.models.base import Interface, Model
+from decoct.models.http_client import TokenName
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,16 +21,16 @@ class BlackBox(Model):
     """A teacher that gives labels or text only.
 
     `url`: a service that takes `{"inputs": [...]}` (raw samples: texts, rows, images as nested lists) and answers
-    `{"labels": [...]}`, names or ids of classes; `token`: the environment variable that holds its bearer token, where
-    it wants one. From Python a function of a list of samples stands in its place: `name` in the table of given objects,
-    `fingerprint` SHA-256 of its source. How its answers count is said in the step: `teachers: {teacher: {use:
-    black_box, confidence: 0.8}}`.
+    `{"labels": [...]}`, names or ids of classes; `token`: the environment variable, DECOCT_..., that holds its bearer
+    token, where it wants one. From Python a function of a list of samples stands in its place: `name` in the table of
+    given objects, `fingerprint` of its source and of the values that it holds. How its answers count is said in the
+    step: `teachers: {teacher: {use: black_box, confidence: 0.8}}`.
     """
 
     use: ClassVar[str] = "black_box"
     positional: ClassVar[tuple[str, ...]] = ("url",)
     url: str | None = None
-    token: str = ""
+    token: TokenName = ""
     name: str | None = None
     fingerprint: str = ""
 

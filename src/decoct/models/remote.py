@@ -9,7 +9,7 @@ from pydantic import Field
 
 from decoct.errors import DataError, RecipeError
 from decoct.models.base import Interface, Model, OutsideModel
-from decoct.models.http_client import Client
+from decoct.models.http_client import Client, TokenName
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,14 +23,15 @@ FACTS = ("decoct", "task", "side", "classes", "fingerprint", "features", "most_b
 class Remote(OutsideModel):
     """A model behind a server that `decoct teach` started; it answers as a teacher and cannot be trained.
 
-    `url`: http://host:port. `token`: the environment variable that holds the server's token, where it wants one;
-    `timeout` seconds for one try; `retries` after failed connections and errors of the server.
+    `url`: http://host:port. `token`: the environment variable, DECOCT_..., that holds the server's token, where it
+    wants one; it is sent over https, or over http to 127.0.0.1. `timeout` seconds for one try; `retries` after failed
+    connections and errors of the server.
     """
 
     use: ClassVar[str] = "http"
     positional: ClassVar[tuple[str, ...]] = ("url",)
     url: str
-    token: str = TOKEN
+    token: TokenName = TOKEN
     timeout: float = Field(default=60.0, gt=0)
     retries: int = Field(default=8, ge=0)
 

@@ -17,7 +17,8 @@ from safetensors.torch import save
 
 from decoct.artifact import Artifact, writing
 from decoct.errors import DataError, IntegrityError, PathError, RecipeError, ResourceError
-from decoct.models.http_client import Client
+from decoct.models.black_box import BlackBox
+from decoct.models.http_client import FINGERPRINT, Client
 from decoct.models.mlp import MLP
 from decoct.models.remote import Remote
 from decoct.models.saving import save_model
@@ -178,21 +179,52 @@ def test_other_weights_behind_the_same_address_end_the_training(tmp_path):
 
 def test_without_the_token_nobody_is_answered(tmp_path, monkeypatch):
     artifact(tmp_path / "a")
-    monkeypatch.setenv("OPEN_SESAME", "right")
-    with served(tmp_path / "a", token="OPEN_SESAME") as server:
-        monkeypatch.setenv("MINE", "wrong")
-        for token in ("", "MINE"):
+    monkeypatch.setenv("DECOCT_SESAME", "right")
+    with served(tmp_path / "a", token="DECOCT_SESAME") as server:
+        monkeypatch.setenv("DECOCT_MINE", "wrong")
+        for token in ("", "DECOCT_MINE"):
             with (
                 pytest.raises(ResourceError, match="status 401: it wants a token"),
                 opened(url_of(server), token=token),
             ):
                 pass
-        monkeypatch.setenv("MINE", "right")
-        with opened(url_of(server), token="MINE") as teacher:
+        monkeypatch.setenv("DECOCT_MINE", "right")
+        with opened(url_of(server), token="DECOCT_MINE") as teacher:
             assert teacher(next(iter(source()))).logits.shape == (4, 5)
-    monkeypatch.delenv("OPEN_SESAME")
+    monkeypatch.delenv("DECOCT_SESAME")
     with pytest.warns(UserWarning, match=r"anybody who reaches 0\.0\.0\.0"), teaching(tmp_path / "a", "0.0.0.0"):
         pass
+
+
+def test_a_recipe_sends_no_other_secret_and_none_unencrypted(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    for made in (lambda **s: Remote(url="https://x.org", **s), lambda **s: BlackBox(url="https://x.org", **s)):
+        with pytest.raises(RecipeError, match=r"token is 'HF_TOKEN'; allowed: names .* begin with DECOCT_"):
+            made(token="HF_TOKEN")
+    with pytest.raises(RecipeError, match="token is 'HF_TOKEN'"):
+        Client("https://x.org", token="HF_TOKEN")
+    monkeypatch.setenv("DECOCT_TOKEN", "secret")
+    for host in ("teacher.invalid", "192.0.2.1", "[2001:db8::1]", "127.0.0.1.invalid"):
+        with pytest.raises(RecipeError, match="DECOCT_TOKEN would travel unencrypted"):
+            Remote(url=f"http://{host}:1", retries=0).fingerprint()
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(ResourceError, match="gave no answer"):
+            Remote(url=f"http://{host}:9", retries=0).fingerprint()
+
+
+def test_headers_are_found_however_they_are_written():
+    class Lower(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("x-decoct-fingerprint", "abc")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with answering(Lower) as url:
+        assert Client(url).get("/").headers.get(FINGERPRINT) == "abc"
 
 
 def test_errors_name_address_and_status(tmp_path):
@@ -240,13 +272,19 @@ class _Moody(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def moody(*moods):
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("H", (_Moody,), {"moods": list(moods)})) as server:
+def answering(handler):
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def moody(*moods):
+    return answering(type("H", (_Moody,), {"moods": list(moods)}))
 
 
 def test_errors_of_a_server_are_tried_again_and_those_of_a_client_are_not():
