@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decoct import recipe_file, run
 from decoct.artifact import Artifact
 from decoct.errors import BudgetMissed, DataError, RecipeError, did_you_mean
-from decoct.folders import lock, work_folder
+from decoct.folders import lock, remove_held, work_folder
 from decoct.keys import derive, key_of
 from decoct.models.saving import WEIGHTS
 from decoct.recipe import Recipe
@@ -117,7 +115,7 @@ def alone(
         if isinstance(step, Label):
             step.refuse_another(inputs, context)
         made = step.run(listed if step.gives == "records" else inputs, context)
-        _remove(beside)
+        remove_held(beside)
     return made
 
 
@@ -136,15 +134,8 @@ def _removed_when_refused(beside: Path) -> Iterator[None]:
     try:
         yield
     except (RecipeError, BudgetMissed):
-        _remove(beside)
+        remove_held(beside)
         raise
-
-
-def _remove(beside: Path) -> None:
-    """Removes a folder that is held, by another name: who takes it next begins with one of its own."""
-    aside = beside.with_name(f"{beside.name}.{os.getpid()}")
-    beside.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _in_order(step: Step, source: Any) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from decoct.artifact import write_whole
 from decoct.errors import ResourceError
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
@@ -21,7 +23,7 @@ def lock(folder: Path) -> Iterator[None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".holder"
-    held = filelock.FileLock(str(folder / ".lock"))
+    held = filelock.FileLock(str(folder / LOCK))
     try:
         held.acquire(timeout=0)
     except filelock.Timeout:
@@ -33,6 +35,18 @@ def lock(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         held.release()
+
+
+def remove_held(folder: Path) -> None:
+    """Removes a folder that this process holds; its lock goes last, so that nobody writes there before."""
+    for each in folder.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each, ignore_errors=True)
+        elif each.name != LOCK:
+            each.unlink(missing_ok=True)
+    (folder / LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # who came since then has begun it anew
+        folder.rmdir()
 
 
 def work_folder(work: Path, key: str) -> Path:

@@ -128,10 +128,11 @@ REMOVED: list[Path] = []
 def _held_while_it_goes(event: str, args: tuple[Any, ...]) -> None:
     if event != "shutil.rmtree" or not REMOVED or not Path(args[0]).is_relative_to(REMOVED[0]):
         return
-    if (own := Path(args[0]) / ".lock").exists():
-        with pytest.raises(filelock.Timeout), filelock.FileLock(own).acquire(timeout=0):
-            pass
-        REMOVED.append(own)
+    for own in (Path(args[0]) / ".lock", Path(args[0]).parent / ".lock"):
+        if own.exists():
+            with pytest.raises(filelock.Timeout), filelock.FileLock(own).acquire(timeout=0):
+                pass
+            REMOVED.append(own)
 
 
 def test_the_folder_of_checkpoints_goes_while_it_is_held(
