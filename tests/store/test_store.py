@@ -1,5 +1,6 @@
 """Stores: sealed whole, found by what a sample looks like, damage found before a row of it is used."""
 
+import hashlib
 import json
 import multiprocessing
 import pickle
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from store_toy import logits_of, make_store, seen_of, write_work
@@ -361,3 +363,120 @@ def test_a_ragged_store_over_shards(tmp_path: Path) -> None:
             assert torch.equal(found.mask[row, : len(mask)], mask)
             assert not found.mask[row, len(mask) :].any()
             assert torch.equal(found.logits[row, : len(mask)], logits * mask[:, None])
+
+
+# Files that were not written by decoct, under checksums that are right.
+
+
+def seal_again(folder: Path, **renamed: str) -> None:
+    """Makes the manifest agree with the files; `renamed` gives names in it another spelling."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("sha256")
+    for name, each in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        each |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"] = {renamed.get(name, name): each for name, each in manifest["files"].items()}
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"file": "ELSEWHERE/00000.arrow"},
+        {"file": "../../work/00000.arrow"},
+        {"file": "first.arrow"},
+        {"file": "00000.arrow\n"},
+        {"file": 3},
+        {"rows": -1},
+        {"rows": "many"},
+        {"more": 1},
+    ],
+)
+@pytest.mark.parametrize("verify", ["all", "lazy", "none"])
+def test_a_table_names_shards_alone(tmp_path: Path, entry: dict[str, object], verify: str) -> None:
+    folder = make_store(tmp_path)
+    content = json.loads((folder / "store.json").read_text())
+    entry = {k: v.replace("ELSEWHERE", str(tmp_path / "work")) if isinstance(v, str) else v for k, v in entry.items()}
+    content["shards"][0] |= entry
+    (folder / "store.json").write_text(json.dumps(content))
+    seal_again(folder)
+    assert Artifact.load(folder).kind == "store"
+    with pytest.raises(IntegrityError, match="an entry that decoct did not write"):
+        Store.open(folder, verify=verify)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        "{}",
+        '{"format": 1}',
+        '{"format": 1, "layout": {}, "meta": {}, "statistics": {}, "shards": []}',
+        '{"format": 1, "layout": {"codec": {"use": "no"}, "classes": 1, "positions": null, "columns": []}, "meta": {}, '
+        '"statistics": {}, "shards": []}',
+        '{"format": 1, "layout": {"codec": null, "classes": 1, "positions": null, "columns": [{"name": "a", "dtype": '
+        '"float32", "shape": [-1], "mask": ""}]}, "meta": {}, "statistics": {}, "shards": []}',
+    ],
+)
+def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    folder = make_store(tmp_path)
+    (folder / "store.json").write_text(text)
+    seal_again(folder)
+    with pytest.raises(IntegrityError, match="that decoct wrote"):
+        Store.open(folder)
+
+
+def index_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    with pyarrow.ipc.open_file(folder / "index.arrow") as file:
+        return tuple(column.to_numpy() for column in file.get_batch(0).columns)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("harm", ["narrow", "one column", "row", "shard", "order", "twice", "no numbers", "names"])
+def test_an_index_of_another_form_is_refused(tmp_path: Path, harm: str) -> None:
+    folder = make_store(tmp_path)
+    seen, locations = (each.copy() for each in index_of(folder))
+    if harm == "row":
+        locations[59] = (2 << 32) + 15
+    elif harm == "shard":
+        locations[0] = 4 << 32
+    elif harm == "order":
+        seen[[3, 4]] = seen[[4, 3]]
+    elif harm == "twice":
+        seen[59] = seen[58]
+    columns = {"seen": pyarrow.array(seen), "location": pyarrow.array(locations)}
+    if harm == "narrow":
+        columns["location"] = pyarrow.array((locations & 7).astype(np.uint8))
+    elif harm == "one column":
+        columns.pop("location")
+    elif harm == "no numbers":
+        columns["seen"] = pyarrow.array([None, *seen[1:].tolist()], pyarrow.uint64())
+    elif harm == "names":
+        columns = {"location": columns["location"], "seen": columns["seen"]}
+    batch = pyarrow.RecordBatch.from_pydict(columns)
+    with pyarrow.ipc.new_file(folder / "index.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    seal_again(folder)
+    with pytest.raises(IntegrityError, match=r"index\.arrow (has other columns|is no index)"):
+        Store.open(folder)
+
+
+@pytest.mark.parametrize("name", ["shards/../../work/00001.arrow", "shards/first.arrow", "shards/a/00001.arrow"])
+def test_a_manifest_names_shards_alone(tmp_path: Path, name: str) -> None:
+    folder = make_store(tmp_path)
+    seal_again(folder, **{"shards/00001.arrow": name})
+    with pytest.raises(IntegrityError, match="no name of a shard"):
+        damaged_shards(folder)
+    assert salvage(folder, tmp_path / "again") == {}
+    assert finished(tmp_path / "again") == {}
+
+
+def test_what_is_whole_and_no_shard_is_not_salvaged(tmp_path: Path) -> None:
+    folder = make_store(tmp_path)
+    for number, content in ((1, b"text"), (2, (folder / "index.arrow").read_bytes())):
+        (folder / "shards" / shard_name(number)).unlink()
+        (folder / "shards" / shard_name(number)).write_bytes(content)
+    seal_again(folder)
+    assert salvage(folder, tmp_path / "again").keys() == finished(tmp_path / "again").keys() == {0, 3}

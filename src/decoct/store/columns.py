@@ -47,8 +47,11 @@ class Column:
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Column:
-        """From `plain`."""
-        return cls(data["name"], data["dtype"], tuple(data["shape"]), data["mask"])
+        """From `plain`; ValueError for a type or a shape that no column has."""
+        found = cls(data["name"], data["dtype"], tuple(data["shape"]), data["mask"])
+        if found.dtype not in DTYPES or not all(type(size) is int and size >= 0 for size in found.shape):
+            raise ValueError(f"{found.name}: {found.dtype} {list(found.shape)}")
+        return found
 
 
 @dataclass(frozen=True)

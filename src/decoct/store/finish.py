@@ -13,7 +13,7 @@ import numpy as np
 from decoct.artifact import Draft, read_manifest, sha256, write_whole
 from decoct.errors import DataError, IntegrityError
 from decoct.store.layout import Layout
-from decoct.store.shards import FORMAT, Shard, described, map_shard, number_of, write_record
+from decoct.store.shards import FORMAT, Shard, described, is_shard, map_shard, number_of, write_record
 
 SHARDS = "shards"
 INDEX = "index.arrow"
@@ -58,7 +58,7 @@ def damaged_shards(folder: Path) -> list[int]:
     for name, expected in sorted(_shards(folder).items()):
         path = folder / name
         if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-            found.append(number_of(name))
+            found.append(number_of(path.name))
     return found
 
 
@@ -74,10 +74,13 @@ def salvage(folder: Path, work: Path) -> dict[int, Shard]:
     wrong, found = set(damaged_shards(folder)), {}
     work.mkdir(parents=True, exist_ok=True)
     for name, expected in sorted(known.items()):
-        if number_of(name) in wrong:
+        if number_of(Path(name).name) in wrong:
             continue
-        layout, measured = described(folder / name)
-        rows = len(map_shard(folder / name, layout))
+        try:
+            layout, measured = described(folder / name)
+            rows = len(map_shard(folder / name, layout))
+        except IntegrityError:  # a whole file that is no shard
+            continue
         shard = Shard(Path(name).name, rows, expected["bytes"], expected["sha256"], layout.digest(), measured)
         (work / shard.file).unlink(missing_ok=True)
         _link(folder / name, work / shard.file)
@@ -88,7 +91,11 @@ def salvage(folder: Path, work: Path) -> dict[int, Shard]:
 
 def _shards(folder: Path) -> dict[str, dict[str, Any]]:
     files = read_manifest(folder)["files"]
-    return {name: each for name, each in files.items() if name.startswith(f"{SHARDS}/")}
+    found = {name: each for name, each in files.items() if name.startswith(f"{SHARDS}/")}
+    for name in found:
+        if not is_shard(name.removeprefix(f"{SHARDS}/")):
+            raise IntegrityError(f"{folder}: {name} is no name of a shard; the manifest is none that decoct wrote")
+    return found
 
 
 def _link(source: Path, target: Path) -> None:

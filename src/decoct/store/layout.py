@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decoct.data.hashing import keyed
-from decoct.errors import DataError
+from decoct.errors import DataError, IntegrityError
 from decoct.outputs import Outputs
 from decoct.spec import Choice
 from decoct.store.codecs.base import Codec, Decoded, raw, typed
@@ -127,10 +127,13 @@ class Layout:
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Layout:
-        """From `plain`."""
-        codec = None if data["codec"] is None else Choice("decoct.store.codecs").validate(data["codec"])
-        positions = None if data["positions"] is None else tuple(data["positions"])
-        return cls(codec, data["classes"], positions, tuple(Column.parse(each) for each in data["columns"]))
+        """From `plain`; IntegrityError where it is nothing that `plain` gave."""
+        try:
+            codec = None if data["codec"] is None else Choice("decoct.store.codecs").validate(data["codec"])
+            positions = None if data["positions"] is None else tuple(data["positions"])
+            return cls(codec, data["classes"], positions, tuple(Column.parse(each) for each in data["columns"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(f"the store's layout is none that decoct wrote ({error!r})") from None
 
     def digest(self) -> str:
         """SHA-256 of `plain`."""

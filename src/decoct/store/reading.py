@@ -19,11 +19,13 @@ from decoct.outputs import Outputs
 from decoct.store.columns import Cell, Ragged, joined, taken
 from decoct.store.finish import INDEX, ROW_BITS, SHARDS, STORE
 from decoct.store.layout import Layout
-from decoct.store.shards import FORMAT, Mapped, Shard, batch_of, map_shard
+from decoct.store.shards import FORMAT, Mapped, Shard, batch_of, map_shard, shard_of
 
 Verify = Literal["all", "lazy", "index", "none"]
 REPAIR = "run the label step again: it recomputes damaged shards alone"
 CACHE_BYTES = 64 * 2**20
+BLOCK = 2**20
+"""Rows of the index that are looked at in one go."""
 _ROW = np.uint64((1 << ROW_BITS) - 1)
 
 
@@ -40,10 +42,9 @@ class Store:
         self.meta: Mapping[str, Any] = MappingProxyType(content["meta"])
         self.statistics: Mapping[str, Any] = MappingProxyType(content["statistics"])
         self._verify, self._cache_bytes = verify, cache_bytes
-        self._table = [Shard(**each) for each in content["shards"]]
+        self._table = [shard_of(each) for each in content["shards"]]
         self._mapped: list[Mapped | None] = [None] * len(self._table)
-        batch = batch_of(folder / INDEX, validate=verify != "none")
-        self._seen, self._locations = (np.frombuffer(c.buffers()[1], np.uint64, len(c)) for c in batch.columns)
+        self._seen, self._locations = _index(folder / INDEX, self._table, verify)
         self._cached: Outputs | None = None
         self._caches: bool | None = None if not self.layout.ragged and len(self) and cache_bytes else False
 
@@ -62,7 +63,7 @@ class Store:
             raise IntegrityError(f"{folder}: {'; '.join(wrong)}; {REPAIR}")
         if STORE not in files:
             raise DataError(f"{folder} holds no store; name a folder that the label step wrote")
-        content = json.loads((folder / STORE).read_text(encoding="utf-8"))
+        content = _content(folder / STORE)
         if content["format"] != FORMAT:
             raise DataError(f"{folder} has the format {content['format']}, this decoct reads {FORMAT}; label again")
         return cls(folder, content, verify=verify, cache_bytes=cache_bytes)
@@ -186,6 +187,38 @@ def _wrong(folder: Path, names: tuple[str, ...] | None) -> list[str]:
     paths = [folder / name for name in names if name in files]
     bad = [path for path in paths if not path.is_file() or sha256(path) != files[path.name]["sha256"]]
     return [f"{path.name} is missing or damaged" for path in bad]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A store's table; IntegrityError where it has not the parts that `seal` wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    parts = {"format": int, "layout": dict, "meta": dict, "statistics": dict, "shards": list}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in parts.items()):
+        raise IntegrityError(f"{path} is no table that decoct wrote; {REPAIR}")
+    return found
+
+
+def _index(path: Path, table: list[Shard], verify: Verify) -> tuple[np.ndarray, np.ndarray]:
+    """`seen`, ascending, and the location of each; IntegrityError where a location is none of the table's rows.
+
+    Columns are looked at always, rows unless `verify` is "none".
+    """
+    batch = batch_of(path, validate=verify != "none")
+    columns = [(each.name, str(each.type)) for each in batch.schema]
+    if columns != [("seen", "uint64"), ("location", "uint64")] or any(c.null_count or c.offset for c in batch.columns):
+        raise IntegrityError(f"{path} has other columns than an index; {REPAIR}")
+    seen, locations = (np.frombuffer(each.buffers()[1], np.uint64, len(each)) for each in batch.columns)
+    if verify != "none":
+        rows = np.array([*(each.rows for each in table), 0], np.uint64)
+        for start in range(0, len(seen), BLOCK):
+            part, some = locations[start : start + BLOCK], seen[start : start + BLOCK + 1]
+            shards = np.minimum(part >> np.uint64(ROW_BITS), np.uint64(len(table)))
+            if (part & _ROW >= rows[shards]).any() or (some[1:] <= some[:-1]).any():
+                raise IntegrityError(f"{path} is no index of this store's shards; {REPAIR}")
+    return seen, locations
 
 
 def _tensors(outputs: Outputs) -> list[Tensor]:

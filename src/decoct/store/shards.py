@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 FIRST = ("seen", "key", "view")
 _NUMBERS = (("seen", "uint64"), ("key", "uint64"), ("view", "uint32"))
-_NAME = re.compile(r"^(\d+)\.arrow$")
+_NAME = re.compile(r"([0-9]+)\.arrow")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,31 @@ def shard_name(number: int) -> str:
 
 
 def number_of(file: str) -> int:
-    """The number in a shard's file name."""
-    match = _NAME.match(Path(file).name)
+    """The number in a shard's file name; that it is one is checked by `shard_of`, `is_shard` or by who wrote it."""
+    match = _NAME.fullmatch(file)
     assert match is not None, file
     return int(match[1])
+
+
+def is_shard(file: str) -> bool:
+    """Whether a file's name is a shard's, without any folder.
+
+    >>> is_shard("00012.arrow"), is_shard("../00012.arrow"), is_shard("index.arrow")
+    (True, False, False)
+    """
+    return _NAME.fullmatch(file) is not None
+
+
+def shard_of(data: Any) -> Shard:
+    """What a table of shards says of one; IntegrityError where it is nothing that decoct wrote."""
+    try:
+        shard = Shard(**data)
+        right = is_shard(shard.file) and 0 < int(shard.rows) < 2**32
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise IntegrityError(f"the table of shards has an entry that decoct did not write: {str(data)[:80]}")
+    return shard
 
 
 def write_shard(path: Path, rows: Rows | Sequence[Rows], layout: Layout) -> Shard:
@@ -139,7 +160,7 @@ def _record(path: Path) -> Shard | None:
         whole = shard.file == file.name and file.stat().st_size == shard.bytes and sha256(file) == shard.sha256
     except (OSError, ValueError, TypeError):
         return None
-    return shard if whole and _NAME.match(shard.file) else None
+    return shard if whole and _NAME.fullmatch(shard.file) else None
 
 
 def _only(rows: Rows, indices: np.ndarray) -> Rows:
@@ -197,10 +218,14 @@ def batch_of(path: Path, *, expected: str | None = None, validate: bool = True) 
 
 def described(path: Path) -> tuple[Layout, dict[str, float]]:
     """What a shard says of itself: its layout, and the sums over its measured rows."""
-    found = json.loads(batch_of(path).schema.metadata[b"decoct"])
-    if found["format"] != FORMAT:
-        raise IntegrityError(f"{path.name} has the format {found['format']}; this decoct reads {FORMAT}")
-    return Layout.parse(found["layout"]), found["measured"]
+    try:
+        found = json.loads((batch_of(path).schema.metadata or {})[b"decoct"])
+        form, layout, measured = found["format"], found["layout"], dict(found["measured"])
+    except (KeyError, TypeError, ValueError):
+        raise IntegrityError(f"{path.name} does not say what it holds: it is no shard that decoct wrote") from None
+    if form != FORMAT:
+        raise IntegrityError(f"{path.name} has the format {form}; this decoct reads {FORMAT}")
+    return Layout.parse(layout), measured
 
 
 def map_shard(path: Path, layout: Layout, *, expected: str | None = None, validate: bool = True) -> Mapped:
