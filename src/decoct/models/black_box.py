@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +9,7 @@ from pydantic import model_validator
 
 from decoct.errors import RecipeError
 from decoct.models.base import Interface, Model
+from decoct.models.functions import function_fingerprint
 from decoct.models.http_client import TokenName
 
 if TYPE_CHECKING:
@@ -45,9 +44,8 @@ class BlackBox(Model):
 
 
 def given_function(name: str, function: Callable[..., Any]) -> BlackBox:
-    """The Spec that stands for a function from a list of samples to their labels."""
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = repr(function)
-    return BlackBox(name=name, fingerprint=hashlib.sha256(source.encode()).hexdigest())
+    """The Spec that stands for a function from a list of samples to their labels.
+
+    RecipeError where nobody can tell when it changes and it has no attribute `fingerprint`.
+    """
+    return BlackBox(name=name, fingerprint=function_fingerprint(name, function))

@@ -74,7 +74,7 @@ def test_names_are_exact_first_and_then_without_case():
     ]
 
 
-def test_what_is_no_class_is_refused_or_left_out_and_counted():
+def test_what_is_no_class_is_refused_or_taken_as_even_and_counted():
     batch = next(iter(source()))
 
     def odd(samples):
@@ -82,7 +82,7 @@ def test_what_is_no_class_is_refused_or_left_out_and_counted():
 
     with opened(odd) as teacher, pytest.raises(DataError, match=r"answered 'I do not know', which is no class"):
         teacher(batch)
-    with opened(odd, unknown="ignore") as teacher:
+    with opened(odd, unknown="uniform") as teacher:
         said = teacher(batch).logits.softmax(-1)
         assert torch.allclose(said[0], torch.full((5,), 0.2))
         np.testing.assert_allclose(said[1:].numpy(), expected(batch, 0.9)[1:], atol=1e-6)

@@ -46,15 +46,15 @@ class BlackBoxTeacher(Teacher):
     """A teacher that gives labels or text only, such as a service.
 
     The named class gets probability `confidence`, the others share the rest evenly. A text counts as the class whose
-    name it is, without regard to case and outer spaces; one that is no class ends the run (`unknown: refuse`) or leaves
-    the sample with equal logits and is counted (`ignore`). `ahead` batches are asked for before the student gets to
+    name it is, without regard to case and outer spaces; one that is no class ends the run (`unknown: refuse`), or is
+    counted and taken to say that all classes are equally likely (`uniform`), which the student then learns. `ahead` batches are asked for before the student gets to
     them; a failed question (OSError of a function, 5xx of a server) is asked again up to `retries` times.
     """
 
     use: ClassVar[str] = "black_box"
     confidence: float = Field(default=0.9, gt=0, lt=1)
     retries: int = Field(default=3, ge=0)
-    unknown: Literal["refuse", "ignore"] = "refuse"
+    unknown: Literal["refuse", "uniform"] = "refuse"
     ahead: int = Field(default=4, ge=1)
     timeout: float = Field(default=60.0, gt=0)
 
@@ -117,7 +117,7 @@ class Naming(Asking):
         if missing and self._spec.unknown == "refuse":
             raise DataError(
                 f"the black box answered {str(missing[0])[:80]!r}, which is no class; "
-                f"{did_you_mean(str(missing[0]), self._names)} (unknown: ignore leaves such samples out)"
+                f"{did_you_mean(str(missing[0]), self._names)} (unknown: uniform takes all classes as equally likely there)"
             )
         self.unknown += len(missing)
         return Outputs(logits=named_logits(ids, len(self._names), self._spec.confidence))
