@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +16,24 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from decoct.apply import apply
-from decoct.artifact import Artifact
+from decoct.artifact import Artifact, writing
+from decoct.data.digits import Digits
 from decoct.data.given import describe_loaders
 from decoct.errors import RecipeError
-from decoct.keys import plugin_sources
+from decoct.keys import derive, key_of, plugin_sources
+from decoct.models.base import identity
 from decoct.models.given import fingerprint
+from decoct.models.mlp import MLP
+from decoct.models.remote import Remote
+from decoct.models.saving import save_model
+from decoct.steps.base import Context
+from decoct.steps.distill import Distill
+from decoct.steps.label import Label
+from decoct.tasks.augment import Augment
+from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.mixing.mixup import Mixup
+from decoct.tasks.tabular_classification import TabularClassification
+from decoct.teachers.elsewhere.server import teaching
 from tiny import TAUGHT, recipe
 
 
@@ -77,6 +94,93 @@ def test_the_source_of_a_plugin_counts(tmp_path: Path, monkeypatch: pytest.Monke
     assert plugin_sources([spec]) != first
     assert plugin_sources([recipe()]) == {}
     sys.modules.pop("outside_models.nets")
+
+
+HOW: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"use": "process"}, {"workers": 3, "ahead": 9, "restarts": 0, "device": "cuda"}),
+    ({"use": "ray"}, {"address": "10.0.0.1:6379", "workers": 3, "ahead": 9, "restarts": 0, "device": "cuda"}),
+    ({"use": "http"}, {"ahead": 9}),
+    ({"use": "black_box"}, {"ahead": 9, "retries": 0, "timeout": 1.0}),
+    ({"use": "stored"}, {"verify": "none"}),
+    ({"use": "process", "teacher": {"use": "stored"}}, {"teacher": {"use": "stored", "verify": "all"}}),
+]
+WHAT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"use": "process"}, {"threads": 2}),
+    ({"use": "ray"}, {"threads": 2}),
+    ({"use": "process"}, {"teacher": {"use": "frozen"}}),
+    ({"use": "black_box"}, {"confidence": 0.7}),
+]
+
+
+@pytest.mark.parametrize(("same", "teacher", "other"), [(True, *each) for each in HOW] + [(False, *e) for e in WHAT])
+def test_how_a_teacher_is_asked_is_no_part_of_a_key(
+    same: bool, teacher: dict[str, Any], other: dict[str, Any], tmp_path: Path
+) -> None:
+    data = Digits(limit=20).open()
+    task = ImageClassification().resolve(data)
+    inputs = {"teacher": MLP(hidden=(4,))}
+    context = Context(task=task, data=data, name="x", folder=tmp_path, work=tmp_path, seed=0)
+    for kind in (Distill, Label):
+        one, two = (kind.parse({"name": "x", "teachers": {"teacher": each}}) for each in (teacher, teacher | other))
+        keys = [key_of(step, {"teacher": [inputs["teacher"]]}, data, task, 0) for step in (one, two)]
+        assert (keys[0] == keys[1]) is same
+        if isinstance(one, Label) and isinstance(two, Label):
+            assert (one._described(inputs, context) == two._described(inputs, context)) is same
+
+
+def test_keys_of_settings_that_were_there_before_are_what_they_were() -> None:
+    """The hash over all that stands in a step, as it was before some settings of teachers were left out."""
+    data = Digits(limit=20).open()
+    task = ImageClassification().resolve(data)
+    step = Distill(name="x", teachers={"teacher": {"use": "frozen"}})
+    plain = {name: each for name, each in step.plain().items() if name not in ("name", "inputs", *step.unkeyed)}
+    assert step.keyed() == plain | {"name": "x", "inputs": step.plain()["inputs"]}
+    model = MLP(hidden=(4,))
+    assert identity(model) == model.digest()
+    parts = {"step": plain, "version": step.version, "inputs": {"teacher": [model.digest()]}, "data": data.fingerprint}
+    parts |= {"task": task.digest(), "seed": derive(0, step.seed_name()), "machine": ""}
+    text = json.dumps(parts, sort_keys=True)
+    assert key_of(step, {"teacher": [model]}, data, task, 0) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_settings_of_labelling_that_change_nothing_are_no_part_of_its_key(tmp_path: Path) -> None:
+    data = Digits(limit=20).open()
+    task = ImageClassification(augment=Augment(crop=1)).resolve(data)
+    inputs, mix = {"teacher": MLP(hidden=(4,))}, Mixup()
+    context = Context(task=task, data=data, name="x", folder=tmp_path, work=tmp_path, seed=0)
+
+    def known(**settings: Any) -> tuple[str, Any]:
+        step = Label(name="x", **settings)
+        return key_of(step, {"teacher": [inputs["teacher"]]}, data, task, 0), step._described(inputs, context)
+
+    assert known(labels=8) == known(features_dtype="float32") == known()
+    for one, two in ((known(labels=8, mix=mix), known(mix=mix)), (known(features=("0",)), known(features=("1",)))):
+        assert one[0] != two[0]
+        assert one[1] != two[1]
+    assert known(features=("0",), features_dtype="float32")[0] != known(features=("0",))[0]
+
+
+def test_a_server_is_known_by_its_weights_and_not_by_its_address(tmp_path: Path) -> None:
+    task = TabularClassification(classes=("a", "b"), shape=(3,), raw=True)
+    spec, interface = MLP(hidden=(4,)), task.interface("teacher")
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        folder = tmp_path / str(len(found))
+        with writing(folder, kind="model", name="a", meta={"side": "teacher"}) as draft:
+            draft.write_json("task.json", task.plain())
+            save_model(draft, spec.build(interface), spec, interface, side="teacher")
+        with teaching(folder, port=0) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+            thread.start()
+            try:
+                url = f"http://127.0.0.1:{server.server_address[1]}"
+                found.append(identity(Remote(url)))
+                assert identity(Remote(url, timeout=5.0, retries=1, token="DECOCT_OTHER")) == found[-1]
+            finally:
+                server.shutdown()
+                thread.join()
+    assert found[0] == found[1] != found[2]
 
 
 def test_apply_again_with_other_settings_starts_anew(tmp_path: Path) -> None:

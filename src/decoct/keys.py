@@ -74,8 +74,11 @@ def key_of(
 
 
 def _settings(step: Step) -> dict[str, Any]:
-    data = step.plain()
-    return {name: value for name, value in data.items() if name not in ("name", "inputs", *step.unkeyed)}
+    data = step.keyed()
+    for name, other in step.keyed_with.items():
+        if not getattr(step, other):
+            data[name] = type(step).model_fields[name].get_default()
+    return {name: value for name, value in data.items() if name not in ("name", "inputs")}
 
 
 def _identity(value: Artifact | Model) -> str:

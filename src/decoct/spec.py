@@ -69,6 +69,8 @@ class Spec(BaseModel, metaclass=_SpecMeta):
     """The key in the catalogue; empty for a Spec that is never chosen from one."""
     positional: ClassVar[tuple[str, ...]] = ()
     """Fields that the constructor also takes by position."""
+    unkeyed: ClassVar[tuple[str, ...]] = ()
+    """Settings that say how the work is done and do not change the result, so that they are no part of a key."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -110,10 +112,14 @@ class Spec(BaseModel, metaclass=_SpecMeta):
         full: dict[str, Any] = json.loads(self.model_dump_json())
         return full if defaults else _without_defaults(self, full)
 
+    def keyed(self) -> dict[str, Any]:
+        """`plain` without the settings that do not change the result (`unkeyed`), at any depth."""
+        found: dict[str, Any] = _keyed(self, self.plain())
+        return found
+
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of all fields."""
-        text = json.dumps(self.plain(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.plain())
 
     def replace(self, **fields: Any) -> Self:
         """The same Spec with other values, validated; what was left at its default stays so."""
@@ -230,6 +236,11 @@ class Choice:
         return {"type": "object", "required": ["use"], "properties": {"use": {"enum": list(self.catalogue)}}}
 
 
+def digest_of(plain: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of plain data."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def as_recipe_error(error: ValidationError, title: str) -> RecipeError:
     """pydantic's report as one RecipeError; `problems` keeps the path to each setting."""
     problems = []
@@ -271,6 +282,18 @@ def _without_defaults(spec: Spec, full: dict[str, Any]) -> dict[str, Any]:
         if field.is_required() or value != field.get_default(call_default_factory=True):
             kept[name] = _shorten(value, full[name])
     return kept
+
+
+def _keyed(value: Any, full: Any) -> Any:
+    if isinstance(value, Spec):
+        kept = {name: each for name, each in full.items() if name not in value.unkeyed}
+        inside = type(value).model_fields.keys() & kept.keys()
+        return kept | {name: _keyed(getattr(value, name), kept[name]) for name in inside}
+    if isinstance(value, Mapping):
+        return {name: _keyed(each, part) for each, (name, part) in zip(value.values(), full.items())}
+    if isinstance(value, tuple | list):
+        return [_keyed(each, part) for each, part in zip(value, full)]
+    return full
 
 
 def _shorten(value: Any, full: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from decoct.errors import did_you_mean
-from decoct.spec import Spec
+from decoct.spec import Spec, digest_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,12 +66,12 @@ class OutsideModel(Model):
 
 
 def identity(model: Model) -> str:
-    """SHA-256 of what a model is: its Spec, and of the files that it reads their content in place of their path."""
+    """SHA-256 of what a model is: its Spec without what is `unkeyed`, and of files their content, not their path."""
     if not isinstance(model, OutsideModel):
-        return model.digest()
+        return digest_of(model.keyed())
     fields = {name: getattr(model, name) for name in type(model).model_fields if name != "path"}
     inner = {name: identity(each) for name, each in fields.items() if isinstance(each, Model)}
-    parts = {name: each for name, each in model.plain().items() if name != "path"} | inner
+    parts = {name: each for name, each in model.keyed().items() if name != "path"} | inner
     return hashlib.sha256(json.dumps([parts, model.fingerprint()], sort_keys=True).encode()).hexdigest()
 
 

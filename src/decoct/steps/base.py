@@ -100,7 +100,8 @@ class Step(Spec):
     machine_bound: ClassVar[bool] = False
     """Whether the result depends on the machine, which then is part of the key."""
     unkeyed: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
-    """Settings that say how the work is done and do not change the result, so that they are no part of the key."""
+    keyed_with: ClassVar[Mapping[str, str]] = {}
+    """Settings that change the result only where another one is set; else their default stands in the key."""
     machine_bound_by: ClassVar[tuple[str, ...]] = ()
     """Settings that make the result depend on the machine where they are set."""
 

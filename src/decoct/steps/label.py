@@ -69,6 +69,7 @@ class Label(Step):
     use: ClassVar[str] = "label"
     gives: ClassVar[str] = "store"
     unkeyed: ClassVar[tuple[str, ...]] = ("workers", "threads", "ray")
+    keyed_with: ClassVar[Mapping[str, str]] = {"labels": "mix", "features_dtype": "features"}
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "teacher": ("model", "estimator", "exported", "spec"),
         "*": ("model", "estimator", "exported", "spec"),
@@ -130,7 +131,7 @@ class Label(Step):
                 "fingerprint": next(iter(teacher.values()))
                 if len(teacher) == 1
                 else json.dumps(teacher, sort_keys=True),
-                "how": {role: each.plain() for role, each in self.teachers.items()},
+                "how": {role: each.keyed() for role, each in self.teachers.items()},
                 "combine": None if self.combine is None else self.combine.plain(),
                 "precision": self.precision or context.precision,
             },
@@ -141,7 +142,7 @@ class Label(Step):
             "views": sight.plain(self.mix),
             "keep": self.keep.plain(),
             "features": list(self.features),
-            "features_dtype": self.features_dtype,
+            "features_dtype": self.features_dtype if self.features else "float16",
             "labels": self.labels if self.mix is not None else None,
             "batch_size": self.batch_size,
             "shard": self.shard,

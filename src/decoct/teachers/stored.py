@@ -28,6 +28,7 @@ class StoredTeacher(Teacher):
     """
 
     use: ClassVar[str] = "stored"
+    unkeyed: ClassVar[tuple[str, ...]] = ("verify",)
     verify: Literal["lazy", "all", "none"] = "lazy"
 
     def open(

@@ -52,6 +52,7 @@ class BlackBoxTeacher(Teacher):
     """
 
     use: ClassVar[str] = "black_box"
+    unkeyed: ClassVar[tuple[str, ...]] = ("retries", "ahead", "timeout")
     confidence: float = Field(default=0.9, gt=0, lt=1)
     retries: int = Field(default=3, ge=0)
     unknown: Literal["refuse", "uniform"] = "refuse"
