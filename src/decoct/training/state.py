@@ -128,16 +128,21 @@ class EachRandomness:
         random.seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """In the first process all states, in the others its own."""
+        """In the first process all states, which a checkpoint keeps; in the others its own, to go back to."""
         if not self.processes.several:
             return self.own.state_dict()
         data, tensors = pack(self.own.state_dict())
         every = self.processes.gathered(json.dumps([data, save(tensors).hex()]).encode())
+        if not self.processes.first:
+            return {"own": self.own.state_dict()}
         states = [json.loads(each) for each in every]
         return {"processes": [unpack(data, load(bytes.fromhex(raw))) for data, raw in states]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts all generators back."""
+        if "own" in state:
+            self.own.load_state_dict(state["own"])
+            return
         states, rank = state.get("processes", [state]), self.processes.rank
         self.own.load_state_dict(states[rank if rank < len(states) else 0])
         if rank >= len(states):
