@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from decoct.recipe_file import dump
 from decoct.training.launching import LAUNCHER, environment
+from process_groups import DEADLINE, ended
 from process_scripts import trains
 from tiny import TAUGHT, recipe, records, timeless, tree
 
@@ -52,7 +53,8 @@ def written(folder: Path, made: dict[str, Any]) -> Path:
 
 
 def called(*words: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(each) for each in words], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    command = [str(each) for each in words]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=DEADLINE)
     assert done.returncode == code, (done.stdout, done.stderr)
     return done
 
@@ -114,13 +116,10 @@ def test_a_script_that_torchrun_starts(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = []
-    for rank in range(2):
-        place = environment(rank, 2, port, ENVIRONMENT)
+    places = [environment(rank, 2, port, ENVIRONMENT) for rank in range(2)]
+    for place in places:
         del place[LAUNCHER]
-        command = [sys.executable, str(SCRIPT), str(tmp_path)]
-        running.append(subprocess.Popen(command, env=place, stderr=subprocess.PIPE, text=True))
-    said = [each.communicate()[1] for each in running]
+    codes, said = zip(*ended([[sys.executable, str(SCRIPT), str(tmp_path)]] * 2, places))
 
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -131,7 +130,7 @@ def test_a_script_that_torchrun_starts(tmp_path: Path) -> None:
         assert "relates the samples of a batch" in (tmp_path / f"refused-{rank}").read_text()
         assert (tmp_path / f"failed-{rank}").read_text() == "DataError: sample 7 of the second disk cannot be read"
         assert (tmp_path / f"after-{rank}").read_text() == "[1.0]"
-    assert [each.returncode for each in running] == [1, -signal.SIGKILL]
+    assert codes == (1, -signal.SIGKILL)
     assert "ResourceError: another of the 2 processes was lost" in said[0]
 
 
@@ -143,18 +142,19 @@ def test_an_error_has_its_exit_code_and_is_said_once(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def until_checkpoint(folder: Path, started: subprocess.Popen[str]) -> None:
+def until_checkpoint(folder: Path, started: subprocess.Popen[bytes]) -> None:
     """Waits for a new checkpoint, or the end."""
 
     def there() -> set[Path]:
         return set(folder.glob(".*.work/checkpoint-*"))
 
-    before = there()
+    before, last = there(), time.monotonic() + DEADLINE
     while started.poll() is None and not there() - before:
+        assert time.monotonic() < last, "no checkpoint comes"
         time.sleep(0.005)
 
 
-def family(started: subprocess.Popen[str]) -> list[psutil.Process]:
+def family(started: subprocess.Popen[bytes]) -> list[psutil.Process]:
     parent = psutil.Process(started.pid)
     return [parent, *parent.children(recursive=True)]
 
@@ -170,7 +170,7 @@ def test_killed_and_stopped_a_run_ends_as_one_that_was_left_alone(kills: Sequenc
     called(*words, tmp_path / "whole")
     broken = tmp_path / "broken"
     for kill in kills:
-        started = subprocess.Popen([*words, str(broken)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        started = subprocess.Popen([*words, str(broken)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
         until_checkpoint(broken, started)
         time.sleep(drawn.uniform(0, 0.3))
         members = family(started)
@@ -179,8 +179,8 @@ def test_killed_and_stopped_a_run_ends_as_one_that_was_left_alone(kills: Sequenc
                 started.send_signal(signal.SIGTERM)
             for each in {"all": members, "launcher": members[:1], "one": members[2:]}.get(kill, []):
                 each.kill()
-        assert started.wait(60) in (0, {"all": -9, "launcher": -9, "one": 4, "term": 128 + signal.SIGTERM}[kill])
-        _, alive = psutil.wait_procs(members, timeout=60)
+        assert started.wait(DEADLINE) in (0, {"all": -9, "launcher": -9, "one": 4, "term": 128 + signal.SIGTERM}[kill])
+        _, alive = psutil.wait_procs(members, timeout=DEADLINE)
         assert not alive
     called(*words, broken)
     assert largest(tmp_path / "whole", broken) == 0

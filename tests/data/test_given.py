@@ -1,5 +1,6 @@
 """Loaders from Python: exact resume by replay, by the loader's own state, clear errors."""
 
+import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -113,6 +114,63 @@ def test_a_stateful_loader_resumes_by_its_own_state() -> None:
         warnings.simplefilter("error")
         second.load_state_dict(first.state_dict())
     assert run(second, 3) == whole[6:]
+
+
+class Shuffling(StatefulLoader):
+    """Draws the order of an epoch, of torch, NumPy and Python each, when it starts or is first asked for its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[float] = []
+
+    def _order(self) -> list[float]:
+        if self.at == 0 and not self.order:
+            self.order = [float(torch.rand(())), np.random.rand(), random.random(), 0.0]
+        return self.order
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self._order()
+        while self.at < 4:
+            self.at += 1
+            yield torch.tensor([self.order[self.at - 1]])
+        self.at, self.order = 0, []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at, "order": list(self._order())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at, self.order = state["at"], list(state["order"])
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_stateful_loader_draws_the_same_in_processes_whose_random_states_differ(asked: bool) -> None:
+    found = []
+    for rank in range(2):
+        seeded(rank)
+        random.seed(rank)
+        source = LoaderSource(Shuffling(), to_batch, seed=5)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        if asked:
+            source.state_dict()
+        found.append(run(source, 8))
+        torch.manual_seed(rank)
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+    assert found[0] == found[1]
+    assert found[0][:3] != found[0][4:7]
+
+
+def test_a_loader_that_fails_leaves_the_random_states_as_they_were() -> None:
+    def failing() -> Iterator[torch.Tensor]:
+        np.random.rand(), random.random(), torch.rand(1)
+        raise DataError("a damaged file")
+        yield
+
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    with pytest.raises(DataError, match="a damaged file"):
+        next(iter(LoaderSource(failing(), to_batch)))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())
 
 
 def test_a_loader_with_a_generator_says_that_its_order_may_differ() -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from decoct.data.base import Split
 from decoct.data.given import LoaderSource
 from decoct.data.parts import Parts, Spare, bounds, own_part, part, parts
 from decoct.data.sources import Batches, Together
-from decoct.errors import DataError
+from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch
 
 Pair = namedtuple("Pair", ["ids", "mask"])
@@ -123,3 +123,34 @@ def test_parts_of_other_sources_and_of_loaders() -> None:
     own = LoaderSource(DataLoader(data, batch_size=2, sampler=sampler), lambda item: Batch({"student": item[0]}))
     assert parts(own, 1, 2) is own
     assert parts(plain, 0, 1) is plain
+
+
+def test_a_distributed_sampler_below_a_batch_sampler_has_divided_already() -> None:
+    data, mine = TensorDataset(torch.arange(16)), []
+    for rank in range(2):
+        sampler = DistributedSampler(data, num_replicas=2, rank=rank, seed=3)
+        loader = DataLoader(data, batch_sampler=BatchSampler(sampler, 4, drop_last=False))
+        source = LoaderSource(loader, lambda item: Batch({"student": item[0]}))
+        assert parts(source, rank, 2) is source
+        mine.append([[x for each in source for x in each.side("student").tolist()] for _ in range(2)])
+        with pytest.raises(RecipeError, match=rf"rank {rank} and num_replicas 2, and this is process 2 of 3"):
+            parts(source, 2, 3)
+    for epoch in range(2):
+        assert sorted(mine[0][epoch] + mine[1][epoch]) == list(range(16))
+    assert mine[0][0] != mine[0][1]  # the sampler hears which epoch it is
+
+
+def test_a_loader_shows_the_first_batch_of_each_epoch_that_it_starts() -> None:
+    seen: list[str] = []
+    loader = DataLoader(TensorDataset(torch.arange(6.0), torch.arange(6)), batch_size=2, shuffle=True)
+    source = parts(LoaderSource(loader, lambda item: Batch({"student": item[0]}, item[1])), 0, 2, seen.append)
+    for _ in range(3):
+        list(source)
+    assert len(set(seen)) == len(seen) == 3
+    later = LoaderSource(loader, lambda item: Batch({"student": item[0]}, item[1]))
+    with pytest.warns(UserWarning, match="replayed"):
+        later.load_state_dict({"epoch": 1, "batch": 2})
+    again = parts(later, 0, 2, seen.append)
+    assert len(list(again)) == 1
+    list(again)
+    assert seen[3:] == [seen[2]]

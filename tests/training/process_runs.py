@@ -4,23 +4,30 @@ logged go to a file. Run by test_processes.py with RANK and WORLD_SIZE set, as t
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import decoct as dc
-from decoct.data.parts import Spare, own_part
+from decoct.data.given import LoaderSource
+from decoct.data.parts import Spare, own_part, parts
 from decoct.errors import RecipeError
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.outputs import Batch, Outputs
+from decoct.training.budget import Budget
 from decoct.training.clock import Clock
-from decoct.training.processes import Processes, joined
+from decoct.training.fit import Guard, Options, State, fit
+from decoct.training.processes import Processes, joined, refusing_other_batches
 from decoct.training.sharding import Sharded, ShardedOptimizer, local, shard
 from decoct.training.updates import Descent, Engine, descend, learned, take_step
 
@@ -227,6 +234,64 @@ def partly(number: torch.dtype, processes: Processes) -> Mapping[str, Tensor]:
     return student.state_dict()
 
 
+class Drawing:
+    """A loader's sampler that draws from the global generator of NumPy, or one with a seed that nobody knows."""
+
+    def __init__(self, own: bool) -> None:
+        self.own = own
+
+    def __len__(self) -> int:
+        return 2 * SAMPLES
+
+    def __iter__(self) -> Iterator[int]:
+        draw = np.random.default_rng() if self.own else np.random
+        return iter(draw.permutation(2 * SAMPLES).tolist())
+
+
+def drawn(processes: Processes, *, own: bool = False) -> list[float]:
+    """All samples that this process sees in two epochs of a loader."""
+    data = TensorDataset(torch.arange(2.0 * SAMPLES))
+    loader = LoaderSource(
+        DataLoader(data, batch_size=7, sampler=Drawing(own)), lambda item: Batch({"student": item[0]})
+    )
+    source = parts(loader, processes.rank, processes.count, refusing_other_batches(processes))
+    return [
+        x for _ in range(2) for each in source if not isinstance(each, Spare) for x in each.side("student").tolist()
+    ]
+
+
+def all_drawn(processes: Processes) -> None:
+    """Over all processes two epochs see each sample twice."""
+    counts = torch.bincount(torch.tensor(drawn(processes)).long(), minlength=2 * SAMPLES)
+    processes.sum(counts)
+    assert counts.tolist() == [2] * 2 * SAMPLES
+
+
+def rolled_back(processes: Processes) -> Mapping[str, Tensor]:
+    """Weights after a run without a work folder that goes back to its start, and what is drawn at each step."""
+    student, seen = nn.Linear(2, 2).double(), list[float]()
+    nn.init.ones_(student.weight)
+    nn.init.zeros_(student.bias)
+    optimizer, engine = torch.optim.SGD(student.parameters(), lr=0.1), Engine("cpu", processes=processes)
+
+    def update(window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
+        x = window[0].side("student")
+        seen.append(float(torch.rand(())))
+        total = student(x).square().sum() * (0.0 if isinstance(window[0], Spare) else 1.0)
+        return descend(total, optimizer, engine)
+
+    x = torch.arange(16.0, dtype=torch.float64).reshape(8, 2) / 16
+    x[4] = float("nan")  # in the third batch of each epoch
+    loader = LoaderSource(DataLoader(TensorDataset(x), batch_size=2), lambda item: Batch({"student": item[0]}))
+    source = parts(loader, processes.rank, processes.count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = Options(guard=Guard(), processes=processes)
+        fit(update, source, State(student=student, optimizer=optimizer), Budget(epochs=1), options=options)
+    assert seen[:2] == seen[3:5]
+    return student.state_dict()
+
+
 def main(out: Path) -> None:
     with joined("cpu") as processes:
         found: dict[str, Tensor] = {}
@@ -239,13 +304,29 @@ def main(out: Path) -> None:
         for number, kind in TYPES.items():
             made = partly(kind, processes)
             found |= {f"partly/{number}/{name}": each.clone() for name, each in made.items()}
+        all_drawn(processes)
+        found |= {f"rolled_back/float64/{name}": each.clone() for name, each in rolled_back(processes).items()}
         save_file({**found, **sharded(processes)}, out)
         if processes.several:
             try:
                 case("linear", "relational", "whole", torch.float64, processes)
             except RecipeError as error:
                 out.with_suffix(".refused").write_text(str(error))
+            try:
+                drawn(processes, own=True)
+            except RecipeError as error:
+                out.with_suffix(".differ").write_text(str(error))
+
+
+def fails() -> None:
+    """An error of this process is raised as it is, and is not its own cause."""
+    error = RuntimeError("of this process")
+    with pytest.raises(RuntimeError) as caught, joined("cpu"):
+        raise error
+    assert caught.value is error
+    assert error.__cause__ is None
 
 
 if __name__ == "__main__":
+    fails()
     main(Path(sys.argv[1]))

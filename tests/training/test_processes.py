@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +10,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from process_groups import ended
+
 SCRIPT = Path(__file__).with_name("process_runs.py")
 NEAR = {"float64": 1e-9, "float32": 1e-6}
 
 
-def started(words: Sequence[str], processes: int) -> list[subprocess.CompletedProcess[str]]:
-    """The script in several processes, each with its number in the place of RANK."""
+def started(words: Sequence[str], processes: int) -> list[tuple[int, str]]:
+    """The script in several processes, each with its number in the place of RANK: exit codes and standard errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
-    running = []
+    commands, environments = [], []
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        command = [sys.executable, *(each.replace("RANK", str(rank)) for each in words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **several, **own}
-        running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    said = [each.communicate() for each in running]
-    return [subprocess.CompletedProcess(p.args, p.returncode, *s) for p, s in zip(running, said)]
+        commands.append([sys.executable, *(each.replace("RANK", str(rank)) for each in words)])
+        environments.append({**os.environ, "OMP_NUM_THREADS": "1", **several, **own})
+    return ended(commands, environments)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +35,8 @@ def stepped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what one process and each of two and of three made."""
     folder = tmp_path_factory.mktemp("stepped")
     for processes in (1, 2, 3):
-        for each in started([str(SCRIPT), str(folder / f"{processes}-RANK.safetensors")], processes):
-            assert each.returncode == 0, each.stderr
+        for code, said in started([str(SCRIPT), str(folder / f"{processes}-RANK.safetensors")], processes):
+            assert code == 0, said
     return folder
 
 
@@ -87,3 +84,9 @@ def test_terms_that_relate_samples_are_refused_in_two_processes(stepped: Path) -
     for rank in range(2):
         said = (stepped / f"2-{rank}.refused").read_text()
         assert "accumulate is 1 and processes 2: a term of this objective relates the samples" in said
+
+
+def test_loaders_that_differ_between_processes_are_refused_in_all(stepped: Path) -> None:
+    for rank in range(2):
+        said = (stepped / f"2-{rank}.differ").read_text()
+        assert "the first batch of an epoch of the loader is not the same in the 2 processes" in said

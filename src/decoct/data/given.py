@@ -7,7 +7,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -18,6 +18,9 @@ from decoct.data.hashing import keyed
 from decoct.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from torch.utils.data.distributed import DistributedSampler
+
     from decoct.outputs import Batch
 
 
@@ -116,6 +119,10 @@ def _length(loader: Iterable[Any]) -> int | None:
         return None
 
 
+ACCELERATED = frozenset({"DataLoaderShard", "DataLoaderDispatcher", "BatchSamplerShard", "IterableDatasetShard"})
+"""Classes of accelerate that hand out other samples to each process."""
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """A loader that can be put back to where it was (as torchdata's StatefulDataLoader)."""
@@ -130,9 +137,10 @@ class Stateful(Protocol):
 class LoaderSource(Source):
     """Batches of a user's loader, each item made a Batch by `to_batch` (as `task.from_loader`).
 
-    A stateful loader resumes by its own state. Any other is replayed: its epoch starts from H(seed, epoch) in torch's
-    random state, so a resumed run draws the same order and drops the batches already consumed, which it says once
-    through `warnings`. A loader with a generator of its own cannot be put back by that, and this is said as well.
+    Each epoch starts from H(seed, epoch) in the random states of torch, NumPy and Python, in all processes alike. A
+    stateful loader resumes by its own state. Any other is replayed: a resumed run draws the same order and drops the
+    batches already consumed, which it says once through `warnings`. A loader with a generator of its own cannot be put
+    back by that, and this is said as well.
     """
 
     def __init__(self, loader: Iterable[Any], to_batch: Callable[[Any], Batch], *, seed: int = 0) -> None:
@@ -158,10 +166,22 @@ class LoaderSource(Source):
 
         if not isinstance(self._loader, DataLoader):
             return False
-        inside = (self._loader.sampler, self._loader.batch_sampler)
-        accelerated = {"DataLoaderShard", "DataLoaderDispatcher", "BatchSamplerShard", "IterableDatasetShard"}
-        names = {type(each).__name__ for each in (self._loader, *inside, self._loader.dataset)}
-        return isinstance(self._loader.sampler, DistributedSampler) or not names.isdisjoint(accelerated)
+        inside = [self._loader, self._loader.dataset, *_samplers(self._loader)]
+        return any(isinstance(each, DistributedSampler) or type(each).__name__ in ACCELERATED for each in inside)
+
+    def refuse_other_division(self, rank: int, count: int) -> None:
+        """RecipeError where a DistributedSampler gives another part than that of process `rank` of `count`."""
+        for each in _distributed(self._loader):
+            if (each.rank, each.num_replicas) != (rank, count):
+                raise RecipeError(
+                    f"the loader's DistributedSampler has rank {each.rank} and num_replicas {each.num_replicas}, and "
+                    f"this is process {rank} of {count}; leave both out, or give it this process's"
+                )
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the next batch is the first of an epoch that starts from its seed."""
+        return self._batch == 0
 
     def __iter__(self) -> Iterator[Batch]:
         resumed = self._skip > 0
@@ -182,22 +202,26 @@ class LoaderSource(Source):
         self._epoch, self._batch = epoch + 1, 0
 
     def _items(self) -> Iterator[Any]:
-        if isinstance(self._loader, Stateful):
-            yield from self._loader
+        _tell_epoch(self._loader, self._epoch)
+        if isinstance(self._loader, Stateful) and self._batch:
+            yield from self._loader  # its own state says where it goes on
             return
         skip, self._skip = self._skip, 0
-        with _random_state_kept(int(keyed(self._seed, "loader", self._epoch)[0] >> np.uint64(1))):
-            _tell_epoch(self._loader, self._epoch)
+        with self._seeded():
             iterator = iter(self._loader)
             found = [item for _, item in zip(range(max(skip, 1)), iterator)]
         yield from found[skip:]
         yield from iterator
 
+    def _seeded(self) -> AbstractContextManager[None]:
+        return _random_state_kept(int(keyed(self._seed, "loader", self._epoch)[0] >> np.uint64(1)))
+
     def state_dict(self) -> dict[str, Any]:
         """`{"epoch", "batch"}`, and `"loader"`, the loader's own state, where it has one."""
         state: dict[str, Any] = {"epoch": self._epoch, "batch": self._batch}
         if isinstance(self._loader, Stateful):
-            state["loader"] = self._loader.state_dict()
+            with self._seeded():  # some draw the order of their epoch when first asked for their state
+                state["loader"] = self._loader.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -213,15 +237,19 @@ class LoaderSource(Source):
 
 @contextmanager
 def _random_state_kept(seed: int) -> Iterator[None]:
-    """Runs the body from torch seeded with `seed`; after it all random states are as before."""
+    """Runs the body from random states seeded with `seed`; after it all of them are as before. CUDA's stay."""
     import torch
 
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    python, numpy, whole = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    finally:
+        torch.set_rng_state(whole)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _replay_message(loader: Iterable[Any], epoch: int, batch: int) -> str:
@@ -234,11 +262,36 @@ def _replay_message(loader: Iterable[Any], epoch: int, batch: int) -> str:
 
 
 def _tell_epoch(loader: Iterable[Any], epoch: int) -> None:
+    for each in _distributed(loader):
+        each.set_epoch(epoch)
+
+
+def _distributed(loader: Iterable[Any]) -> list[DistributedSampler]:
+    """The DistributedSamplers of a loader."""
     from torch.utils.data import DataLoader
     from torch.utils.data.distributed import DistributedSampler
 
-    if isinstance(loader, DataLoader) and isinstance(loader.sampler, DistributedSampler):
-        loader.sampler.set_epoch(epoch)
+    found = _samplers(loader) if isinstance(loader, DataLoader) else []
+    return [each for each in found if isinstance(each, DistributedSampler)]
+
+
+def _samplers(loader: DataLoader) -> list[Any]:
+    """The samplers of a loader: of samples, of batches, and those that these wrap."""
+    from torch.utils.data import BatchSampler
+
+    found: list[Any] = [loader.sampler, loader.batch_sampler]
+    for each in found:  # which grows
+        if isinstance(each, BatchSampler) and type(each).__name__ not in ACCELERATED:
+            found.append(each.sampler)
+    return found
+
+
+def content(batch: Batch) -> str:
+    """SHA-256 of what a batch holds: inputs, target, which samples are labelled."""
+    state = hashlib.sha256()
+    for each in (batch.inputs, batch.target, batch.labelled):
+        _add_value(state, each)
+    return state.hexdigest()
 
 
 def _class_name(value: Any) -> str:

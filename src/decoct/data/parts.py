@@ -10,10 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from decoct.data.base import Source
-from decoct.data.given import LoaderSource
+from decoct.data.given import LoaderSource, content
 from decoct.data.sources import Batches
 from decoct.errors import DataError
 from decoct.outputs import Batch
+
+Same = Callable[[str], None]
+"""Refuses a text that is not the same in all processes."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,23 @@ class _Cut:
 
 
 class Parts(Source):
-    """Of each batch of a source the part of process `rank` of `count`; order and positions are the source's."""
+    """Of each batch of a source the part of process `rank` of `count`; order and positions are the source's.
 
-    def __init__(self, source: Source, rank: int, count: int) -> None:
-        self.source, self.rank, self.count = source, rank, count
+    `same` hears the hash of the first whole batch of each epoch of a loader: it must be one in all processes.
+    """
+
+    def __init__(self, source: Source, rank: int, count: int, same: Same | None = None) -> None:
+        self.source, self.rank, self.count, self.same = source, rank, count, same
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Batch]:
+        asked = self.same if isinstance(self.source, LoaderSource) and self.source.fresh else None
         for batch in self.source:
+            if asked is not None:
+                asked(content(batch))
+                asked = None
             yield own_part(batch, self.rank, self.count)
 
     def state_dict(self) -> dict[str, int]:
@@ -129,14 +139,19 @@ def dealt(collate: Callable[..., Batch], rank: int, count: int) -> Callable[...,
     return collated
 
 
-def parts(source: Source, rank: int, count: int) -> Source:
+def parts(source: Source, rank: int, count: int, same: Same | None = None) -> Source:
     """Of each batch of a source the part of process `rank` of `count`, made without the others where that can be.
+
+    `same` is as of Parts: without it nothing finds out that a loader gives other batches in each process.
 
     A loader that hands out other samples to each process by itself (a DistributedSampler, one that accelerate has
     prepared) is left as it is: each of its batches is this process's part already.
     """
-    if count == 1 or (isinstance(source, LoaderSource) and source.divided):
+    if count == 1:
+        return source
+    if isinstance(source, LoaderSource) and source.divided:
+        source.refuse_other_division(rank, count)
         return source
     if isinstance(source, Batches):
         return source.collated_by(dealt(source.collate, rank, count))
-    return Parts(source, rank, count)
+    return Parts(source, rank, count, same)

@@ -41,6 +41,7 @@ from decoct.training.budget import Budget
 from decoct.training.companion import CHOSEN, Accompanied, Companion, once_ready
 from decoct.training.fit import History, Options, Update, fit
 from decoct.training.optimizers import AdamW, Optimizer
+from decoct.training.processes import refusing_other_batches
 from decoct.training.schedules import Cosine
 from decoct.training.sharding import Sharded, ShardedOptimizer
 from decoct.training.state import State, Stateful
@@ -143,7 +144,8 @@ class Lesson:
 
     def source(self, only: Literal["all", "labelled"]) -> Source:
         """Batches of the training split; of each, in several processes, the part of this one."""
-        source = parts(self.whole(only), self.engine.rank, self.engine.processes)
+        engine = self.engine
+        source = parts(self.whole(only), engine.rank, engine.processes, refusing_other_batches(engine.group))
         return RunsAhead(source, self.ahead) if self.ahead else source
 
     def whole(self, only: Literal["all", "labelled"]) -> Source:

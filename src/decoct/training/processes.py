@@ -290,7 +290,10 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         yield processes
         processes.wait()
     except RuntimeError as error:
-        raise _explained(error, processes) from error
+        told = _explained(error, processes)
+        if told is error:
+            raise
+        raise told from error
     except BaseException as error:
         processes.note(error)
         raise
@@ -354,9 +357,19 @@ def same_start(modules: Sequence[torch.nn.Module], processes: Processes) -> None
             processes.copy(each.data)
 
 
-def refuse_unequal(what: str, value: Any, processes: Processes) -> None:
+ALIKE = "give all of them the same arguments and files"
+
+
+def refuse_unequal(what: str, value: Any, processes: Processes, advice: str = ALIKE) -> None:
     """RecipeError in all processes where `value`, plain data, is not the same in each."""
     if processes.several and processes.most([float(processes.shared(lambda: value) != value)])[0]:
-        raise RecipeError(
-            f"{what} is not the same in the {processes.count} processes; give all of them the same arguments and files"
-        )
+        raise RecipeError(f"{what} is not the same in the {processes.count} processes; {advice}")
+
+
+def refusing_other_batches(processes: Processes) -> Callable[[str], None]:
+    """What takes the hash of a batch that a loader gave, and raises RecipeError in all where they are not the same."""
+    advice = (
+        "of each batch every process takes its part, so that samples would be lost and others counted twice; let what "
+        "draws them have a generator with one seed everywhere and not look at the rank, or use a DistributedSampler"
+    )
+    return lambda seen: refuse_unequal("the first batch of an epoch of the loader", seen, processes, advice)

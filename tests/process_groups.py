@@ -1,0 +1,38 @@
+"""Processes of one group, started and waited for: none waits for a full pipe, and none is left behind."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TextIO
+
+DEADLINE = 300.0
+"""Seconds after which what does not end has hung: a hundred times what it takes."""
+
+
+def ended(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> list[tuple[int, str]]:
+    """Exit code and standard error of each command, all run at the same time; those that hang are killed."""
+    with ExitStack() as stack:
+        said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        return _ended(commands, environments, said)
+
+
+def _ended(
+    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], said: Sequence[TextIO]
+) -> list[tuple[int, str]]:
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file, text=True)
+        for command, environment, file in zip(commands, environments, said)
+    ]
+    last = time.monotonic() + DEADLINE
+    try:
+        for each in running:
+            each.wait(max(0.0, last - time.monotonic()))
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+    for file in said:
+        file.seek(0)
+    return [(each.returncode, file.read()) for each, file in zip(running, said)]
