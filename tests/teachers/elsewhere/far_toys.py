@@ -15,6 +15,7 @@ from torch import nn
 from decoct.data.base import Split
 from decoct.data.sources import Batches
 from decoct.outputs import Batch, Outputs, capture
+from decoct.teachers.contract import frozen
 from decoct.teachers.elsewhere.base import Ahead
 
 CLASSES, WIDTH = 5, 6
@@ -113,6 +114,24 @@ class Squares:
             return f"{n * n} in {os.getpid()}".encode()
 
         return job
+
+
+class Taught:
+    """A job under the teacher contract, of a teacher that writes to itself over job 3."""
+
+    def __enter__(self):
+        self.net = Faulty()
+        self.context = frozen(self.net)
+        self.context.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self.context.__exit__(*error)
+
+    def __call__(self, n):
+        self.net.writes = n == 3
+        self.net(torch.zeros(1, WIDTH))
+        return str(n).encode()
 
 
 def bullets(folder, count):

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 import torch
-from far_toys import Faulty, Plain, Squares, bullets, network, source
+from far_toys import Faulty, Plain, Squares, Taught, bullets, network, source
 
 from decoct.errors import IntegrityError, RecipeError, ResourceError
 from decoct.outputs import Needs
@@ -65,6 +65,14 @@ def test_jobs_are_done_once_also_where_an_actor_dies(tmp_path):
     with pytest.raises(RuntimeError, match="ValueError: 4 is wrong"):
         list(run_jobs_on_ray([1, 4], Squares(wrong=4), workers=1))
     assert list(run_jobs_on_ray([], Squares(), workers=1)) == []
+
+
+def test_jobs_of_a_teacher_that_changed_are_not_accepted():
+    assert sorted(run_jobs_on_ray([1, 2], Taught, workers=1)) == [(0, b"1"), (1, b"2")]
+    found = []
+    with pytest.raises(IntegrityError, match="Faulty changed while it taught: buffer calls"):
+        found.extend(run_jobs_on_ray([3], Taught, workers=1))
+    assert found == []
 
 
 def test_a_job_that_always_kills_is_given_up(tmp_path):

@@ -1,6 +1,8 @@
 import http.client
 import json
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from decoct.models.remote import Remote
 from decoct.models.saving import save_model
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.tasks.tabular_classification import TabularClassification
+from decoct.teachers.elsewhere import server as server_module
 from decoct.teachers.elsewhere.over_http import HttpTeacher
 from decoct.teachers.elsewhere.running_ahead import RunsAhead
 from decoct.teachers.elsewhere.server import teaching
@@ -123,7 +126,7 @@ class _Program:
 
     def end(self, how=signal.SIGKILL):
         self.process.send_signal(how)
-        self.process.communicate()
+        self.process.communicate(timeout=300)
         return self.process.returncode
 
 
@@ -227,13 +230,17 @@ def test_headers_are_found_however_they_are_written():
         assert Client(url).get("/").headers.get(FINGERPRINT) == "abc"
 
 
-def test_errors_name_address_and_status(tmp_path):
+def test_errors_name_address_and_status(tmp_path, capsys):
     artifact(tmp_path / "a")
     with served(tmp_path / "a", most_bytes=2000) as server:
         url = url_of(server)
         with opened(url) as teacher:
-            with pytest.raises(ResourceError, match=rf"{url}/v1/outputs answered with status 422: .*mat1 and mat2"):
+            with pytest.raises(
+                ResourceError, match=rf"{url}/v1/outputs answered with status 422: .*RuntimeError"
+            ) as told:
                 teacher(Batch({"teacher": torch.ones(2, WIDTH + 1)}))
+            assert "mat1" not in str(told.value)
+            assert "mat1 and mat2" in capsys.readouterr().err
             with pytest.raises(RecipeError, match="takes 2000; give it a smaller batch_size"):
                 teacher(Batch({"teacher": torch.ones(200, WIDTH)}))
             with pytest.raises(RecipeError, match="takes tensors, and the inputs of this task hold list"):
@@ -250,8 +257,28 @@ def test_errors_name_address_and_status(tmp_path):
         bare.endheaders()
         assert bare.getresponse().status == 413
         bare.close()
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=300) as raw:
+            raw.sendall("POST /v1/outputs HTTP/1.1\r\nHost: a\r\nContent-Length: ²\r\n\r\n".encode("latin-1"))
+            assert b" 411 " in raw.makefile("rb").readline()
     with pytest.raises(ResourceError, match=r"gave no answer in 2 tries, at last ConnectionRefusedError"):
         Client(url, retries=1).get("/v1/teacher")
+
+
+def test_a_client_that_drips_bytes_loses_its_place(tmp_path, monkeypatch):
+    artifact(tmp_path / "a")
+    monkeypatch.setattr(server_module, "PATIENCE", 0.2)
+    with served(tmp_path / "a") as server:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=300) as raw:
+            raw.sendall(b"POST /v1/outputs HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+            answered = False
+            for _ in range(900):
+                raw.sendall(b"x")
+                if answered := bool(select.select([raw], [], [], 0.02)[0]):
+                    break
+            assert answered
+            assert b" 408 " in raw.makefile("rb").readline()
+        with opened(url_of(server)) as teacher:
+            assert teacher(next(iter(source()))).logits.shape == (4, 5)
 
 
 class _Moody(BaseHTTPRequestHandler):

@@ -32,6 +32,22 @@ def _nothing_stays():
     assert not [each for each in threading.enumerate() if each.name.startswith("decoct-worker")]
 
 
+def until(found, seconds=300):
+    """What `found()` gives as soon as that is true; a failure where it never is."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return value
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def opened(module, needs=NOTHING, task=None, autocast=None, **settings):
     return ProcessTeacher(**settings).open(module, task or Plain(), needs, side="teacher", autocast=autocast)
 
@@ -49,8 +65,7 @@ def test_killed_again_and_again_it_teaches_as_the_live_teacher_does(workers, kil
 
         def kill(step):
             if step in kills:
-                while not (pids := teacher.pids()):
-                    time.sleep(0.01)
+                pids = until(teacher.pids)
                 os.kill(pids[step % len(pids)], signal.SIGKILL)
 
         running = RunsAhead(source(augment=True), [teacher])
@@ -202,9 +217,8 @@ def test_no_process_stays_when_the_program_ends(how):
     assert len(pids) == 2
     if not isinstance(how, str):
         program.send_signal(how)
-    program.communicate()
-    while any(psutil.pid_exists(each) and psutil.Process(each).status() != "zombie" for each in pids):
-        time.sleep(0.05)
+    program.communicate(timeout=300)
+    until(lambda: not any(alive(each) for each in pids))
 
 
 def test_an_artifact_is_loaded_by_the_workers_themselves(tmp_path):

@@ -47,8 +47,9 @@ class BlackBoxTeacher(Teacher):
 
     The named class gets probability `confidence`, the others share the rest evenly. A text counts as the class whose
     name it is, without regard to case and outer spaces; one that is no class ends the run (`unknown: refuse`), or is
-    counted and taken to say that all classes are equally likely (`uniform`), which the student then learns. `ahead` batches are asked for before the student gets to
-    them; a failed question (OSError of a function, 5xx of a server) is asked again up to `retries` times.
+    counted and taken to say that all classes are equally likely (`uniform`), which the student then learns. `ahead`
+    batches are asked for before the student gets to them; a failed question (OSError of a function, 5xx of a server) is
+    asked again up to `retries` times.
     """
 
     use: ClassVar[str] = "black_box"
@@ -118,7 +119,7 @@ class Naming(Asking):
         if missing and self._spec.unknown == "refuse":
             raise DataError(
                 f"the black box answered {str(missing[0])[:80]!r}, which is no class; "
-                f"{did_you_mean(str(missing[0]), self._names)} (unknown: uniform takes all classes as equally likely there)"
+                f"{did_you_mean(str(missing[0]), self._names)} (unknown: uniform takes all classes as equally likely)"
             )
         self.unknown += len(missing)
         return Outputs(logits=named_logits(ids, len(self._names), self._spec.confidence))

@@ -113,8 +113,9 @@ class OnRay(Asking):
         pid, answer = self._get(self._actors[place].answer.remote(*_message(asked(batch, self.side))))
         if isinstance(answer, Fault):
             raise answer.error()
-        self._seen.add((place, pid))
-        self.counts.restarts = len(self._seen) - len({each for each, _ in self._seen})
+        with self._lock:
+            self._seen.add((place, pid))
+            self.counts.restarts = len(self._seen) - len({each for each, _ in self._seen})
         outputs: Outputs = decoded(answer[0], [aligned(each) for each in answer[1]])
         return outputs
 
@@ -171,8 +172,8 @@ def run_jobs_on_ray(
 ) -> Iterator[tuple[int, bytes]]:
     """As `run_jobs`, by `workers` actors of Ray Data on the cluster at `address` (None: one started on this machine).
 
-    Results come as they stream in, each once. A dead actor is started again and its jobs are repeated, up to `restarts`
-    times.
+    Results come as they stream in, each once; what `factory` makes, where it is a context manager, serves one job. A
+    dead actor is started again and its jobs are repeated, up to `restarts` times.
     """
     with cluster(address, cpus=workers * threads) as ray:
         dumps = ray.cloudpickle.dumps
@@ -200,22 +201,36 @@ def run_jobs_on_ray(
 
 
 class _Working:
-    """An actor of Ray Data: one job a batch."""
+    """An actor of Ray Data: one job a batch.
+
+    Nobody tells such an actor that the work is done. So what does a job, where it is a context manager, is left after
+    each, before the result is given: a teacher that changed gives none.
+    """
 
     def __init__(self, factory: Callable[[], Callable[[Any], bytes]], threads: int) -> None:
         torch.set_num_threads(threads)
-        self._work = factory()
+        self._factory = factory
+        self._kept: Callable[[Any], bytes] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
 
         result, fault = b"", ""
         try:
-            result = self._work(ray.cloudpickle.loads(batch["job"][0]))
+            result = self._done(ray.cloudpickle.loads(batch["job"][0]))
         except BaseException as error:  # handed to whoever waits for this result
             told = Fault.of(error)
             fault = "\0".join((told.kind, told.text, told.trace))
-        return {"number": batch["number"], "result": [result], "fault": [fault]}
+        return {"number": batch["number"], "result": [b"" if fault else result], "fault": [fault]}
+
+    def _done(self, job: Any) -> bytes:
+        made, self._kept = self._kept or self._factory(), None
+        if not isinstance(made, AbstractContextManager):
+            self._kept = made
+            return made(job)
+        with made:
+            result = made(job)
+        return result
 
 
 @contextmanager

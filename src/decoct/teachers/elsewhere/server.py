@@ -3,8 +3,9 @@
     GET /v1/teacher   -> JSON: decoct (version), task, side, classes, fingerprint, features, most_bytes
     POST /v1/outputs  safetensors (see `tensors.py`) -> safetensors, header X-Decoct-Fingerprint
 
-Statuses: 400 a body that cannot be read; 401 the bearer token is missing or wrong; 404; 411 a body without a length;
-413 a body above the limit; 422 the teacher cannot answer this (JSON: kind, text); 503 too many requests at a time.
+Statuses: 400 a body that cannot be read; 401 the bearer token is missing or wrong; 404; 408 a body that comes too
+slowly; 411 a body without a length; 413 a body above the limit; 422 the teacher cannot answer this (JSON: kind, text);
+503 too many requests at a time.
 Nothing that is received is ever run or unpickled.
 """
 
@@ -13,7 +14,10 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import sys
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 256 << 20
 AT_A_TIME = 16
+PATIENCE, SLOWEST = 60.0, 1e5
+"""A body may take so many seconds, and one more for each so many bytes."""
 Answer = Callable[[Any, Needs], Outputs]
 
 
@@ -150,9 +156,31 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(503, "ResourceError", f"{AT_A_TIME} requests are being answered; ask again")
             return
         try:
-            self._answer(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self._body(int(self.headers["Content-Length"]))
+            if body is None:
+                self._refuse(408, "ResourceError", "the body of the request came too slowly")
+            else:
+                self._answer(body)
         finally:
             self.desk.room.release()
+
+    def _body(self, length: int) -> bytes | None:
+        """What was sent, up to `length` bytes; None where it does not come in time."""
+        end = time.monotonic() + PATIENCE + length / SLOWEST
+        found = bytearray()
+        while len(found) < length:
+            if (left := end - time.monotonic()) <= 0:
+                return None
+            self.connection.settimeout(min(self.timeout, left))
+            try:
+                some = self.rfile.read1(min(length - len(found), 1 << 20))
+            except TimeoutError:
+                return None
+            if not some:
+                break
+            found += some
+        self.connection.settimeout(self.timeout)
+        return bytes(found)
 
     def _answer(self, body: bytes) -> None:
         try:
@@ -161,14 +189,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, "DataError", str(error))
         except DecoctError as error:
             self._refuse(422, type(error).__name__, str(error))
-        except BaseException as error:  # handed to the client
-            self._refuse(422, type(error).__name__, f"{type(error).__name__}: {error}")
+        except BaseException as error:  # its text may tell of this machine: it is said here
+            traceback.print_exception(error, file=sys.stderr)
+            kind = type(error).__name__
+            self._refuse(422, kind, f"the teacher failed with {kind}; the server's own output says why")
         else:
             self._reply(200, TENSORS, answer)
 
     def _fits(self) -> bool:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             self._refuse(411, "DataError", "the request does not say how long it is")
         elif int(length) > self.desk.most_bytes:
             text = f"{length} bytes; at most {self.desk.most_bytes} are taken, so send smaller batches"
