@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import decoct as dc
 from decoct.errors import RecipeError
@@ -160,3 +162,41 @@ def test_a_part_of_the_teacher_put_into_training_mode_answers_in_eval_mode() -> 
         big[1].train()
         assert distiller(x, y)[0].item() == first
         assert not big[1].training
+
+
+class Moved(nn.Linear):
+    """Says where it was moved, and stays."""
+
+    def to(self, device: torch.device) -> Moved:
+        self.went.append(str(device))
+        return self
+
+
+def test_teachers_answer_where_the_student_is(tmp_path: Path) -> None:
+    """No second device is needed: a student of shapes alone stands for one that is elsewhere."""
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(x, torch.arange(12) % 3), batch_size=6)
+    dc.label(nn.Linear(4, 3), loader, tmp_path / "store")
+    live, student = Moved(4, 3), nn.Linear(4, 3)
+    live.went = []
+    teachers = {"live": live, "stored": dc.Stored(tmp_path / "store")}
+    objective = dc.KD(teacher="live") + dc.KD(teacher="stored", name="other")
+    for device in ("cpu", "meta"):
+        live.went.clear()
+        with dc.Distiller(teachers, student.to(device), objective) as distiller:
+            said = distiller._teachers["stored"](distiller._batch(x, None))
+        assert said.logits is not None
+        assert said.logits.device.type == device
+        assert set(live.went) == {device, "cpu"}
+        assert live.went[0] == device
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_loop_on_a_gpu(pair: tuple) -> None:
+    big, small = (copy.deepcopy(each).cuda() for each in pair)
+    x, target = (each.cuda() for each in images(16))
+    with dc.Distiller(big, small, dc.KD() + dc.CrossEntropy(), example=x) as distiller:
+        loss, _ = distiller(x, target)
+    loss.backward()
+    assert loss.is_cuda
+    assert next(big.parameters()).is_cuda

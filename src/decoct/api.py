@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from decoct.arguments import data_of, model_of, shaped, task_of
@@ -132,11 +133,18 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise RecipeError(f"distill: {name!r} is no setting; {did_you_mean(name, [*known, *also])}")
 
 
-def _opened(subject: nn.Module | Stored, task: Task, needs: Needs, side: str) -> AbstractContextManager[Predictor]:
-    """A module under the teacher contract, or a store."""
+def _opened(
+    subject: nn.Module | Stored, task: Task, needs: Needs, side: str, device: torch.device
+) -> AbstractContextManager[Predictor]:
+    """A module under the teacher contract, or a store; it answers on `device`."""
     if isinstance(subject, Stored):
-        return StoredTeacher().open(subject.open(), task, needs, side=side)
-    return Frozen().open(subject, task, needs, side=side)
+        return StoredTeacher().open(subject.open(), task, needs, side=side, device=device)
+    return Frozen().open(subject, task, needs, side=side, device=device)
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where a module takes its inputs: the device of its first parameter or buffer; the CPU where it has none."""
+    return next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def _refuse_shared(teachers: Mapping[str, Any], student: nn.Module) -> None:
@@ -158,9 +166,9 @@ class Distiller(nn.Module):
     """An objective between a teacher and a student, inside one's own loop.
 
     Call it with a batch's inputs and targets: it gives the loss and each term by name. Its parameters are the student's
-    and those that terms learn (projectors); the teacher is no part of it, and stays under the teacher contract from
-    `with` to its end. A teacher may be `dc.Stored(path)`, whose answers are found by the content of the inputs. Terms
-    that learn need `example`, the inputs of one batch, before the optimizer is made.
+    and those that terms learn (projectors); the teacher is no part of it, and stays under the teacher contract, on the
+    student's device, from `with` to its end. A teacher may be `dc.Stored(path)`, whose answers are found by the content
+    of the inputs. Terms that learn need `example`, the inputs of one batch, before the optimizer is made.
 
     >>> import torch
     >>> big, small = nn.Linear(4, 3), nn.Linear(4, 3)
@@ -201,8 +209,10 @@ class Distiller(nn.Module):
 
     def __enter__(self) -> Distiller:
         with ExitStack() as stack:
+            device = _device(self.student)
             for name, module in self._subjects.items():
-                self._teachers[name] = stack.enter_context(_opened(module, self.task, self._needs[name], "teacher"))
+                opened = _opened(module, self.task, self._needs[name], "teacher", device)
+                self._teachers[name] = stack.enter_context(opened)
             self._stack = stack.pop_all()
         return self
 
@@ -230,7 +240,7 @@ class Distiller(nn.Module):
         def look(role: str, needs: Needs) -> Outputs:
             module = self.student if role == "student" else self._subjects[role]
             side = "student" if role == "student" else "teacher"
-            with _opened(module, self.task, needs, side) as predict:
+            with _opened(module, self.task, needs, side, _device(self.student)) as predict:
                 return predict(batch)
 
         return choose_layers(self.objective, tuple(self._subjects), look)
