@@ -80,6 +80,24 @@ def test_another_program_finds_the_same():
     assert done.stdout.split() == [print_of(Asking({"a", "b"})), print_of(functools.partial(above, 3))]
 
 
+def typed(text):
+    """What a text defines as `made`, whose source nobody can read."""
+    found = {"__name__": "shell"}
+    exec(text, found)
+    return found["made"]
+
+
+def test_what_was_typed_into_a_shell_is_told_apart_too():
+    one, two = (
+        "def made(rows): return [(lambda r: r > {})(r) for r in rows]",
+        "class C:\n  def __call__(s, r): return {}",
+    )
+    two += "\nmade = C()"
+    prints = [print_of(typed(text.format(number))) for text in (one, two) for number in (1, 2)]
+    assert len(set(prints)) == 4
+    assert prints == [print_of(typed(text.format(number))) for text in (one, two) for number in (1, 2)]
+
+
 def test_a_function_that_holds_itself_has_an_end():
     def ask(rows):
         return ask(rows[1:]) if len(rows) > 1 else rows

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError
 from decoct.models.given import fingerprint
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes)
+PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes)
 
 
 def function_fingerprint(name: str, function: Callable[..., Any]) -> str:
     """What changes when the function does: its attribute `fingerprint` (a text), else SHA-256 of what it is made of.
 
-    That is its source, its defaults and the values that it captured; of a partial also its arguments, of a method or an
-    object that is called the source of the class and the object's attributes. What it reads from its module (globals)
-    is not seen. RecipeError where something has neither source nor bytes.
+    That is its source (typed into a shell: its bytecode), its defaults and the values that it captured; of a partial
+    also its arguments, of a method or an object that is called the source of the class and the object's attributes.
+    What it reads from its module (globals) is not seen. RecipeError where something has neither source nor bytes.
 
     >>> def one(rows): return [0] * len(rows)
     >>> one.fingerprint = "version 1"
@@ -97,12 +97,22 @@ def _function(function: types.FunctionType, above: tuple[int, ...]) -> str:
     return _source(function.__code__) + (f"\n{_of(held, above)}" if any(held) else "")
 
 
-def _source(value: Any) -> str:
+def _source(value: types.CodeType | type) -> str:
+    """The source; where it was typed into a shell the bytecode, which another version of Python may write otherwise."""
     try:
         return inspect.getsource(value)
     except (OSError, TypeError):
-        name = value.co_name if isinstance(value, types.CodeType) else value.__qualname__
-        raise _Unknown(f"the source of {name} cannot be read") from None
+        if isinstance(value, types.CodeType):
+            return _bytecode(value)
+        methods = {name: each for name, each in vars(value).items() if isinstance(each, types.FunctionType)}
+        if not methods:
+            raise _Unknown(f"the source of {value.__qualname__} cannot be read") from None
+        return repr({name: _bytecode(each.__code__) for name, each in methods.items()})
+
+
+def _bytecode(code: types.CodeType) -> str:
+    constants = [_bytecode(each) if isinstance(each, types.CodeType) else _of(each, ()) for each in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
 
 
 def _array(value: Any) -> str:
