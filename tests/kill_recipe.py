@@ -66,11 +66,11 @@ class Mortal(torch.nn.Module):
 
     def __init__(self, dies_at: int | None) -> None:
         super().__init__()
-        self.inner, self.calls, self.dies_at = network(8, 1), 0, dies_at
+        self.inner, self._calls, self._dies_at = network(8, 1), 0, dies_at
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == self.dies_at:
+        self._calls += 1
+        if self._calls == self._dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.inner(x)
 

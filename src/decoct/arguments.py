@@ -22,6 +22,7 @@ from decoct.outputs import Batch, Needs
 from decoct.spec import Choice, Spec, as_recipe_error
 from decoct.tasks.base import Task
 from decoct.tasks.classification import Classification
+from decoct.tasks.supervised import Supervised
 from decoct.teachers.frozen import Frozen
 
 
@@ -42,6 +43,8 @@ def task_of(task: Any, *, raw: bool) -> Task:
         task = {"use": task, "raw": True} if raw else {"use": task}
     found = chosen("task", "decoct.tasks", task)
     assert isinstance(found, Task)
+    if raw and isinstance(found, Supervised) and "raw" not in found.model_fields_set:
+        return found.replace(raw=True)
     return found
 
 

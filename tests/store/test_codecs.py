@@ -269,8 +269,11 @@ def test_what_was_lost() -> None:
     top = TopKCodec(k=6)
     lost = top.lost(logits, there_and_back(top, logits))
     assert lost.kept_mass == pytest.approx(p.topk(6).values.sum(-1).mean().item())
-    assert 0 <= lost.kl < 1e-3
-    assert "bucket" in lost.note
+    spread = there_and_back(TopKCodec(k=6, tail="uniform"), logits)
+    assert isinstance(spread, torch.Tensor)
+    even = (p * (p.log() - spread.double().log_softmax(-1))).sum(-1).mean().item()
+    assert lost.kl == pytest.approx(even, rel=1e-4)
+    assert "spread evenly" in lost.note
 
 
 def test_sizes() -> None:

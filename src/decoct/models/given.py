@@ -71,10 +71,15 @@ def fresh(spec: Model, interface: Interface, given: Mapping[str, Any], *, pretra
 
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 over what a module is made of: the class, settings and source of each of its modules by name, and the
-    name, shape, type and bytes of each parameter and buffer."""
+    name, shape, type and bytes of each parameter and buffer.
+
+    Settings are the plain numbers, texts and tuples among the attributes of a class that is no library's; one whose
+    name begins with an underscore is taken for bookkeeping, as a counter of calls, and left out.
+    """
     total = hashlib.sha256(type_name(module).encode())
     for name, part in module.named_modules():
-        total.update(f"{name} {type_name(part)} {part.extra_repr()} {_source(type(part))}".encode())
+        own = f"{part.extra_repr()} {_settings(part)} {_source(type(part))}"
+        total.update(f"{name} {type_name(part)} {own}".encode())
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -82,9 +87,31 @@ def fingerprint(module: nn.Module) -> str:
     return total.hexdigest()
 
 
+def _settings(part: nn.Module) -> str:
+    """The plain attributes of a module of a class that is no library's."""
+    if _of_library(type(part)):
+        return ""
+    plain = {
+        name: value
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training" and _plain(value)
+    }
+    return repr(sorted(plain.items()))
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, int | float | str | torch.dtype)
+
+
+def _of_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("torch", "torchvision", "timm", "transformers")
+
+
 def _source(kind: type) -> str:
     """The source of a class that is no library's; empty where it cannot be read (typed into a shell)."""
-    if kind.__module__.partition(".")[0] in ("torch", "torchvision", "timm", "transformers"):
+    if _of_library(kind):
         return ""
     try:
         return inspect.getsource(kind)

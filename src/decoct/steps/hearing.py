@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -172,4 +172,19 @@ def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
     theirs = task_of(value, task)
     if not isinstance(task, Classification) or not isinstance(theirs, Classification):
         return None
+    unnamed = theirs.raw and task.raw and numbered(theirs.classes) and numbered(task.classes)
+    if unnamed and len(theirs.classes) != len(task.classes):
+        raise RecipeError(
+            f"{role}: it knows {len(theirs.classes)} classes and the student has {len(task.classes)}, and neither has "
+            "names by which they could be matched; give task.classes, or a student of as many"
+        )
     return align(theirs.classes, task.classes, role) if theirs.classes and task.classes else None
+
+
+def numbered(classes: Sequence[str]) -> bool:
+    """Whether classes have no names but their numbers.
+
+    >>> numbered(("0", "1")), numbered(("no", "yes"))
+    (True, False)
+    """
+    return list(classes) == [str(number) for number in range(len(classes))]

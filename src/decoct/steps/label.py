@@ -94,6 +94,7 @@ class Label(Step):
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         """Labels what is not labelled yet; whole shards of the same store in `context.folder` are used again."""
+        self.codec(context.task)
         described = self._described(inputs, context)
         shards = context.work / "shards"
         if same_store(context.folder, described):
@@ -115,6 +116,18 @@ class Label(Step):
             draft.scores.update({name: float(value) for name, value in figures.items() if value is not None})
             draft.write_json("task.json", _task(inputs, context, self.combine).plain())
         return Artifact.load(context.folder, verify=False)
+
+    def codec(self, task: Task) -> Codec:
+        """How the answers are kept: predicted numbers as they are. RecipeError where `keep` says otherwise."""
+        if task.output != "values":
+            return self.keep
+        whole = DenseCodec(dtype="float32")
+        if "keep" in self.model_fields_set and self.keep != whole:
+            raise RecipeError(
+                f"keep is {self.keep.use}, and task {task.use!r} predicts numbers, which are kept in float32; leave "
+                "keep (top_k, tail, dtype) out"
+            )
+        return whole
 
     def refuse_another(self, inputs: Inputs, context: Context) -> None:
         """RecipeError where `context.folder` holds anything but a store of the same teacher, data and settings."""
@@ -138,7 +151,7 @@ class Label(Step):
             "preprocessing": _task(inputs, context, self.combine).digest(),
             "data": context.data.fingerprint,
             "splits": list(self.splits),
-            "classes": list(getattr(context.task, "classes", ())),
+            "classes": list(_classes(context.task)),
             "views": sight.plain(self.mix),
             "keep": self.keep.plain(),
             "features": list(self.features),
@@ -222,8 +235,7 @@ class Label(Step):
             return None
         rows = sum(map(len, pieces_of(self, context)))
         classes = task.interface("teacher").outputs
-        numbers = task.output == "values"
-        codec = DenseCodec(dtype="float32") if numbers else self.keep
+        codec = self.codec(task)
         return rows, rows * (codec.width(classes) + ROW_BYTES)
 
     def _refuse_small_disk(self, context: Context, rows: int) -> None:
@@ -246,7 +258,8 @@ class _Packer:
     ) -> None:
         self._step, self._context, self._heard = step, context, heard
         self._answers = Answers(step, inputs, context, loader=loader)
-        self._codec = DenseCodec(dtype="float32") if context.task.output == "values" else step.keep
+        self._codec = step.codec(context.task)
+        self._classes = context.task.output != "values"
 
     def __call__(self, piece: Piece) -> bytes:
         shard, content = self.shard(piece)
@@ -270,7 +283,11 @@ class _Packer:
         for index, each in enumerate(found):
             outputs = self._kept(each.outputs)
             layout = layout or Layout.of(outputs, self._codec)
-            rows.append(layout.encode(outputs, seen=each.seen, keys=each.keys, views=each.views, measure=index == 0))
+            rows.append(
+                layout.encode(
+                    outputs, seen=each.seen, keys=each.keys, views=each.views, measure=self._classes and index == 0
+                )
+            )
             if self._heard is not None:
                 self._heard(len(each.seen))
         assert layout is not None
@@ -327,9 +344,13 @@ def _task(inputs: Inputs, context: Context, combine: Combination | None) -> Task
         return task_of(next(iter(inputs.values())), task)
     if not isinstance(task, Classification) or not task.classes:
         return task
-    known = {name for value in inputs.values() for name in getattr(task_of(value, task), "classes", ())}
+    known = {name for value in inputs.values() for name in _classes(task_of(value, task))}
     classes = tuple(name for name in task.classes if name in known)
     return task if classes == task.classes else task.replace(classes=classes)
+
+
+def _classes(task: Task) -> tuple[str, ...]:
+    return task.classes if isinstance(task, Classification) else ()
 
 
 def _fingerprint(value: Any) -> str:

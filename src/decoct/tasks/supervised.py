@@ -175,4 +175,7 @@ def _check_inputs(kind: Kind, side: str, value: Any) -> None:
         return
     what = f"a mapping with {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
     expected = "a mapping with input_ids" if kind == "text" else "one tensor"
-    raise RecipeError(f"the loader's {side} inputs are {what}; a {kind} task takes {expected}")
+    raise RecipeError(
+        f"the loader's {side} inputs are {what}; a {kind} task takes {expected}: give the task that they belong to, as "
+        'task="text_classification"'
+    )

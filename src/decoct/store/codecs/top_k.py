@@ -144,11 +144,10 @@ class TopKCodec(Codec):
         mass = largest.exp().sum(-1).mean().item()
         if isinstance(decoded, Tensor):
             return Lost(kl(exact, decoded.double().log_softmax(-1)), mass)
-        own = exact.gather(-1, decoded.ids)
-        left = exact.scatter(-1, decoded.ids, -torch.inf).logsumexp(-1, keepdim=True)
-        theirs = torch.cat([decoded.log_probs, decoded.rest[:, :1]], -1).double().log_softmax(-1)
-        note = f"over {ids.shape[1]} classes and one bucket; how the tail's mass is spread within it is not compared"
-        return Lost(kl(torch.cat([own, left], -1), theirs), mass, note if exact.shape[1] > ids.shape[1] else "")
+        spread = decoded.spread().double().log_softmax(-1)
+        return Lost(
+            kl(exact, spread), mass, "with the tail's mass spread evenly" if ids.shape[1] < exact.shape[1] else ""
+        )
 
 
 def _tail_sums(tail: Tensor, temperatures: tuple[float, ...]) -> tuple[Tensor, Tensor]:
