@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -46,9 +46,6 @@ from decoct.training.schedules import Cosine
 from decoct.training.sharding import Sharded, ShardedOptimizer
 from decoct.training.state import State, Stateful
 from decoct.training.updates import Descent, Engine
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_OPTIMIZER = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
 
