@@ -211,7 +211,7 @@ class Run:
 
     def _window(self, window: list[Batch]) -> None:
         position = self.position
-        skip = self._skip_of(position.epoch, position.batch) if position.skips else None
+        skip = position.skipped() if position.skips else None
         self.changed = True
         if skip is None:
             origin = (position.epoch, position.batch, [batch.keys for batch in window])
@@ -239,8 +239,7 @@ class Run:
         self.iterator = None
         if self.position.batch == 0:
             raise DataError(f"the source says that an epoch has {expected} batches and gives none")
-        self.position.epoch += 1
-        self.position.batch = 0
+        self.position.epoch, self.position.batch = self.position.epoch + 1, 0
         if self.validate is not None and self._due():
             self.position.pending = True
 
@@ -341,9 +340,6 @@ class Run:
 
     # Numbers that are not finite.
 
-    def _skip_of(self, epoch: int, batch: int) -> dict[str, Any] | None:
-        return next((s for s in self.position.skips if (s["epoch"], s["batch"]) == (epoch, batch)), None)
-
     def _roll_back(self, origin: Origin) -> None:
         guard = self.options.guard
         assert guard is not None
@@ -354,10 +350,9 @@ class Run:
         self.position.skips = skips
         if len(skips) >= guard.limit:
             raise Diverged(given_up(skips, origin, last))
-        back = self.position.step
         warnings.warn(
             f"about step {at}: loss or gradient is not finite in batch {origin.batch} of epoch {origin.epoch}; "
-            f"going back to step {back} and leaving that batch out",
+            f"going back to step {self.position.step} and leaving that batch out",
             stacklevel=5,
         )
 

@@ -26,6 +26,10 @@ class Position:
     clock: tuple[int, int, float] = (0, 0, 0.0)
     skips: list[dict[str, Any]] = field(default_factory=list)
 
+    def skipped(self) -> dict[str, Any] | None:
+        """Why the batch that stands here is left out; None where it is not."""
+        return next((each for each in self.skips if (each["epoch"], each["batch"]) == (self.epoch, self.batch)), None)
+
 
 @dataclass(frozen=True)
 class Agreed:
