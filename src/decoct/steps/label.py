@@ -122,7 +122,7 @@ class Label(Step):
         if task.output != "values":
             return self.keep
         whole = DenseCodec(dtype="float32")
-        if "keep" in self.model_fields_set and self.keep != whole:
+        if self.keep not in (whole, DenseCodec()):
             raise RecipeError(
                 f"keep is {self.keep.use}, and task {task.use!r} predicts numbers, which are kept in float32; leave "
                 "keep (top_k, tail, dtype) out"
