@@ -31,7 +31,7 @@ from decoct.objectives.hint import hint_loss
 from decoct.objectives.jsd import jsd_loss
 from decoct.objectives.kd import kd_loss
 from decoct.objectives.layer_fusion import layer_fusion_loss
-from decoct.objectives.linear_kd import Head, Labels, linear_kd_loss, linear_kd_parts
+from decoct.objectives.linear_kd import Head, Labels, LinearKD, linear_kd_loss, linear_kd_parts
 from decoct.objectives.localization import localization_loss
 from decoct.objectives.logit_mse import logit_mse_loss
 from decoct.objectives.nkd import nkd_loss
@@ -59,6 +59,7 @@ from decoct.objectives.wsld import wsld_loss
 __all__ = [
     "Head",
     "Labels",
+    "LinearKD",
     "activation_boundary_loss",
     "adaptive_kl_loss",
     "afd_loss",

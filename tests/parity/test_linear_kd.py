@@ -329,6 +329,40 @@ def test_what_it_cannot_do_is_refused():
             call()
 
 
+def test_class_ids_alone_are_labels():
+    hidden, head = leaves(1, True)
+    teacher, theirs = leaves(11, True)
+    ids = torch.arange(N) % V
+    ids[2] = -100
+    alone = F.linear_kd_parts(hidden, head, teacher, theirs, labels=ids)
+    assert isinstance(alone, F.LinearKD)
+    whole = F.linear_kd_parts(hidden, head, teacher, theirs, labels=Labels(ids))
+    assert alone.cross_entropy.item() > 0
+    same(alone.total, whole.total, hidden, head)
+    assert torch.equal(alone.cross_entropy, whole.cross_entropy)
+
+
+def test_what_is_no_tensor_is_refused():
+    h, w = drawn(1, N, 3), drawn(2, V, 3)
+    ids, own = [0] * N, h.tolist()
+    for message, call in {
+        r"labels is a list; give a tensor of class ids \[\*B\], or Labels": lambda: F.linear_kd_loss(
+            h, w, h, w, labels=ids
+        ),
+        "labels is a tuple; give": lambda: F.linear_kd_loss(h, w, h, w, labels=(torch.tensor(ids), 0.5)),
+        "labels.target is a list; give": lambda: F.linear_kd_loss(h, w, h, w, labels=Labels(ids)),
+        r"student_hidden is a list; give a tensor \[\*B, D\]": lambda: F.linear_kd_loss(own, w, h, w),
+        "teacher_hidden is a list; give a tensor .* or a function": lambda: F.linear_kd_loss(h, w, own, w),
+        "teacher_hidden is a list; give": lambda: F.linear_kd_loss(h, w, own),
+        "student_weight is a tuple; give": lambda: F.linear_kd_loss(h, (w, None), h, w),
+        "teacher_weight is a list; give": lambda: F.linear_kd_loss(h, w, h, w.tolist()),
+        "mask is a list; give": lambda: F.linear_kd_loss(h, w, h, w, mask=[True] * N),
+        "chunk is 2 and chunk_bytes 64": lambda: F.linear_kd_loss(h, w, h, w, chunk=2, chunk_bytes=64),
+    }.items():
+        with pytest.raises(RecipeError, match=message):
+            call()
+
+
 INTERPRETED = """
 import itertools, torch
 import decoct.functional as F

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from decoct.errors import RecipeError
 from decoct.objectives._closed_form import Derivative
 from decoct.objectives._numeric import log_softmax, weigh
 from decoct.objectives.top_k_kl import described
@@ -72,6 +74,30 @@ class Side:
 
 Online = Side | Callable[[slice], Tensor]
 """Where the teacher's logits come from: hidden states and a head, or a function of the tokens asked for."""
+
+
+def refuse_other_types(
+    loss: str, student_hidden: Any, student_weight: Any, teacher: Any, teacher_weight: Any, *, mask: Any, labels: Any
+) -> None:
+    """RecipeError where an argument is no tensor, or nothing that may stand in its place."""
+    head = "a tensor [V, D] or Head(weight, bias)"
+    target = labels.target if isinstance(labels, Labels) else None
+    for name, value, fits, allowed in (
+        ("student_hidden", student_hidden, isinstance(student_hidden, Tensor), "a tensor [*B, D]"),
+        ("student_weight", student_weight, isinstance(student_weight, Tensor | Head), head),
+        (
+            "teacher_hidden",
+            teacher,
+            isinstance(teacher, Tensor | TopK) or callable(teacher),
+            "a tensor [*B, D], a TopK, or a function that gives the logits [n, V] of a slice of the tokens",
+        ),
+        ("teacher_weight", teacher_weight, isinstance(teacher_weight, Tensor | Head | None), head),
+        ("mask", mask, isinstance(mask, Tensor | None), "a bool tensor [*B], or None"),
+        ("labels", labels, isinstance(labels, Labels | None), "a tensor of class ids [*B], or Labels(target, weight)"),
+        ("labels.target", target, isinstance(target, Tensor | None), "a tensor of class ids [*B]"),
+    ):
+        if not fits:
+            raise RecipeError(f"{loss}: {name} is a {type(value).__name__}; give {allowed}")
 
 
 @dataclass(frozen=True)

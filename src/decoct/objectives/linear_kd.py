@@ -16,9 +16,19 @@ from torch import Tensor
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives import _divergence
 from decoct.objectives._closed_form import derivative
-from decoct.objectives._head import Gradients, Head, Labels, Online, Recipe, Side, sweep, tokens_within
+from decoct.objectives._head import (
+    Gradients,
+    Head,
+    Labels,
+    Online,
+    Recipe,
+    Side,
+    refuse_other_types,
+    sweep,
+    tokens_within,
+)
 from decoct.objectives._numeric import class_target, refuse_temperature, refuse_unless, refuse_unlike_mask, shape
-from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, TeacherHeadOfLogits, TeacherTokenwise, Tokenwise
+from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, Target, TeacherHeadOfLogits, TeacherTokenwise, Tokenwise
 from decoct.objectives.top_k_kl import without_tail
 from decoct.top_k import TopK
 
@@ -75,7 +85,7 @@ def linear_kd_loss(
     divergence: str = "forward_kl",
     temperature: float = 1.0,
     mask: Mask | None = None,
-    labels: Labels | None = None,
+    labels: Labels | Target | None = None,
     chunk: int | None = None,
     chunk_bytes: int | None = None,
     backend: Backend = "auto",
@@ -87,12 +97,13 @@ def linear_kd_loss(
     teacher, V may not. `mask` `[*B]` bool. The teacher: hidden states and weight, or a function that gives the logits
     `[n, V]` of a slice of the tokens kept, or a `TopK` of `[*B]` (with "forward_kl").
     `divergence`: "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "adaptive_kl" or "total_variation";
-    `options` are its own (`beta`, `alpha`, `top_k`, `tail`). `labels` adds the hard cross-entropy of the same logits,
-    the mean over tokens kept that have a label, times its weight. Value and gradients (student hidden, weight and
-    bias) equal the plain functions' on the whole logits. The gradients are taken in the forward pass, so that memory
-    holds one chunk's logits and one gradient of each input; a second derivative is not available. What needs no
-    gradient gets none; without gradients only the value is computed. `chunk` tokens, by default as many as
-    `chunk_bytes` has room for (80 MiB on the CPU, but at most 128 tokens there; 1 GiB on an accelerator).
+    `options` are its own (`beta`, `alpha`, `top_k`, `tail`). `labels` (class ids `[*B]` or `Labels`) adds the hard
+    cross-entropy of the same logits, the mean over tokens kept that have a label, times its weight. Value and gradients
+    (student hidden, weight and bias) equal the plain functions' on the whole logits. The gradients are taken in the
+    forward pass, so that memory holds one chunk's logits and one gradient of each input; a second derivative is not
+    available. What needs no gradient gets none; without gradients only the value is computed. `chunk` tokens, by
+    default as many as `chunk_bytes` has room for (80 MiB on the CPU, but at most 128 tokens there; 1 GiB on an
+    accelerator).
     Precision: products in the common type of hidden and weight (under autocast in its type, except float64); logits,
     loss and the sums of the gradients in float32 at least, which is finer than autograd on half-precision logits.
     `backend`: "torch"; "triton", a fused kernel for forward_kl on CUDA; "auto" is "torch" so far, since the kernel has
@@ -129,7 +140,7 @@ def linear_kd_parts(
     divergence: str = "forward_kl",
     temperature: float = 1.0,
     mask: Mask | None = None,
-    labels: Labels | None = None,
+    labels: Labels | Target | None = None,
     chunk: int | None = None,
     chunk_bytes: int | None = None,
     backend: Backend = "auto",
@@ -142,6 +153,8 @@ def linear_kd_parts(
     >>> [round(each.item(), 4) for each in found]
     [0.973, 0.0, 1.9459]
     """
+    labels = Labels(labels) if isinstance(labels, Tensor) else labels
+    refuse_other_types(NAME, student_hidden, student_weight, teacher_hidden, teacher_weight, mask=mask, labels=labels)
     own = _head_of(student_weight, "student", student_hidden)
     _refuse_options(divergence, options, temperature, chunk, chunk_bytes)
     if mask is not None:
@@ -307,6 +320,10 @@ def _refuse_options(
         raise RecipeError(f"{NAME}: chunk is {chunk}; allowed: 1 or more tokens, or None")
     if chunk_bytes is not None and chunk_bytes < 1:
         raise RecipeError(f"{NAME}: chunk_bytes is {chunk_bytes}; allowed: 1 or more, or None")
+    if chunk is not None and chunk_bytes is not None:
+        raise RecipeError(
+            f"{NAME}: chunk is {chunk} and chunk_bytes {chunk_bytes}, two sizes of one chunk; leave one out"
+        )
     known = set(inspect.signature(DIVERGENCES[divergence]).parameters) - {"student", "teacher", "temperature"}
     for each in options:
         if each not in known:
