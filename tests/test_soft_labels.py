@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import decoct as dc
 from decoct.artifact import Artifact
@@ -126,6 +130,65 @@ def test_loaders_are_labelled_and_taught_from(tmp_path: Path) -> None:
     other = DataLoader(TensorDataset(x + 1, y), batch_size=16)
     with pytest.raises(DataError, match="holds no answer for 16 of 16 samples"):
         dc.distill(dc.Stored(tmp_path / "store"), Net(2), out=tmp_path / "other", **{**shared, "train": other})
+
+
+class Jittered(Dataset[Any]):
+    """Samples with noise that is drawn anew each time."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1, 8, 8), float(index)) + self.draw(), index % 10
+
+
+class Twice:
+    """Batches that can be gone through twice: once for the shapes, once to be labelled."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.passes = loader, 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        return iter(self.loader if self.passes <= 2 else ())
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()).item(), random.random, lambda: float(np.random.rand())])
+def test_a_loader_that_draws_anew_is_told(draw: Callable[[], float], tmp_path: Path) -> None:
+    loader, net = DataLoader(Jittered(draw), batch_size=16), Net()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    with pytest.warns(UserWarning, match=r"16 of the first 16 samples are none that the store .* holds.*views") as told:
+        made = dc.label(net, loader, tmp_path / "store")
+    assert [Path(each.filename).name for each in told] == ["test_soft_labels.py"]
+    assert made.meta["statistics"]["rows"] == 60
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "generator", "workers", "batches", "twice"])
+def test_a_loader_that_gives_the_same_samples_is_not(kind: str, tmp_path: Path) -> None:
+    data = TensorDataset(torch.randn(60, 1, 8, 8), torch.arange(60) % 10)
+    generator = torch.Generator().manual_seed(3)
+    loaders: dict[str, Any] = {
+        "shuffle": DataLoader(data, batch_size=16, shuffle=True),
+        "generator": DataLoader(data, batch_size=16, shuffle=True, generator=generator),
+        "workers": DataLoader(data, batch_size=16, shuffle=True, num_workers=1, persistent_workers=True),
+        "batches": list(DataLoader(data, batch_size=16)),
+        "twice": Twice(DataLoader(data, batch_size=16)),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = dc.label(Net(), loaders[kind], tmp_path / "store")
+    assert made.meta["statistics"]["rows"] == 60
+    if kind == "generator":
+        other = torch.Generator().manual_seed(3)
+        same = DataLoader(data, batch_size=16, shuffle=True, generator=other)
+        next(iter(same))  # from which shapes are read
+        list(same)
+        assert torch.equal(generator.get_state(), other.get_state())
 
 
 # A recipe.

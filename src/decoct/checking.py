@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from decoct import recipe_file
@@ -19,6 +20,7 @@ from decoct.objectives.layers import choose_layers
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.run import Options, prepare
+from decoct.spec import Choice
 from decoct.steps.base import Context, Step
 from decoct.steps.building import build_criterion, build_student, seed_everything
 from decoct.steps.distill import Distill
@@ -26,10 +28,16 @@ from decoct.steps.drawing import class_counts, few
 from decoct.steps.dynamics import refuse_what_cannot_mix
 from decoct.steps.hearing import alignment_of, task_of, to_combined
 from decoct.steps.label import Label
+from decoct.steps.labelling import sight_of
 from decoct.steps.learning import Learning
 from decoct.steps.saving import PROBE_SAMPLES, Student
 from decoct.steps.self_distill import SelfDistill
+from decoct.steps.viewing import STORE, views_with
+from decoct.store.codecs.base import Codec
+from decoct.store.codecs.dense import DenseCodec
+from decoct.store.layout import Layout
 from decoct.store.sizes import size_text
+from decoct.teachers.classes import Alignment
 from decoct.teachers.combining import COMBINED
 
 if TYPE_CHECKING:
@@ -42,10 +50,14 @@ Predict = Callable[[Batch, Needs], Outputs]
 
 @dataclass(frozen=True)
 class StandIn:
-    """What a step would give, untrained: a model that answers, or a file or estimator that answers zeros."""
+    """What a step would give, untrained: a model that answers, or a file or estimator that answers zeros.
+
+    `store`: of a soft-label store its `views` and `labels`, as its description will hold them.
+    """
 
     predict: Predict
     student: Student | None = None
+    store: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,7 @@ def _step(
         first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
         return first, "its inputs fit"
     student = _student(recipe, step, inputs["model"], made, context)
+    views_with(step, _stores(recipe, inputs, made), context)
     size = sum(each.numel() for each in student.module.parameters())
     if not step.rehearsed:
         return _answering(student, task), f"a model of {size:,} parameters"
@@ -138,23 +151,62 @@ def _step(
 def _labelled(
     recipe: Recipe, step: Label, inputs: Mapping[str, str], made: Mapping[str, StandIn], task: Task, context: Context
 ) -> tuple[StandIn, str]:
-    """What stands for a store: its teacher, with the features that it keeps; several as one answer zeros."""
+    """What stands for a store: its teacher, with the features and logits that it keeps; several as one say zeros."""
     found = step.estimate(context.data, task)
     note = "its inputs fit" if found is None else f"{found[0]:,} answers, about {size_text(found[1])}"
-    if step.combine is not None:
-        return StandIn(_zeros(task)), note
-    first = _stand_in(recipe, next(iter(inputs.values())), made, task, context)
-    first.predict(few(context, PROBE_SAMPLES), Needs(features=frozenset(step.features)))
+    store = {
+        "views": sight_of(step, context).plain(step.mix),
+        "labels": step.labels if step.mix is not None else None,
+    }
+    said, alignment = _zeros(task), None
+    if step.combine is None:
+        first, alignment = _unaligned(recipe, next(iter(inputs.values())), made, task, context)
+        said = first.predict
+    stored = _stored(
+        said, DenseCodec(dtype="float32") if task.output == "values" else step.keep, step.features, step.name
+    )
+    stored(few(context, PROBE_SAMPLES), Needs(features=frozenset(step.features)))
+    return StandIn(stored if alignment is None else _aligned(stored, alignment), store=store), note
+
+
+def _codec(keep: Codec, task: Task) -> Codec:
+    return DenseCodec(dtype="float32") if task.output == "values" else keep
+
+
+def _stored(predict: Predict, codec: Codec, features: Sequence[str], name: str) -> Predict:
+    """What a store gives of what `predict` says: the logits as its codec writes and reads them."""
 
     def kept(batch: Batch, needs: Needs) -> Outputs:
-        for path in sorted(needs.features - set(step.features)):
+        for path in sorted(needs.features - set(features)):
             raise PathError(
-                f"feature {path!r} is wanted of the store {step.name!r}, which keeps "
-                f"{', '.join(step.features) or 'none'}; add it to its features"
+                f"feature {path!r} is wanted of the store {name!r}, which keeps "
+                f"{', '.join(features) or 'none'}; add it to its features"
             )
-        return first.predict(batch, needs)
+        said = predict(batch, needs)
+        if said.logits is None:
+            return said
+        plain, places = Outputs(logits=said.logits, mask=said.mask), np.arange(len(batch))
+        layout = Layout.of(plain, codec)
+        written = layout.encode(plain, seen=places, keys=places, measure=False)
+        back = layout.decode(written.cells, None if said.mask is None else said.mask.shape[-1])
+        return replace(said, logits=back.logits, top=back.top)
 
-    return StandIn(kept), note
+    return kept
+
+
+def _stores(recipe: Recipe, inputs: Mapping[str, str], made: Mapping[str, StandIn]) -> dict[str, Mapping[str, Any]]:
+    """Of the inputs that are soft-label stores, made by a step or there already, `views` and `labels`, by role."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for role, name in inputs.items():
+        stand_in = made.get(name)
+        if stand_in is not None:
+            if stand_in.store is not None:
+                found[role] = stand_in.store
+            continue
+        value = _opened(recipe.models[name])
+        if isinstance(value, Artifact) and value.kind == STORE:
+            found[role] = value.meta
+    return found
 
 
 def _student(recipe: Recipe, step: Learning, name: str, made: Mapping[str, StandIn], context: Context) -> Student:
@@ -180,18 +232,30 @@ def _known(recipe: Recipe, inputs: Mapping[str, str], task: Task) -> dict[str, t
 
 
 def _stand_in(recipe: Recipe, name: str, made: Mapping[str, StandIn], task: Task, context: Context) -> StandIn:
+    found, alignment = _unaligned(recipe, name, made, task, context)
+    return found if alignment is None else StandIn(_aligned(found.predict, alignment), found.student)
+
+
+def _aligned(predict: Predict, alignment: Alignment) -> Predict:
+    return lambda batch, needs: alignment(_bound(predict, needs))(batch)
+
+
+def _unaligned(
+    recipe: Recipe, name: str, made: Mapping[str, StandIn], task: Task, context: Context
+) -> tuple[StandIn, Alignment | None]:
+    """A teacher with its own classes, and how they meet the task's."""
     if name in made:
-        return made[name]
+        return made[name], None
     value = _opened(recipe.models[name])
+    if isinstance(value, Artifact) and value.kind == STORE:
+        keep = Choice("decoct.store.codecs").validate(value.meta["keep"])
+        return StandIn(_stored(_zeros(task), _codec(keep, task), value.meta["features"], name)), None
     if (isinstance(value, Artifact) and value.kind != "model") or (
         isinstance(value, Model) and value.use in ANSWERS_ALONE
     ):
-        return StandIn(_zeros(task))
-    own, alignment = task_of(value, task), alignment_of(value, task, name)
-    stand_in = _answering(build_student(value, own, "teacher", context.given), own)
-    if alignment is None:
-        return stand_in
-    return StandIn(lambda batch, needs: alignment(_bound(stand_in.predict, needs))(batch), stand_in.student)
+        return StandIn(_zeros(task)), None
+    own = task_of(value, task)
+    return _answering(build_student(value, own, "teacher", context.given), own), alignment_of(value, task, name)
 
 
 def _opened(value: Model) -> Any:

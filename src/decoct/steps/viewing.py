@@ -55,20 +55,24 @@ def views_of(step: Learning, inputs: Inputs, context: Context) -> Views | None:
 
     RecipeError where a store among the inputs holds other views than the step asks for.
     """
+    return views_with(step, {role: each.meta for role, each in stores_of(inputs).items()}, context)
+
+
+def views_with(step: Learning, stores: Mapping[str, Mapping[str, Any]], context: Context) -> Views | None:
+    """`views_of` where of each store only `views` and `labels` of its description are known, written or not."""
     views = step.views
     if views is not None and views.count > 1 and not step.augment and step.mix is None:
         raise RecipeError(f"views is {views.count} and augment false: all views are the same; leave one of them out")
-    stores = stores_of(inputs)
     if stores and step.teacher_views > 1:
         raise RecipeError(
             f"teacher_views is {step.teacher_views}, and {', '.join(stores)} is a store, which answers about the view "
             "that the student sees alone; leave teacher_views out"
         )
     for role, store in stores.items():
-        kept = store.meta["views"]
+        kept = store["views"]
         theirs = Views(count=kept["count"], seed=kept["seed"])
         _refuse_other_views(role, step, theirs, views, kept, augmentation_of(context))
-        _refuse_other_labels(role, step, store)
+        _refuse_other_labels(role, step, store["labels"])
         if views is None and (kept["augment"] or kept["mix"] is not None):
             views = theirs
     return views
@@ -106,9 +110,8 @@ def _refuse_other_views(
         )
 
 
-def _refuse_other_labels(role: str, step: Learning, store: Artifact) -> None:
+def _refuse_other_labels(role: str, step: Learning, theirs: int | None) -> None:
     """Labelled samples are mixed with labelled ones, so that which these are decides on the views."""
-    theirs = store.meta["labels"]
     if step.mix is not None and step.labels != theirs:
         raise RecipeError(
             f"labels is {step.labels or 'not set'}, and the store {role!r} was labelled with {theirs or 'none'}: "
