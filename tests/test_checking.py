@@ -131,7 +131,7 @@ def test_a_store_that_is_there_is_looked_at_too(tmp_path: Path) -> None:
 def test_several_teachers_that_answer_as_one_are_kept_alike() -> None:
     plain = {**STORED, "steps": [STORED["steps"][0], {**STORED["steps"][0], "name": "other"}, *STORED["steps"][1:]]}
     both = {"use": "label", "name": "labels", "inputs": {"one": "teacher", "two": "other"}, "keep": BUCKET}
-    plain["steps"][2] = {**both, "combine": {"use": "mean"}}
+    plain["steps"][2] = {**both, "combine": {"use": "ensemble"}}
     assert len(check(recipe(plain))) == 4
     with pytest.raises(RecipeError, match=r"steps\[3\].*dist"):
         check(recipe(plain, steps__3__objective={"use": "dist"}))
