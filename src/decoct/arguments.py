@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,12 @@ def data_of(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
         return train
     loaders = {"train": train, "validation": val, "test": test}
     given["loaders"] = {name: loader for name, loader in loaders.items() if loader is not None}
+    for name, loader in given["loaders"].items():
+        if isinstance(loader, Iterator):
+            raise DataError(
+                f"{name} is a {type(loader).__name__}, which is used up after one pass; give a DataLoader, or a list "
+                "of its batches"
+            )
     return describe_loaders("loaders", given["loaders"])
 
 

@@ -20,7 +20,6 @@ from decoct.objectives.layers import choose_layers
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.run import Options, prepare
-from decoct.spec import Choice
 from decoct.steps.base import Context, Step
 from decoct.steps.building import build_criterion, build_student, seed_everything
 from decoct.steps.distill import Distill
@@ -36,6 +35,7 @@ from decoct.steps.viewing import STORE, views_with
 from decoct.store.codecs.base import Codec
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.layout import Layout
+from decoct.store.reading import Store
 from decoct.store.sizes import size_text
 from decoct.teachers.classes import Alignment
 from decoct.teachers.combining import COMBINED
@@ -248,14 +248,29 @@ def _unaligned(
         return made[name], None
     value = _opened(recipe.models[name])
     if isinstance(value, Artifact) and value.kind == STORE:
-        keep = Choice("decoct.store.codecs").validate(value.meta["keep"])
-        return StandIn(_stored(_zeros(task), _codec(keep, task), value.meta["features"], name)), None
+        return StandIn(_read(value)), alignment_of(value, task, name)
     if (isinstance(value, Artifact) and value.kind != "model") or (
         isinstance(value, Model) and value.use in ANSWERS_ALONE
     ):
         return StandIn(_zeros(task)), None
     own = task_of(value, task)
     return _answering(build_student(value, own, "teacher", context.given), own), alignment_of(value, task, name)
+
+
+def _read(store: Artifact) -> Predict:
+    """A store that answers about any batch with its first samples: right in shape."""
+    opened = Store.open(store.folder, verify="none")
+
+    def predict(batch: Batch, needs: Needs) -> Outputs:
+        said = opened.read(np.resize(opened.seen, len(batch)))
+        absent = sorted(needs.features - said.features.keys())
+        if absent:
+            raise PathError(
+                f"feature {absent[0]!r} is wanted of {store.folder}, which keeps {', '.join(said.features)}"
+            )
+        return replace(said, features={path: said.features[path].float() for path in needs.features})
+
+    return predict
 
 
 def _opened(value: Model) -> Any:
