@@ -115,6 +115,12 @@ def test_student_scores_history_and_export(distilled: Any, tmp_path: Path) -> No
     assert distilled.export(tmp_path / "again.onnx")["verified"]["agreement"] == 1.0
 
 
+def test_a_generator_is_refused() -> None:
+    batches = (each for each in loader(*images()))
+    with pytest.raises(DataError, match="train is a generator, which is used up after one pass"):
+        dc.distill(network(8, 1), network(3, 2), train=batches, epochs=1)
+
+
 def test_what_was_passed_in_is_as_before(tmp_path: Path) -> None:
     big, small = network(8, 1).train(), network(3, 2).eval()
     big.head.weight.requires_grad_(False)
