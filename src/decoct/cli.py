@@ -379,7 +379,8 @@ def _run(session: Session, name: str, out: Path, settings: Sequence[str], **opti
     with Watcher(quiet=session.quiet or session.json) as watch:
         done = loaded.run(out, offline=session.offline, watch=watch, **options)
     page = done.folder / "report.html"
-    shown = ["", table(rows(done.results, brief=True)), "", *sentences(done.results), f"Page: {page}"]
+    figures = rows(done.results, brief=True)
+    shown = [*(["", table(figures), ""] if figures else []), *sentences(done.results), f"Page: {page}"]
     return Answer({"folder": str(done.folder), "page": str(page), "results": dict(done.results)}, shown)
 
 
