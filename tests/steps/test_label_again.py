@@ -369,7 +369,6 @@ def test_how_it_is_done_is_no_part_of_the_key(data: Dataset, task: ImageClassifi
 def test_a_cluster_gives_the_same_store(
     data: Dataset, task: ImageClassification, teacher: Artifact, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray")
     one = done(label(views=2), {"teacher": teacher}, tmp_path / "one", data, task)
     ray = done(label(views=2, ray="local"), {"teacher": teacher}, tmp_path / "ray", data, task)
     assert tree(one.folder) == tree(ray.folder)

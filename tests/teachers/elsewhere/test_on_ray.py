@@ -17,7 +17,6 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module", autouse=True)
 def _one_cluster():
     """One for all tests here: the program stays in it."""
-    pytest.importorskip("ray")
     with cluster(cpus=2):
         yield
 
