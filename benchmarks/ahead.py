@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from decoct.data.base import Source
 from decoct.outputs import Batch, Needs, Outputs
-from decoct.teachers.elsewhere.base import Ahead
-from decoct.teachers.elsewhere.process import ProcessTeacher
-from decoct.teachers.elsewhere.running_ahead import RunsAhead
 from decoct.teachers.frozen import Frozen
+from decoct.teachers.remote.base import Ahead
+from decoct.teachers.remote.process import ProcessTeacher
+from decoct.teachers.remote.running_ahead import RunsAhead
 
 CLASSES, UNTIMED = 100, 6
 Say = Callable[[Batch], Tensor]

@@ -39,7 +39,7 @@ def run(name: str, data: Path | None, out: Path, seeds: int, settings: list[str]
     words = [
         sys.executable,
         "-m",
-        "decoct.cli",
+        "decoct.cli.app",
         "run",
         f"recipes/{name}.yaml",
         "--out",

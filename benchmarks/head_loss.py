@@ -28,7 +28,7 @@ from torch import Tensor
 
 from decoct.functional import Labels, linear_kd_loss
 from decoct.meters.memory import _peak, _reset_peak
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 
 BARE = "matrix products alone"
 NAIVE = "whole logits, KL"

@@ -29,7 +29,7 @@ from decoct.data.base import Dataset, Split
 from decoct.data.hashing import image_keys
 from decoct.models.given import given_model
 from decoct.steps.base import Context
-from decoct.steps.label import Label
+from decoct.steps.labelling.step import Label
 from decoct.tasks.image_classification import ImageClassification
 
 

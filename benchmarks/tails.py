@@ -22,8 +22,8 @@ from _shared import command, origin, parser, table, write
 from torch import Tensor
 
 from decoct.functional import forward_kl_loss, top_k_kl_loss
+from decoct.outputs import TopK
 from decoct.store.codecs.top_k import TopKCodec
-from decoct.top_k import TopK
 
 REPEATS = 64
 TAILS = {"bucket": (1.0, 4.0), "uniform": (1.0, 4.0), "sample": (1.0,)}

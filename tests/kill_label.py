@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import torch
 
-from decoct.apply import alone
 from decoct.data.base import Dataset
 from decoct.data.digits import Digits
 from decoct.models.given import given_model
-from decoct.steps.label import Label
+from decoct.runner.apply import alone
+from decoct.steps.labelling.step import Label
 from decoct.store.codecs.dense import DenseCodec
 from decoct.tasks.image_classification import ImageClassification
 from kill_recipe import Killer, fork, killed

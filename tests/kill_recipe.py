@@ -28,8 +28,8 @@ import sklearn.metrics  # noqa: F401
 import torch
 
 import decoct as dc
+from api_toys import SHORT, images, loader, network
 from decoct.report import card, page  # noqa: F401
-from test_api import SHORT, images, loader, network
 from tiny import SHIPPED, TAUGHT, recipe, timeless, tree
 
 CHANGES: dict[str, Any] = {

@@ -14,7 +14,7 @@ from decoct.artifact import Artifact
 from decoct.data.base import Dataset
 from decoct.models.given import given_model
 from decoct.steps.base import Context, Step
-from decoct.steps.label import Label
+from decoct.steps.labelling.step import Label
 from decoct.store.codecs.dense import DenseCodec
 from decoct.tasks.augment import Augment
 from decoct.training.budget import Budget

@@ -1,5 +1,5 @@
 """What a user's script does under torchrun: `python process_scripts.py OUT` in each process, run by
-test_run_processes.py. It trains, meets an error, and at last one process is killed."""
+runner/test_processes.py. It trains, meets an error, and at last one process is killed."""
 
 import os
 import signal

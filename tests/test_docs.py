@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from decoct import cli
-from decoct.words import in_front
+from decoct.cli import app as cli
+from decoct.cli.shell import in_front
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,8 +73,8 @@ def parses(words: list[str]) -> bool:
 
 @pytest.mark.parametrize("page", [each for each in PAGES if blocks(each, "yaml")], ids=name)
 def test_recipes_of_the_documentation_are_valid(page: Path) -> None:
-    from decoct.recipe import Recipe
-    from decoct.recipe_file import read
+    from decoct.recipe.file import read
+    from decoct.recipe.recipe import Recipe
 
     for text in blocks(page, "yaml"):
         marked = read(text)

@@ -11,13 +11,13 @@ import jsonschema
 import pytest
 
 import decoct
-from decoct.doctor import REQUIRED
+from decoct.cli.doctor import REQUIRED
+from decoct.cli.explain import explain, listed
+from decoct.cli.scaffold import shipped
+from decoct.cli.schema import catalogues, recipe_schema
 from decoct.errors import RecipeError
-from decoct.explain import explain, listed
-from decoct.recipe import Recipe
-from decoct.recipe_file import as_python, read, read_file
-from decoct.scaffold import shipped
-from decoct.schema import catalogues, recipe_schema
+from decoct.recipe.file import as_python, read, read_file
+from decoct.recipe.recipe import Recipe
 from decoct.spec import Spec
 
 ROOT = Path(__file__).parents[1]

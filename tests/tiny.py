@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from decoct.recipe import Recipe
+from decoct.recipe.recipe import Recipe
 
 LEARN: dict[str, Any] = {"budget": {"steps": 6}, "batch_size": 16, "log_every": 2}
 TAUGHT: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """`python -m decoct`, as torchrun and `accelerate launch` start it."""
 
-from decoct.cli import main
+from decoct.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -1,19 +1,16 @@
-"""Batch, Outputs, `capture` and `recorded`: what goes into a model, what it said, and the only hooks in the house."""
+"""Batch, Outputs, TopK, Needs: what goes into a model, what it said, and what is wanted of it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from decoct.errors import PathError, did_you_mean
-from decoct.top_k import TopK
+from decoct.errors import RecipeError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,123 @@ class Batch:
         )
 
 
+Tail = Literal["bucket", "uniform", "sample"]
+"""How the classes that were not kept are taken: as one bucket, each with an equal part, or by random draws."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest of C log-probabilities at temperature 1, and what is known of the other C − k classes.
+
+    `ids` int64 `[*B, k]`; `log_probs` float32 `[*B, k]`, normalised over all C classes; `rest` float32 `[*B, S]`, for
+    each temperature T of `temperatures` log Σ exp(log p_j / T) over the classes j that were not kept (at T = 1: the log
+    of the tail's mass); -inf where nothing is left. `drawn` int64 `[*B, n]`, for `tail` "sample": classes of the tail,
+    drawn with replacement by their probability, each standing for 1/n of the tail's mass; `drawn_log_probs` float32
+    `[*B, n]` their log-probabilities at temperature 1, where these are known.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    rest: Tensor
+    classes: int
+    tail: Tail = "bucket"
+    temperatures: tuple[float, ...] = (1.0,)
+    drawn: Tensor | None = None
+    drawn_log_probs: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        k: int,
+        *,
+        tail: Tail = "bucket",
+        temperatures: tuple[float, ...] = (1.0,),
+        draws: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> TopK:
+        """What is kept of logits `[*B, C]`; with the tail "sample" `draws` of its classes, by `generator`.
+
+        >>> TopK.of(torch.tensor([[0.0, 2.0, 1.0]]), 2).ids
+        tensor([[1, 2]])
+        """
+        if not 1 <= k <= logits.shape[-1]:
+            raise RecipeError(f"top_k is {k}; allowed: 1 to the number of classes, {logits.shape[-1]}")
+        log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        log_probs, ids = log_p.topk(k, dim=-1)
+        others = log_p.scatter(-1, ids, -torch.inf)
+        left = (others != -torch.inf).any(-1, keepdim=True)
+        rest = [(others / each).logsumexp(-1) for each in temperatures]
+        found = cls(ids, log_probs.float(), torch.stack(rest, -1).float(), logits.shape[-1], tail, temperatures)
+        if tail != "sample":
+            return found
+        weights = (others - others.amax(-1, keepdim=True)).exp().masked_fill(~left, 1.0).flatten(0, -2)
+        drawn = torch.multinomial(weights, max(draws, 1), replacement=True, generator=generator)
+        drawn = drawn.reshape(*ids.shape[:-1], max(draws, 1))
+        return replace(found, drawn=drawn, drawn_log_probs=log_p.gather(-1, drawn).float())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> TopK:
+        """The same on `device`."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TopK:
+        """The same with `change` applied to each of its tensors: a pick of items, another device."""
+        return replace(
+            self,
+            ids=change(self.ids),
+            log_probs=change(self.log_probs),
+            rest=change(self.rest),
+            drawn=None if self.drawn is None else change(self.drawn),
+            drawn_log_probs=None if self.drawn_log_probs is None else change(self.drawn_log_probs),
+        )
+
+    def log_rest(self, temperature: float) -> Tensor:
+        """log Σ exp(log p_j / T) over the classes that were not kept, `[*B]`, at any temperature T that is known.
+
+        Exact at `temperatures`. Between them, and above the largest, where it nears log(C − k), it is interpolated in
+        s = 1/T. As a function of s it is convex, so the chord is an upper bound, the neighbouring chords made longer
+        are lower bounds, and a cubic is held between these: the truth is at most their distance away. Below the
+        smallest temperature there is no upper bound: RecipeError for the tail "bucket"; the others follow the last
+        chord, as a uniform tail does.
+
+        >>> top = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), classes=3)
+        >>> round(top.log_rest(2.0).exp().item(), 4)
+        1.0
+        """
+        for column, each in enumerate(self.temperatures):
+            if math.isclose(each, temperature, rel_tol=1e-6):
+                return self.rest[..., column]
+        others = self.classes - self.ids.shape[-1]
+        if others == 0:
+            return torch.full_like(self.rest[..., 0], -torch.inf)
+        if temperature < min(self.temperatures) and self.tail == "bucket":
+            known = ", ".join(f"{each:g}" for each in sorted(self.temperatures))
+            raise RecipeError(
+                f"temperature is {temperature:g}, and the teacher's tail is known for temperatures {known}; allowed: "
+                f"{min(self.temperatures):g} or more. Label again with a temperature as low as this one"
+            )
+        order = sorted(range(len(self.temperatures)), key=lambda column: -self.temperatures[column])
+        nodes = [0.0, *(1 / self.temperatures[column] for column in order)]
+        empty = (self.rest == -torch.inf).any(-1)
+        known_rest = [torch.full_like(self.rest[..., 0], math.log(others)), *(self.rest[..., c] for c in order)]
+        values = torch.stack(known_rest).masked_fill(empty, 0.0)
+        return _between(nodes, values, 1 / temperature).masked_fill(empty, -torch.inf)
+
+    def spread(self) -> Tensor:
+        """Log-probabilities of all classes `[*B, C]` with an equal part of the tail's mass for each class of the tail.
+
+        >>> top = TopK(torch.tensor([[2]]), torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), classes=3)
+        >>> top.spread().exp()
+        tensor([[0.2500, 0.2500, 0.5000]])
+        """
+        each = self.log_rest(1.0) - math.log(max(self.classes - self.ids.shape[-1], 1))
+        full = each.unsqueeze(-1).expand(*each.shape, self.classes)
+        return full.scatter(-1, self.ids, self.log_probs)
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What a model said about a batch.
@@ -99,284 +213,6 @@ class Needs:
         return Needs(self.features | other.features, self.gradient or other.gradient)
 
 
-_PATH = re.compile(
-    r"^(?P<module>[^\[\]#@]*)(?:#(?P<call>\d+))?(?:@(?P<part>input|weight|bias))?(?:\[(?P<item>[^\[\]]+)\])?$"
-)
-EVERY = "*"
-"""The feature path that stands for every layer."""
-
-
-class Path(NamedTuple):
-    """A feature path: a module, the number of its call, the item of what it gave; or another part of it.
-
-    `part`: "input", what the module took; "weight" or "bias", its parameter; None, what it gave.
-    """
-
-    module: str
-    call: int
-    item: str | None
-    part: str | None
-
-
-def split_path(path: str) -> Path:
-    """The parts of a feature path.
-
-    >>> split_path("encoder.layer.3[0]")
-    Path(module='encoder.layer.3', call=0, item='0', part=None)
-    >>> split_path("shared#1@input")
-    Path(module='shared', call=1, item=None, part='input')
-    """
-    match = _PATH.match(path)
-    if match is None:
-        raise PathError(
-            f"feature path {path!r}: write module.path, module.path#CALL, module.path[ITEM] or module.path@input "
-            "(@weight, @bias)"
-        )
-    return Path(match["module"], int(match["call"] or 0), match["item"], match["part"])
-
-
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`, by any of its names; PathError names the nearest right ones."""
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    raise PathError(f"{type(model).__name__} has no module {path!r}; {did_you_mean(path, names)}")
-
-
-class Captured(Mapping[str, Tensor]):
-    """What `capture` saw: a mapping from the paths asked for to the outputs of their modules.
-
-    A feature is what the module returned (or took), also where a later operation changes that tensor in place
-    (`x += shortcut`, an in-place ReLU): the first time in a mode (training or eval) it is copied; where it then proves
-    untouched in that mode, never again.
-    """
-
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        self._model = model
-        self._every = EVERY in paths
-        if self._every:
-            paths = [*paths, *_every(model)]
-        self._paths = {path: split_path(path) for path in dict.fromkeys(paths) if path != EVERY}
-        self._found: dict[str, Tensor | PathError] = {
-            text: _parameter(model, text, path) for text, path in self._paths.items() if path.part in ("weight", "bias")
-        }
-        self._calls = {path.module: 0 for path in self._paths.values()}
-        self._watched: list[tuple[str, nn.Module, Tensor, int, _Modes]] = []
-
-    def __getitem__(self, path: str) -> Tensor:
-        name = self._paths[path].module
-        found = self._found.get(path)
-        if found is None:
-            raise PathError(
-                f"feature path {path!r}: the module was called {self._calls[name]} times in this forward pass"
-            )
-        if isinstance(found, PathError):
-            raise found
-        if self._calls[name] > 1 and "#" not in path and name not in dict(self._model.named_modules()):
-            raise PathError(
-                f"feature path {path!r}: a shared module, called {self._calls[name]} times; say which: {name}#N"
-            )
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers() if self._every else self._paths)
-
-    def __len__(self) -> int:
-        return len(self._layers() if self._every else self._paths)
-
-    def _layers(self) -> list[str]:
-        """The paths that hold a tensor, of modules called once; of a module's output and its first item the former."""
-        kept: dict[str, str] = {}
-        for path, value in self._found.items():
-            if isinstance(value, Tensor) and self._calls[self._paths[path].module] == 1:
-                kept.setdefault(self._paths[path].module, path)
-        return list(kept.values())
-
-    def hooks(self) -> Iterator[tuple[str, Callable[[nn.Module, Any, Any], None]]]:
-        """Module paths, and the forward hook of each, which keeps what was asked for and nothing else."""
-        for name in self._calls:
-            wanted = [(text, path) for text, path in self._paths.items() if path.module == name and path.part is None]
-            yield name, self._keeper(name, wanted)
-
-    def pre_hooks(self) -> Iterator[tuple[str, Callable[[nn.Module, Any], None]]]:
-        """Module paths whose inputs are asked for, and the hook of each that runs before the module."""
-        for name in self._calls:
-            wanted = [
-                (text, path) for text, path in self._paths.items() if path.module == name and path.part == "input"
-            ]
-            if wanted:
-                yield name, self._taker(name, wanted)
-
-    def _keeper(self, name: str, wanted: Sequence[tuple[str, Path]]) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            for text, path in wanted:
-                if path.call == self._calls[name]:
-                    self._found[text] = self._kept(text, module, _pick(text, name, path.item, output), _CHANGED)
-            self._calls[name] += 1
-
-        return keep
-
-    def _taker(self, name: str, wanted: Sequence[tuple[str, Path]]) -> Callable[[nn.Module, Any], None]:
-        def take(module: nn.Module, args: Any) -> None:
-            for text, path in wanted:
-                if path.call == self._calls[name]:
-                    value = _pick(text, f"{name}@input", path.item or "0", args)
-                    self._found[text] = self._kept(text, module, value, _CHANGED_INPUTS)
-
-        return take
-
-    def _kept(self, path: str, module: nn.Module, value: Tensor | PathError, changed: _Changes) -> Tensor | PathError:
-        if not isinstance(value, Tensor):
-            return value
-        if value.is_inference() or torch.compiler.is_compiling():
-            return value.clone()
-        modes = (self._model.training, module.training)
-        self._watched.append((path, module, value, value._version, modes))
-        return value.clone() if changed.get(module, {}).get(modes, True) else value
-
-    def settle(self) -> None:
-        """Learns from a finished forward pass which tensors are changed in place after they were seen."""
-        for path, module, value, version, modes in self._watched:
-            known = _CHANGED_INPUTS if self._paths[path].part == "input" else _CHANGED
-            changed = value._version != version
-            if changed and self._found[path] is value:
-                self._found[path] = PathError(f"feature path {path!r}: changed in place in this pass and not before it")
-            seen = known.setdefault(module, {})
-            seen[modes] = changed or seen.get(modes, False)
-        self._watched.clear()
-
-
-def _parameter(model: nn.Module, text: str, path: Path) -> Tensor | PathError:
-    names = dict(find_module(model, path.module).named_parameters(recurse=False))
-    assert path.part is not None
-    return names.get(path.part, PathError(f"feature path {text!r}: it has the parameters {', '.join(names) or 'none'}"))
-
-
-def _every(model: nn.Module) -> list[str]:
-    names = [name for name, _ in model.named_modules() if name]
-    return [path for name in names for path in (name, f"{name}[0]")]
-
-
-_Modes = tuple[bool, bool]
-"""Whether the model, and whether the module itself, is in training mode."""
-_Changes = WeakKeyDictionary[nn.Module, dict[_Modes, bool]]
-_CHANGED: _Changes = WeakKeyDictionary()
-"""Whether what follows a module changes its output in place, for modules that were captured before, by mode: a dropout
-that works in place does so in training alone."""
-_CHANGED_INPUTS: _Changes = WeakKeyDictionary()
-"""The same of what modules take, which they themselves may change."""
-
-
-@contextmanager
-def capture(model: nn.Module, paths: Iterable[str]) -> Iterator[Captured]:
-    """Collects the outputs of the modules at `paths` while the body runs the model.
-
-    Hooks are removed when the body ends, also by an exception. A path that the model lacks raises PathError at once;
-    a module that was not called, or an item that its output lacks, raises PathError when its feature is read.
-
-    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    >>> with capture(model, ["0"]) as features:
-    ...     _ = model(torch.ones(1, 2))
-    >>> features["0"].shape
-    torch.Size([1, 3])
-    """
-    found = Captured(model, tuple(dict.fromkeys(paths)))
-    handles = []
-    try:
-        for name, keep in found.hooks():
-            handles.append(find_module(model, name).register_forward_hook(keep))
-        for name, take in found.pre_hooks():
-            handles.append(find_module(model, name).register_forward_pre_hook(take))
-        yield found
-        found.settle()
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class Call(NamedTuple):
-    """One call of a module: copies of what it took and of what it gave."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: Any
-
-
-@contextmanager
-def recorded(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Call]]:
-    """Collects the first call of each module at `paths` while the body runs the model, with all its arguments.
-
-    PathError for a path that the model lacks; a module that was not called is not among the calls.
-
-    >>> with recorded(nn.Sequential(nn.ReLU()), ["0"]) as calls:
-    ...     pass
-    >>> calls
-    {}
-    """
-    calls: dict[str, Call] = {}
-    handles = []
-    try:
-        for path in dict.fromkeys(paths):
-            take, keep = _recorder(path, calls)
-            module = find_module(model, path)
-            handles.append(module.register_forward_pre_hook(take, with_kwargs=True))
-            handles.append(module.register_forward_hook(keep))
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _recorder(path: str, calls: dict[str, Call]) -> tuple[Callable[..., None], Callable[..., None]]:
-    waiting: list[tuple[Any, Any]] = []
-
-    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if path not in calls and not waiting:
-            waiting.append((copied(args), copied(kwargs)))
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if path not in calls:
-            calls[path] = Call(*waiting[0], copied(output))
-
-    return take, keep
-
-
-def copied(value: Any) -> Any:
-    """The same with a copy of each tensor in it.
-
-    >>> copied((torch.ones(1), None))
-    (tensor([1.]), None)
-    """
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: copied(each) for key, each in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(copied(each) for each in value)
-    return value
-
-
-def _pick(path: str, name: str, item: str | None, value: Any) -> Tensor | PathError:
-    """The tensor that a path asks for in a module's output, or the error that reading it will raise."""
-    if item is not None:
-        try:
-            value = value[int(item)] if item.isdigit() else value[item]
-        except (KeyError, IndexError, TypeError):
-            return PathError(f"feature path {path!r}: no item {item} in {_describe(value)}")
-    if isinstance(value, Tensor):
-        return value
-    return PathError(f"feature path {path!r}: this is {_describe(value)}, no tensor; choose one with {name}[ITEM]")
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{type(value).__name__} with {', '.join(map(str, value))}"
-    if isinstance(value, Sequence):
-        return f"{type(value).__name__} of {len(value)}"
-    return type(value).__name__
-
-
 def _move(value: Any, device: torch.device | str, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
@@ -403,3 +239,24 @@ def _length(value: Any) -> int:
     if isinstance(value, tuple):
         return _length(value[0])
     return len(value)
+
+
+def _between(nodes: list[float], values: Tensor, s: float) -> Tensor:
+    """A convex function at s from its `values` `[M, *B]` at ascending nodes; the last chord made longer beyond them."""
+
+    def chord(left: int) -> Tensor:
+        share = (s - nodes[left]) / (nodes[left + 1] - nodes[left])
+        return values[left] + share * (values[left + 1] - values[left])
+
+    last = len(nodes) - 1
+    if s >= nodes[last]:
+        return chord(last - 1)
+    i = max(k for k in range(last) if nodes[k] <= s)
+    used = range(max(0, i - 1), min(last, i + 2) + 1)
+    cubic = torch.zeros_like(values[0])
+    for k in used:
+        cubic = cubic + values[k] * math.prod((s - nodes[m]) / (nodes[k] - nodes[m]) for m in used if m != k)
+    for neighbour in (i - 1, i + 1):
+        if 0 <= neighbour < last:
+            cubic = torch.maximum(cubic, chord(neighbour))
+    return torch.minimum(cubic, chord(i))

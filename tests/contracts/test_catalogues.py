@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import decoct
-from decoct import recipe_file
+from decoct.cli.schema import catalogues, recipe_schema
 from decoct.errors import RecipeError
-from decoct.schema import catalogues, recipe_schema
+from decoct.recipe import file as recipe_file
 from decoct.spec import Catalogue, Choice, Spec
 
 ROOT = Path(decoct.__file__).parent

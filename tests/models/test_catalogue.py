@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from decoct.artifact import Artifact, writing
+from decoct.capture import capture
 from decoct.errors import RecipeError
 from decoct.models import CATALOGUE
 from decoct.models.base import Interface, Model, shorthand
@@ -24,7 +25,6 @@ from decoct.models.small_vit import SmallViT
 from decoct.models.timm import Timm
 from decoct.models.torchvision import Torchvision
 from decoct.models.transformers import Transformers
-from decoct.outputs import capture
 from decoct.spec import Choice
 
 NAMES = {

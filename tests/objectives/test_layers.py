@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 import decoct as dc
+from decoct.capture import EVERY, capture
 from decoct.errors import RecipeError
 from decoct.objectives.adapters import Grid, Needed, Resize, bridge
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.objectives.layers import choose_layers, stage_pairs, stages
-from decoct.outputs import EVERY, Batch, Outputs, capture
+from decoct.outputs import Batch, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.training.clock import Clock
 
@@ -277,7 +278,7 @@ def student_interface(run):
 
 
 def test_check_sees_layers_that_cannot_be_chosen(tmp_path):
-    from decoct.checking import check
+    from decoct.runner.checking import check
 
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("{use: hint, layers: auto}", "{use: relation, layers: auto}"))

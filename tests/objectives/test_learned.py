@@ -9,11 +9,12 @@ from torch import nn
 
 import decoct as dc
 import decoct.functional as F
+from decoct.capture import capture
 from decoct.errors import RecipeError
 from decoct.objectives._keyed import keyed_uniform
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
-from decoct.outputs import Batch, Outputs, capture
+from decoct.outputs import Batch, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.training.clock import Clock
 

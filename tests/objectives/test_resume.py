@@ -9,7 +9,7 @@ import decoct as dc
 from decoct.data.base import Source
 from decoct.objectives.criterion import needs_of
 from decoct.outputs import Batch, Needs
-from decoct.steps.building import build_criterion
+from decoct.steps.learning.building import build_criterion
 from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers.frozen import Frozen
 from decoct.training.fit import Options, State, fit

@@ -17,10 +17,9 @@ from decoct.objectives.refine.confidence import ConfidenceFilter
 from decoct.objectives.refine.smooth import TeacherSmoothing
 from decoct.objectives.soft_cross_entropy import SoftCrossEntropy
 from decoct.objectives.uld import ULD
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import Batch, Outputs, TopK
 from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers.classes import align
-from decoct.top_k import TopK
 from decoct.training.clock import Clock
 
 TASK = ImageClassification(raw=True, classes=tuple("abcde"))

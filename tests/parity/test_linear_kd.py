@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import decoct.functional as F
 from decoct.errors import RecipeError
 from decoct.functional import Head, Labels
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 
 PLAIN = {
     "forward_kl": [F.forward_kl_loss, {}],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import decoct.functional as F
 from decoct.errors import RecipeError
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 
 
 def draw(seed, *shape, dtype=torch.float64):

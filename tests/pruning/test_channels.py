@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import decoct as dc
 from decoct.artifact import Artifact, writing
-from decoct.compression import Evidence, protected
 from decoct.errors import PathError, RecipeError
 from decoct.meters.parameters import parameters
 from decoct.models.attention import SlimAttention
@@ -26,6 +25,7 @@ from decoct.pruning._graph import groups_of
 from decoct.pruning._scores import Scores, choose, keep_count
 from decoct.pruning.channels import Channels
 from decoct.training.clock import Clock
+from decoct.training.compression import Evidence, protected
 
 LAYER_NORM = ("bert_sdpa", "bert_eager", "vit", "timm_vit")
 RESIDUAL = {"vit": "conv_proj", "timm_vit": "patch_embed.proj", "bert_sdpa": "*.word_embeddings"}

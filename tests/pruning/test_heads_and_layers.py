@@ -11,13 +11,13 @@ import zoo
 from torch import nn
 
 import decoct as dc
-from decoct.compression import Evidence
 from decoct.errors import RecipeError
 from decoct.models.given import given_model
 from decoct.models.saving import load_model, save_model
 from decoct.pruning._attention import attentions, with_slim_attention
 from decoct.pruning.heads import Heads
 from decoct.pruning.layers import Layers
+from decoct.training.compression import Evidence
 
 TRANSFORMERS = ("bert_sdpa", "bert_eager", "vit", "timm_vit")
 

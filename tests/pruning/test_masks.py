@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from decoct.compression import Evidence
 from decoct.errors import PathError, RecipeError
 from decoct.pruning._masks import prunable, smallest_out
 from decoct.pruning.magnitude import Magnitude
 from decoct.pruning.movement import Movement
 from decoct.pruning.n_m import NM, largest_of
 from decoct.training.clock import Clock
+from decoct.training.compression import Evidence
 
 NONE = Evidence(())
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact, writing
-from decoct.compression import Evidence
+from decoct.capture import capture
 from decoct.errors import PathError, RecipeError
 from decoct.meters.parameters import parameters
 from decoct.models.base import Interface
@@ -24,11 +24,11 @@ from decoct.models.rewrites import rewritten, skeleton
 from decoct.models.saving import STRUCTURE, load_model, save_model
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
-from decoct.outputs import capture
 from decoct.quantization.aware.fake_quantize import FakeQuantize
 from decoct.quantization.aware.insertion import FakeQuantizers
 from decoct.quantization.aware.modules import ActivationQuantizer, DynamicLinear, QuantizedLayer, QuantizedNet
 from decoct.targets.onnx import graph, save
+from decoct.training.compression import Evidence
 
 IMAGES = Interface(kind="image", shape=(1, 16, 16), outputs=10)
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=50, padding=0)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import decoct
-from decoct import cli
-from decoct.checking import check
-from decoct.recipe import Recipe
-from decoct.recipe_file import as_python, read
+from decoct.cli import app as cli
+from decoct.recipe.file import as_python, read
+from decoct.recipe.recipe import Recipe
+from decoct.runner.checking import check
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))

@@ -13,7 +13,7 @@ from decoct.report.highlights import highlights
 from decoct.report.page import write_page
 from decoct.report.records import Compression, Kernels, Sensitivity, as_results
 from decoct.report.sentence import findings, sentences, shipped_of, subject_of
-from decoct.run import execute
+from decoct.runner.execution import execute
 
 HOSTILE = "<script>window.hacked=1</script>"
 LEFT = [{"layer": "head", "operator": "Gemm", "runs": "float", "cause": "its activations are signed"}]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact, writing
-from decoct.compression import Evidence
 from decoct.models.base import Interface, Model
 from decoct.models.saving import load_model, save_model
 from decoct.models.small_resnet import SmallResNet
 from decoct.models.transformers import Transformers
 from decoct.targets.onnx import Onnx
 from decoct.tasks.calls import ImageProgram, TextProgram
+from decoct.training.compression import Evidence
 
 IMAGE = Interface(kind="image", shape=(1, 16, 16), outputs=3)
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=40, padding=0)

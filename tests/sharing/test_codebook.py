@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from decoct.api.export import export
 from decoct.artifact import Artifact, writing
-from decoct.compression import Evidence
 from decoct.errors import RecipeError
 from decoct.models.base import Interface
 from decoct.models.clustered import Clustered, ClusteredConv2d, ClusteredLinear, bits_for, pack, unpack
@@ -21,8 +21,8 @@ from decoct.models.saving import load_model, save_model
 from decoct.models.small_resnet import SmallResNet
 from decoct.pruning.magnitude import Magnitude
 from decoct.sharing.codebook import Codebook
-from decoct.shipping import export
 from decoct.training.clock import Clock
+from decoct.training.compression import Evidence
 
 NONE = Evidence(())
 INTERFACE = Interface(kind="image", shape=(1, 8, 8), outputs=10)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from decoct.api.export import export
 from decoct.artifact import Artifact, writing
-from decoct.compression import Evidence
 from decoct.errors import PathError, RecipeError
 from decoct.models.base import Interface
 from decoct.models.saving import load_model, save_model
 from decoct.models.small_resnet import SmallResNet
 from decoct.sharing.layers import SharedLayers
-from decoct.shipping import export
+from decoct.training.compression import Evidence
 
 NONE = Evidence(())
 INTERFACE = Interface(kind="image", shape=(1, 8, 8), outputs=10)

@@ -9,16 +9,16 @@ import torch
 
 import decoct as dc
 from decoct.artifact import Artifact
+from decoct.capture import capture
 from decoct.data.base import Dataset
 from decoct.errors import RecipeError
 from decoct.models.exits import ExitNet, Tap, WithExits, sure
 from decoct.models.saving import load_model, load_spec
-from decoct.outputs import capture
-from decoct.recipe import Recipe
-from decoct.run import Options, prepare
+from decoct.recipe.recipe import Recipe
+from decoct.runner.execution import Options, prepare
 from decoct.steps.base import Context
-from decoct.steps.drawing import few
-from decoct.steps.hearing import alignment_of, to_combined
+from decoct.steps.learning.batches import few
+from decoct.steps.learning.teachers import alignment_of, to_combined
 
 LEARN = {"budget": {"steps": 6}, "batch_size": 16, "log_every": 2}
 BASE = {

@@ -3,7 +3,7 @@
 import pytest
 
 from decoct.errors import RecipeError
-from decoct.recipe import Recipe
+from decoct.recipe.recipe import Recipe
 
 CUT = {"use": "prune", "name": "cut", "scheme": {"use": "channels", "ratio": 0.5}}
 MASKED = {"use": "prune", "name": "masked", "scheme": {"use": "magnitude", "ratio": 0.5}}

@@ -16,7 +16,7 @@ from decoct.models.onnx_file import open_session
 from decoct.outputs import Needs
 from decoct.spec import Choice
 from decoct.steps.base import Context
-from decoct.steps.drawing import evaluation_batches
+from decoct.steps.learning.batches import evaluation_batches
 from decoct.steps.train_estimator import TrainEstimator
 from decoct.tasks.regression import Regression
 from decoct.tasks.tabular_classification import TabularClassification

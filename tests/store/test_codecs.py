@@ -11,12 +11,12 @@ from scipy.special import logsumexp
 
 from decoct.data.hashing import keyed
 from decoct.errors import DataError, RecipeError
+from decoct.outputs import TopK
 from decoct.spec import Choice
 from decoct.store.codecs.base import Codec
 from decoct.store.codecs.bits import bits_for, pack, packed_bytes, unpack
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.codecs.top_k import TopKCodec
-from decoct.top_k import TopK
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from store_toy import seen_of
 
 from decoct.errors import DataError
-from decoct.outputs import Outputs
+from decoct.outputs import Outputs, TopK
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.codecs.top_k import TopKCodec
 from decoct.store.layout import Layout, Rows
 from decoct.store.shards import described, map_shard, shard_name, write_shard
-from decoct.top_k import TopK
 
 
 def back(outputs: Outputs, codec: DenseCodec | TopKCodec | None = None, length: int | None = None) -> Outputs:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from decoct.capture import capture
 from decoct.errors import IntegrityError, PathError, RecipeError
-from decoct.outputs import Batch, Needs, Outputs, capture
+from decoct.outputs import Batch, Needs, Outputs
 from decoct.teachers.contract import checksums, frozen
 from decoct.teachers.frozen import Frozen
 

@@ -28,7 +28,7 @@ from decoct.objectives.regression_kd import RegressionKD
 from decoct.outputs import Needs
 from decoct.steps.base import Context, Step
 from decoct.steps.distill import Distill
-from decoct.steps.label import Label
+from decoct.steps.labelling.step import Label
 from decoct.steps.train import Train
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.codecs.top_k import TopKCodec
@@ -377,7 +377,7 @@ def test_absent_samples_are_counted_before_training(
 
 
 def test_a_store_cannot_be_trained(data: Dataset, task: ImageClassification, labels: Artifact, tmp_path: Path) -> None:
-    from decoct.recipe import Recipe
+    from decoct.recipe.recipe import Recipe
 
     with pytest.raises(RecipeError, match="is a soft-label store, which answers but cannot be trained"):
         Stored(labels.folder).build(task.interface("student"))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from decoct.capture import recorded
 from decoct.errors import PathError
-from decoct.outputs import Batch, recorded
+from decoct.outputs import Batch
 from decoct.training.blockwise import Block, Blockwise, Calls
 from decoct.training.clock import Clock
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
+from decoct.capture import find_module
 from decoct.errors import RecipeError, did_you_mean
 from decoct.models.base import Interface, Model, shorthand
-from decoct.outputs import find_module
 from decoct.spec import Choice
 
 

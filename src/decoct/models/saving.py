@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact, Draft
+from decoct.capture import capture
 from decoct.errors import CannotRebuild, RecipeError
 from decoct.models.base import Interface, Model, OutsideModel
 from decoct.models.given import fresh
@@ -21,7 +22,6 @@ from decoct.models.modes import evaluating
 from decoct.models.rewrites import parse, rewritten
 from decoct.models.structure import describe, rebuild
 from decoct.models.weights import all_tensors, fill, read_safetensors
-from decoct.outputs import capture
 from decoct.spec import Choice
 
 WEIGHTS = "model.safetensors"

@@ -13,7 +13,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._closed_form import Derivative
 from decoct.objectives._numeric import log_softmax, weigh
 from decoct.objectives.top_k_kl import described
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 
 BLOCK = 1 << 18
 """Logits worked on at once on the CPU: 1 MiB in float32, so that a block stays in the cache between passes."""

@@ -12,8 +12,7 @@ from torch import Tensor
 from decoct.errors import RecipeError
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.refine.base import all_classes
-from decoct.outputs import Batch, Outputs
-from decoct.top_k import TopK
+from decoct.outputs import Batch, Outputs, TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, bounds
 

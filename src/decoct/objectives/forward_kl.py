@@ -11,7 +11,7 @@ from decoct.objectives._logits import Temperature, TopKObjective
 from decoct.objectives._numeric import full_precision, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.top_k_kl import top_k_kl_loss
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 

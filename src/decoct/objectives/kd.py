@@ -13,7 +13,7 @@ from decoct.objectives._numeric import full_precision, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.standardize import standardize_logits
 from decoct.objectives.top_k_kl import top_k_kl_loss
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from decoct.capture import EVERY
 from decoct.errors import RecipeError
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import teacher_name
-from decoct.outputs import EVERY, Needs, Outputs
+from decoct.outputs import Needs, Outputs
 
 Look = Callable[[str, Needs], Outputs]
 """What a role ("student", a teacher's name) says about the probe batch, with features by `needs`."""

@@ -30,7 +30,7 @@ from decoct.objectives._head import (
 from decoct.objectives._numeric import class_target, refuse_temperature, refuse_unless, refuse_unlike_mask, shape
 from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, Target, TeacherHeadOfLogits, TeacherTokenwise, Tokenwise
 from decoct.objectives.top_k_kl import without_tail
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 
 P = ParamSpec("P")
 R = TypeVar("R")

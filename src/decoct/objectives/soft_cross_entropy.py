@@ -10,7 +10,7 @@ from decoct.objectives._logits import Temperature, TopKObjective
 from decoct.objectives._numeric import full_precision, item_mean, log_softmax, logit_pair, weigh
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.top_k_kl import top_k_cross_entropy
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 

@@ -19,7 +19,7 @@ from decoct.objectives._numeric import (
     weigh,
 )
 from decoct.objectives._shapes import Logits, Loss, Mask
-from decoct.top_k import TopK
+from decoct.outputs import TopK
 
 
 @full_precision

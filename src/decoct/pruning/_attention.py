@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from decoct.compression import Change
 from decoct.models.attention import SlimAttention
+from decoct.pruning._atoms import Axis, Group
 from decoct.pruning._cut import cut
-from decoct.pruning._graph import Axis, Group
 from decoct.pruning._scores import Scores, keep_count, removed, weakest
+from decoct.training.compression import Change
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from decoct.compression import Evidence
 from decoct.models.modes import evaluating
+from decoct.pruning._atoms import Group
 from decoct.pruning._cut import cut
-from decoct.pruning._graph import Group, tensors_in
+from decoct.pruning._graph import tensors_in
 from decoct.pruning._scores import removed
+from decoct.training.compression import Evidence
 
 Chosen = tuple[Group, np.ndarray]
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from decoct.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.errors import RecipeError
 from decoct.training.clock import Clock
 from decoct.training.companion import Companion
+from decoct.training.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.training.projection import Projection
 
 LAYERS = (

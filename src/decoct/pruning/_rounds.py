@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from decoct.compression import Change, Scheme
+from decoct.training.compression import Change, Scheme
 
 
 class Rounds(BaseModel):

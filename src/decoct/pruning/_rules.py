@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from decoct.pruning._graph import Atoms
+from decoct.pruning._atoms import ANY, Atoms, Label, Labels
 
-
-class _Any:
-    """The axis of a tensor that is made to measure, as the zeros that a recurrent layer starts from."""
-
-
-ANY = _Any()
-Label = np.ndarray | _Any | None
-Labels = list[Label]
-Rule = Callable[["Atoms", Sequence[Any], Mapping[str, Any], Any], None]
+Rule = Callable[[Atoms, Sequence[Any], Mapping[str, Any], Any], None]
 CUT = "a view, slice or index of fixed size cuts it up"
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decoct.compression import Evidence
 from decoct.errors import RecipeError
 from decoct.models.modes import evaluating
-from decoct.pruning._graph import Axis, Group
+from decoct.pruning._atoms import Axis, Group
+from decoct.training.compression import Evidence
 
 Score = Literal["l1", "l2", "taylor", "bn_scale"]
 WEIGHED = (

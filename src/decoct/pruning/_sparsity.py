@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decoct.pruning._graph import Axis, Group
+from decoct.pruning._atoms import Axis, Group
 from decoct.pruning._scores import WEIGHED
 from decoct.training.clock import Clock
 from decoct.training.companion import Companion

@@ -10,15 +10,16 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import RecipeError
+from decoct.pruning._atoms import Axis, Group
 from decoct.pruning._attention import attentions, cut_heads, with_slim_attention
 from decoct.pruning._checked import cut_checked
-from decoct.pruning._graph import Axis, Group, groups_of
+from decoct.pruning._graph import groups_of
 from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import Scores, choose, keep_count
 from decoct.pruning._sparsity import GroupLasso, ScaleLasso
 from decoct.training.companion import Companion
+from decoct.training.compression import Change, Compressed, Evidence, protected
 
 
 class Channels(InRounds):

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from decoct.compression import Compressed, Evidence, protected
 from decoct.errors import RecipeError
 from decoct.pruning._attention import cut_heads, with_slim_attention
 from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import Scores
+from decoct.training.compression import Compressed, Evidence, protected
 
 
 class Heads(InRounds):

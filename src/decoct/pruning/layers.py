@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from decoct.compression import Change, Compressed, Evidence, protected
+from decoct.capture import Captured, capture
 from decoct.errors import PathError, RecipeError
 from decoct.models.modes import evaluating
-from decoct.outputs import Captured, capture
 from decoct.pruning._checked import cut_checked
 from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import gradients, weakest
+from decoct.training.compression import Change, Compressed, Evidence, protected
 
 
 class Layers(InRounds):

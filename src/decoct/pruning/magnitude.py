@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from decoct.compression import Compressed, Evidence
 from decoct.pruning._masks import ByMagnitude, Unstructured, magnitudes, masked
+from decoct.training.compression import Compressed, Evidence
 
 
 class Magnitude(Unstructured):

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from decoct.compression import Compressed, Evidence
 from decoct.pruning._masks import ByMovement, Unstructured, masked
 from decoct.pruning._scores import gradients
+from decoct.training.compression import Compressed, Evidence
 
 
 class Movement(Unstructured):

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from decoct.compression import Change, Compressed, Evidence, Scheme
 from decoct.errors import RecipeError
 from decoct.pruning._masks import ByMagnitude, Growing, Pace, Tensors, held, magnitudes, masked, nonzero, prunable
 from decoct.training.companion import Companion
+from decoct.training.compression import Change, Compressed, Evidence, Scheme
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SHOWN = 6

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from decoct.compression import Change
 from decoct.quantization._graph import Graph, attribute
+from decoct.training.compression import Change
 
 INTEGER = (
     "QLinearConv",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decoct.compression import Change
 from decoct.spec import Spec
+from decoct.training.compression import Change
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from decoct.compression import Change
 from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
 from decoct.quantization.editing import MICROSOFT, Editing, Product, nothing_found, with_small_tables
 from decoct.quantization.weights import by_channel, sqnr
+from decoct.training.compression import Change
 
 if TYPE_CHECKING:
     import onnx

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from decoct.compression import Change
 from decoct.errors import RecipeError
 from decoct.quantization._graph import Graph, chosen, prepared
 from decoct.quantization._layers import Flow, Layer, flow, layers_of
@@ -18,6 +17,7 @@ from decoct.quantization._ranges import histograms
 from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
 from decoct.quantization.observers import Affine, ObserverName, observe
 from decoct.quantization.sensitivity import Cost, Mixture, costs, floor_of, mixture
+from decoct.training.compression import Change
 
 if TYPE_CHECKING:
     import onnx

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import model_validator
 
-from decoct.compression import Change
 from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
 from decoct.quantization.editing import MICROSOFT, Editing, Product, nothing_found, with_small_tables
 from decoct.quantization.weights import by_channel, grouped, packed, sqnr
+from decoct.training.compression import Change
 
 if TYPE_CHECKING:
     import onnx

@@ -11,10 +11,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from decoct.compression import Change, Compressed, Evidence, protected
 from decoct.errors import PathError, RecipeError, did_you_mean
 from decoct.models.modes import evaluating
 from decoct.spec import Spec
+from decoct.training.compression import Change, Compressed, Evidence, protected
 
 SHOWN = 6
 """Reasons that an error names before it counts the rest."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoct.compression import Evidence
+from decoct.capture import capture
 from decoct.errors import PathError, RecipeError
 from decoct.models.modes import evaluating
-from decoct.outputs import capture
+from decoct.training.compression import Evidence
 
 Take = Callable[[str, Mapping[str, Tensor]], None]
 

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from decoct.compression import Compressed, Evidence, Scheme, protected
 from decoct.models.repeat_heads import RepeatHeads
 from decoct.rewriting._factors import set_weight
 from decoct.rewriting._layers import Kept, Rewritten, named, put_in_place, tied
+from decoct.training.compression import Compressed, Evidence, Scheme, protected
 
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
 """Attributes under which attention modules keep the number of their heads."""

@@ -10,11 +10,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from decoct.compression import Compressed, Evidence, Scheme
 from decoct.errors import RecipeError
 from decoct.rewriting._factors import Kind, Matrix, as_layers, as_matrix, as_pair, directions, split
 from decoct.rewriting._layers import Kept, Rewritten, chosen, put_in_place, tied
 from decoct.rewriting._watching import rows, watch
+from decoct.training.compression import Compressed, Evidence, Scheme
 
 TYPES: Mapping[Kind, type[nn.Module]] = {"linear": nn.Linear, "convolution": nn.Conv2d, "embedding": nn.Embedding}
 INSIDE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from decoct.compression import Compressed, Evidence, Scheme
 from decoct.rewriting._factors import RIDGE, like_convolution, set_weight
 from decoct.rewriting._layers import Kept, Rewritten, chosen, put_in_place, tied
 from decoct.rewriting._watching import rows, watch
+from decoct.training.compression import Compressed, Evidence, Scheme
 
 
 class Separable(Scheme):

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from decoct.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.errors import RecipeError
 from decoct.models.clustered import Clustered, bits_for, kind_of, pack
 from decoct.sharing._kmeans import kmeans, nearest
 from decoct.training.companion import Companion
+from decoct.training.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.training.projection import Projection
 
 LOOSE = (nn.RNNBase, nn.MultiheadAttention, nn.Conv3d, nn.modules.conv._ConvTransposeNd)

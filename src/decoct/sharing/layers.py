@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from decoct.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.errors import PathError, RecipeError, did_you_mean
 from decoct.models.plain import plain_attributes
+from decoct.training.compression import Change, Compressed, Evidence, Scheme, protected
 
 Count = Annotated[int, Field(ge=1)]
 

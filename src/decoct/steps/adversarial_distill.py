@@ -15,9 +15,10 @@ from decoct.objectives.criterion import needs_of
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.dynamics import refuse_what_cannot_mix
-from decoct.steps.learning import Learning, Lesson, decided, lesson
-from decoct.steps.saving import save_student
+from decoct.steps.learning.lesson import Lesson, decided, lesson
+from decoct.steps.learning.refusals import refuse_what_cannot_mix
+from decoct.steps.learning.saving import save_student
+from decoct.steps.learning.settings import Learning
 from decoct.training.adversarial import Adversarial, Attacked, under_attack
 from decoct.training.attacks.base import Attack
 from decoct.training.attacks.pgd import PGD

@@ -15,8 +15,8 @@ from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.distill import Distill
-from decoct.steps.learning import Learning
-from decoct.steps.saving import save_chain
+from decoct.steps.learning.saving import save_chain
+from decoct.steps.learning.settings import Learning
 
 
 class Assistants(Learning):

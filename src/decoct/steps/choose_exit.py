@@ -15,8 +15,8 @@ from decoct.models.exits import ExitNet, WithExits, sure
 from decoct.models.saving import load_model, load_spec
 from decoct.outputs import Needs
 from decoct.steps.base import Context, Inputs, Step
-from decoct.steps.drawing import evaluation_batches, has_split, scores
-from decoct.steps.saving import Student, save_student
+from decoct.steps.learning.batches import evaluation_batches, has_split, scores
+from decoct.steps.learning.saving import Student, save_student
 
 
 class ChooseExit(Step):

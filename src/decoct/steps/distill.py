@@ -14,7 +14,8 @@ from decoct.objectives.kd import KD
 from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.learning import Learning, learn
+from decoct.steps.learning.lesson import learn
+from decoct.steps.learning.settings import Learning
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import Combination
 

@@ -17,9 +17,10 @@ from decoct.objectives.task_loss import TaskLoss
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.dynamics import refuse_what_cannot_mix
-from decoct.steps.learning import Learning, Lesson, decided, lesson
-from decoct.steps.saving import save_student
+from decoct.steps.learning.lesson import Lesson, decided, lesson
+from decoct.steps.learning.refusals import refuse_what_cannot_mix
+from decoct.steps.learning.saving import save_student
+from decoct.steps.learning.settings import Learning
 from decoct.training.averages import Average, Following
 from decoct.training.schedules import Cosine
 

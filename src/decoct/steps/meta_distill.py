@@ -24,9 +24,10 @@ from decoct.objectives.task_loss import TaskLoss
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.drawing import splits_of, training_source
-from decoct.steps.learning import Learning, Lesson, decided, lesson
-from decoct.steps.saving import save_student
+from decoct.steps.learning.batches import splits_of, training_source
+from decoct.steps.learning.lesson import Lesson, decided, lesson
+from decoct.steps.learning.saving import save_student
+from decoct.steps.learning.settings import Learning
 from decoct.training.meta import Answering, Meta, Multipliers
 from decoct.training.optimizers import AdamW, Optimizer
 

@@ -19,9 +19,10 @@ from decoct.objectives.task_loss import TaskLoss
 from decoct.outputs import Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.building import build_criterion, build_student
-from decoct.steps.learning import Learning, Lesson, lesson
-from decoct.steps.saving import Student, save_part, save_student, scores_of
+from decoct.steps.learning.building import build_criterion, build_student
+from decoct.steps.learning.lesson import Lesson, lesson
+from decoct.steps.learning.saving import Student, save_part, save_student, scores_of
+from decoct.steps.learning.settings import Learning
 from decoct.training.mutual import Mutual
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from decoct.steps.base import Step
-from decoct.steps.compressing import Compressing
-from decoct.steps.export import Export
-from decoct.steps.learning import Learning
-from decoct.steps.prune import Prune
-from decoct.steps.qat import QAT
-from decoct.steps.quantize import Quantize
-from decoct.steps.recovery.none import NoRecovery
-from decoct.steps.recovery.sparsify import Sparsify
-from decoct.steps.rewrite import Rewrite
-from decoct.steps.share import Share
+from decoct.steps.compressing.compressing import Compressing
+from decoct.steps.compressing.prune import Prune
+from decoct.steps.compressing.qat import QAT
+from decoct.steps.compressing.recovery.none import NoRecovery
+from decoct.steps.compressing.recovery.sparsify import Sparsify
+from decoct.steps.compressing.rewrite import Rewrite
+from decoct.steps.compressing.share import Share
+from decoct.steps.learning.settings import Learning
+from decoct.steps.shipping.export import Export
+from decoct.steps.shipping.quantize import Quantize
 
 
 def order_problem(step: Step, source: Step | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from decoct.artifact import MANIFEST, Artifact, writing
 from decoct.errors import RecipeError, did_you_mean
 from decoct.steps.base import Context, Inputs, Step
-from decoct.steps.saving import PARTS
+from decoct.steps.learning.saving import PARTS
 
 
 class Part(Step):

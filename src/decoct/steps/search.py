@@ -17,9 +17,9 @@ from decoct.errors import BudgetMissed, did_you_mean
 from decoct.models.saving import load_model
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
-from decoct.steps.benchmark import finite
-from decoct.steps.budgets import Budgets, Measured, measured
-from decoct.steps.export import write_program
+from decoct.steps.shipping.benchmark import finite
+from decoct.steps.shipping.budgets import Budgets, Measured, measured
+from decoct.steps.shipping.export import write_program
 from decoct.targets.onnx import Onnx
 
 RECORD = "search.json"

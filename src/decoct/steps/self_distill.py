@@ -19,9 +19,10 @@ from decoct.objectives.task_loss import TaskLoss
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.building import build_criterion
-from decoct.steps.learning import Learning, Lesson, lesson
-from decoct.steps.saving import save_student
+from decoct.steps.learning.building import build_criterion
+from decoct.steps.learning.lesson import Lesson, lesson
+from decoct.steps.learning.saving import save_student
+from decoct.steps.learning.settings import Learning
 from decoct.training.exits import END, Exits, at_exit
 
 

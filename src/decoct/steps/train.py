@@ -12,7 +12,8 @@ from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.learning import Learning, learn
+from decoct.steps.learning.lesson import learn
+from decoct.steps.learning.settings import Learning
 
 
 class Train(Learning):

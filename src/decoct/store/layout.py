@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decoct.data.hashing import keyed
 from decoct.errors import DataError, IntegrityError
-from decoct.outputs import Outputs
+from decoct.outputs import Outputs, TopK
 from decoct.spec import Choice
 from decoct.store.codecs.base import Codec, Decoded, raw, typed
 from decoct.store.codecs.dense import DenseCodec
@@ -31,7 +31,6 @@ from decoct.store.columns import (
     trimmed_mask,
     whole_mask,
 )
-from decoct.top_k import TopK
 
 MASK = "mask"
 MEASURED = 1024

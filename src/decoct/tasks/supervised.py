@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoct.capture import capture
 from decoct.data.base import Split
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Needs, Outputs, Predictor, capture
+from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.tasks.base import Side, Task
 from decoct.tasks.calls import Kind, call, logits_of
 from decoct.tasks.remember import Remembered

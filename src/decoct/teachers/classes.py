@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Outputs, Predictor
-from decoct.top_k import TopK
+from decoct.outputs import Batch, Outputs, Predictor, TopK
 
 
 @dataclass(frozen=True)

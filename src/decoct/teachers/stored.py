@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from decoct.artifact import Artifact
+from decoct.capture import EVERY
 from decoct.data.views import seen_of
 from decoct.errors import RecipeError, did_you_mean
-from decoct.outputs import EVERY, Batch, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.store.reading import Store
 from decoct.teachers.base import Teacher
-from decoct.teachers.elsewhere.base import moved
+from decoct.teachers.remote.base import moved
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoct.outputs import Batch, Call
+from decoct.capture import Call
+from decoct.outputs import Batch
 from decoct.training.clock import Clock
 from decoct.training.engine import Engine
 from decoct.training.schedules import Schedule

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from decoct.capture import find_module
 from decoct.errors import RecipeError
 from decoct.objectives.balance.base import Balance, Balancer, Shares
-from decoct.outputs import find_module
 from decoct.tasks.base import Task
 from decoct.training.clock import Clock
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import Batch, Outputs, TopK
 from decoct.spec import Spec
-from decoct.top_k import TopK
 from decoct.training.clock import Clock
 
 

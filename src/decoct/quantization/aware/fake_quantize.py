@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from decoct.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.errors import RecipeError
 from decoct.models.modes import evaluating
 from decoct.models.rewrites import rewritten
@@ -22,6 +21,7 @@ from decoct.quantization.aware.modules import (
 )
 from decoct.quantization.aware.tracing import CONVOLUTIONS, fold_batch_norm, trace, traceable
 from decoct.quantization.fake import Observer
+from decoct.training.compression import Change, Compressed, Evidence, Scheme, protected
 
 FLOAT = 32
 SEQUENCE_LAYERS = (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from decoct.errors import DataError
+from decoct.outputs import TopK
 from decoct.spec import Spec
-from decoct.top_k import TopK
 
 Decoded = Tensor | TopK
 """float32 logits `[N, C]`, or the largest log-probabilities of each row."""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from decoct.data.hashing import keyed, uniform
 from decoct.errors import DataError
+from decoct.outputs import Tail, TopK
 from decoct.store.codecs import affine
 from decoct.store.codecs.base import Codec, Decoded, Lost, checked, kl, raw, typed
 from decoct.store.codecs.bits import bits_for, pack, packed_bytes, unpack
-from decoct.top_k import Tail, TopK
 
 _CHUNK = (1 << 26, 1 << 20)
 """Logits whose exponentials are held at once: on an accelerator, and on the CPU, where fewer are faster."""

@@ -1,0 +1,1 @@
+"""The Python surface: distill, label, prune, export and the recipe that runs."""

@@ -1,0 +1,259 @@
+"""The Python surface: distil one's own modules on one's own loaders, in one call or in one's own loop."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decoct.api.arguments import data_of, model_of, shaped, task_of
+from decoct.api.export import export
+from decoct.artifact import Artifact
+from decoct.errors import RecipeError, did_you_mean
+from decoct.models.saving import load_model
+from decoct.models.stored import Stored
+from decoct.objectives.base import Objective, as_objective
+from decoct.objectives.criterion import Criterion, needs_of
+from decoct.objectives.layers import choose_layers, undecided_roles
+from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.recipe.recipe import Recipe
+from decoct.runner.execution import Run
+from decoct.steps.distill import Distill
+from decoct.steps.learning.building import build_criterion
+from decoct.steps.train import Train
+from decoct.tasks.base import Task
+from decoct.teachers.frozen import Frozen
+from decoct.teachers.stored import StoredTeacher
+from decoct.training.budget import Budget
+from decoct.training.clock import Clock
+from decoct.training.state import Randomness
+
+
+class Distilled:
+    """What `distill` gives: the trained `student`, its `scores`, the `history` of the log, and the whole `run`."""
+
+    def __init__(self, run: Run, given: Mapping[str, Any]) -> None:
+        self.run = run
+        self.folder = run.folder
+        self._given = given
+
+    @property
+    def artifact(self) -> Artifact:
+        """The student's artifact."""
+        return self.run.artifact("student")
+
+    @property
+    def student(self) -> nn.Module:
+        """The trained student, in eval mode."""
+        return load_model(self.artifact, given=self._given)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The student's figures on the validation data, at the checkpoint that was kept."""
+        return dict(self.artifact.scores)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of the student's log."""
+        import json
+
+        text = self.artifact.file("log.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def export(self, path: Path | str, **options: Any) -> dict[str, Any]:
+        """Writes the student to `path`, verified; see `decoct.export` for the options."""
+        return export(self.artifact, path, given=self._given, **options)
+
+    def __repr__(self) -> str:
+        return f"Distilled(folder={str(self.folder)!r}, scores={self.scores})"
+
+
+def distill(
+    teacher: Any,
+    student: Any,
+    train: Any,
+    val: Any = None,
+    test: Any = None,
+    *,
+    task: Any = "image_classification",
+    objective: Any = None,
+    epochs: float | None = None,
+    alone: bool = False,
+    out: Path | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Distilled:
+    """Trains `student` on what `teacher` says about `train`; neither argument is changed.
+
+    `teacher`, `student`: modules, names such as "timm/resnet34", artifacts, or Model Specs. `train`, `val`, `test`:
+    DataLoaders that give (inputs, target), or a Data Spec as `train` alone. `task`: a name or Task Spec. `objective`:
+    0.9 KD + 0.1 task loss by default. `alone` trains the same student without the teacher too, as step
+    "student_alone". `out`: the run's folder; a temporary one by default. `settings` go to the Distill step
+    (`optimizer`, `batch_size`, `precision`, `budget`, ...). A call that was stopped is continued by the same call.
+    """
+    given: dict[str, Any] = {}
+    data = data_of(train, val, test, given)
+    problem = task_of(task, raw=data.use == "given")
+    if data.use == "given":
+        problem = shaped(problem, train, {"student": student, "teacher": teacher})
+    models = {name: model_of(name, value, given) for name, value in (("teacher", teacher), ("student", student))}
+    if epochs is not None:
+        settings["budget"] = Budget(epochs=epochs)
+    names = {"big": models["teacher"], "small": models["student"]}
+    lesson = {} if objective is None else {"objective": as_objective(objective)}
+    _check_settings(settings)
+    steps: list[Any] = []
+    if alone:
+        own = {name: value for name, value in settings.items() if name in Train.model_fields}
+        steps.append(Train(name="student_alone", inputs={"model": "small"}, **own))
+    steps.append(Distill(name="student", inputs={"model": "small", "teacher": "big"}, **lesson, **settings))
+    recipe = Recipe(seed=seed, task=problem, data=data, models=names, steps=tuple(steps))
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="decoct-"))
+    randomness = Randomness()
+    before = randomness.state_dict()
+    try:
+        return Distilled(recipe.run(folder, given=given), given)
+    finally:
+        randomness.load_state_dict(before)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """RecipeError for a setting that neither `distill` nor the Distill step has."""
+    fixed = {"name", "inputs", "objective"}
+    known = set(Distill.model_fields) - fixed
+    also = [name for name in inspect.signature(distill).parameters if name != "settings"]
+    for name in settings:
+        if name not in known:
+            raise RecipeError(f"distill: {name!r} is no setting; {did_you_mean(name, [*known, *also])}")
+
+
+def _opened(
+    subject: nn.Module | Stored, task: Task, needs: Needs, side: str, device: torch.device
+) -> AbstractContextManager[Predictor]:
+    """A module under the teacher contract, or a store; it answers on `device`."""
+    if isinstance(subject, Stored):
+        return StoredTeacher().open(subject.open(), task, needs, side=side, device=device)
+    return Frozen().open(subject, task, needs, side=side, device=device)
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where a module takes its inputs: the device of its first parameter or buffer; the CPU where it has none."""
+    return next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _refuse_shared(teachers: Mapping[str, Any], student: nn.Module) -> None:
+    """RecipeError where a teacher and the student hold the same tensor: the teacher's are frozen, its modes eval."""
+    for role, teacher in teachers.items():
+        if not isinstance(teacher, nn.Module):
+            continue
+        held = {id(each) for each in (*teacher.parameters(), *teacher.buffers())}
+        for name, each in (*student.named_parameters(), *student.named_buffers()):
+            if id(each) in held:
+                where = name.rpartition(".")[0] or type(student).__name__
+                raise RecipeError(
+                    f"student and {role} share {where!r} ({name}), which would be frozen with the teacher; "
+                    "give one of them a copy: copy.deepcopy(module)"
+                )
+
+
+class Distiller(nn.Module):
+    """An objective between a teacher and a student, inside one's own loop.
+
+    Call it with a batch's inputs and targets: it gives the loss and each term by name. Its parameters are the student's
+    and those that terms learn (projectors); the teacher is no part of it, and stays under the teacher contract, on the
+    student's device, from `with` to its end. A teacher may be `dc.Stored(path)`, whose answers are found by the content
+    of the inputs. Terms that learn need `example`, the inputs of one batch, before the optimizer is made.
+
+    >>> import torch
+    >>> big, small = nn.Linear(4, 3), nn.Linear(4, 3)
+    >>> import decoct as dc
+    >>> with Distiller(big, small, 0.9 * dc.KD(temperature=4) + 0.1 * dc.CrossEntropy()) as distiller:
+    ...     loss, parts = distiller(torch.ones(2, 4), torch.tensor([0, 2]))
+    >>> sorted(parts), loss.requires_grad
+    (['cross_entropy', 'kd'], True)
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | Stored | Mapping[str, nn.Module | Stored],
+        student: nn.Module,
+        objective: Objective,
+        *,
+        task: Any = "image_classification",
+        example: Any = None,
+        target: Any = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.task = task_of(task, raw=True)
+        self._subjects = dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
+        _refuse_shared(self._subjects, student)
+        if undecided_roles(objective, tuple(self._subjects)):
+            if example is None:
+                raise RecipeError("this objective has layers: auto; give `example=inputs`, so that they can be chosen")
+            self.objective = objective = self._decided(self._batch(example, target))
+        self._needs = needs_of(objective, tuple(self._subjects))
+        self._stack: ExitStack | None = None
+        self._teachers: dict[str, Any] = {}
+        self.criterion: Criterion | None = None
+        if example is not None:
+            with self:
+                self._build(self._batch(example, target))
+
+    def __enter__(self) -> Distiller:
+        with ExitStack() as stack:
+            device = _device(self.student)
+            for name, module in self._subjects.items():
+                opened = _opened(module, self.task, self._needs[name], "teacher", device)
+                self._teachers[name] = stack.enter_context(opened)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        stack, self._stack, self._teachers = self._stack, None, {}
+        if stack is not None:
+            stack.__exit__(*error)
+
+    def forward(self, inputs: Any, target: Any = None, *, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and each term's value without weight, by name. `progress` in [0, 1] is where schedules stand."""
+        if self._stack is None:
+            raise RecipeError("the Distiller is closed; call it inside `with Distiller(...) as distiller:`")
+        batch = self._batch(inputs, target)
+        if self.criterion is None:
+            self._build(batch)
+            if any(True for _ in self._criterion().parameters()):
+                raise RecipeError("this objective has terms that learn; give `example=inputs`, then make the optimizer")
+        taught = {name: teacher(batch) for name, teacher in self._teachers.items()}
+        said = self.task.forward(self.student, batch, self._needs["student"], "student")
+        return self._criterion()(said, taught, batch, Clock(progress=progress))
+
+    def _decided(self, batch: Batch) -> Objective:
+        """The objective with its layers chosen from one batch."""
+
+        def look(role: str, needs: Needs) -> Outputs:
+            module = self.student if role == "student" else self._subjects[role]
+            side = "student" if role == "student" else "teacher"
+            with _opened(module, self.task, needs, side, _device(self.student)) as predict:
+                return predict(batch)
+
+        return choose_layers(self.objective, tuple(self._subjects), look)
+
+    def _criterion(self) -> Criterion:
+        assert self.criterion is not None
+        return self.criterion
+
+    def _batch(self, inputs: Any, target: Any) -> Batch:
+        return self.task.from_loader((inputs, target))
+
+    def _build(self, batch: Batch) -> None:
+        forward = lambda each: self.task.forward(self.student, each, self._needs["student"], "student")  # noqa: E731
+        self.criterion = build_criterion(
+            self.objective, self.task, batch, forward, self._teachers, {"student": self.student}
+        )

@@ -1,0 +1,1 @@
+"""The command `decoct`: words to calls, and what it shows."""

@@ -1,0 +1,230 @@
+"""Recipes that ship with decoct, and a commented first recipe for one's own data."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import decoct
+from decoct.errors import DataError, RecipeError, did_you_mean
+from decoct.recipe.file import dump
+
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with decoct, by name."""
+    package = Path(decoct.__file__).parent
+    folders = [package / "_recipes", package.parents[1] / "recipes"]
+    folder = next((each for each in folders if each.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"))} if folder else {}
+
+
+def find(name: str) -> Path:
+    """The recipe file that `name` means: a path, or the name of a shipped recipe."""
+    path = Path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml") or path.name != name:
+        return path
+    known = shipped()
+    if name in known:
+        return known[name]
+    raise RecipeError(f"{name!r} is no file and no shipped recipe; {did_you_mean(name, known)}")
+
+
+def about(path: Path) -> str:
+    """The first sentence of a recipe's opening comment."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).partition(". ")[0].rstrip(".") + "."
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a first recipe for a task holds: data, models, how the teacher is made, the student's objective."""
+
+    data: Mapping[str, Any]
+    models: Mapping[str, Mapping[str, Any]]
+    teacher: Mapping[str, Any]
+    objective: tuple[Mapping[str, Any], ...]
+    epochs: int
+
+
+_KD = ({"use": "kd", "weight": 0.9, "temperature": 4.0}, {"use": "cross_entropy", "weight": 0.1})
+_NETWORK = {"use": "train", "name": "teacher", "inputs": {"model": "large"}, "budget": {"epochs": 20}}
+_BOOSTING = {"use": "train_estimator", "name": "teacher", "estimator": {"use": "gradient_boosting"}}
+_MLP = {"small": {"use": "mlp", "hidden": [32, 32]}}
+
+STARTS = {
+    "image_classification": Start(
+        data={"use": "digits"},
+        models={"large": {"use": "small_resnet", "width": 32}, "small": {"use": "small_resnet", "width": 8}},
+        teacher=_NETWORK,
+        objective=_KD,
+        epochs=20,
+    ),
+    "text_classification": Start(
+        data={"use": "sst2"},
+        models={
+            "large": {
+                "use": "transformers",
+                "config": {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
+            },
+            "small": {"use": "bilstm"},
+        },
+        teacher={**_NETWORK, "budget": {"epochs": 5}},
+        objective=_KD,
+        epochs=5,
+    ),
+    "tabular_classification": Start(
+        data={"use": "credit_default"},
+        models=_MLP,
+        teacher=_BOOSTING,
+        objective=({"use": "kd", "weight": 0.9, "temperature": 1.0}, {"use": "cross_entropy", "weight": 0.1}),
+        epochs=15,
+    ),
+    "regression": Start(
+        data={"use": "california_housing"},
+        models=_MLP,
+        teacher=_BOOSTING,
+        objective=({"use": "regression_kd", "weight": 0.7}, {"use": "task_loss", "weight": 0.3}),
+        epochs=30,
+    ),
+}
+
+
+def write(task: str | None = None, folder: Path | None = None) -> str:
+    """The text of a commented recipe that passes `check`, for a task, for the data in `folder`, or for both."""
+    data: dict[str, Any] = {}
+    if folder is not None:
+        guessed, data = look_at(folder, task)
+        task = task or guessed
+    task = task or "image_classification"
+    if task not in STARTS:
+        raise RecipeError(f"--task {task}: there is no first recipe for it; {did_you_mean(task, STARTS)}")
+    start = STARTS[task]
+    return _HEAD + "".join(
+        [
+            "version: 1\n",
+            "seed: 0                       # decides every random number of the run\n",
+            f"\n# What is learnt: decoct list tasks, decoct explain {task}\n",
+            dump({"task": {"use": task}}),
+            "\n# What it is learnt from: decoct list data; another place: decoct run ... data.path=PLACE\n",
+            dump({"data": data or start.data}),
+            "\n# Networks by name: decoct list models; any torchvision or timm name too, as timm/resnet18\n",
+            dump({"models": start.models}),
+            _steps(start),
+        ]
+    )
+
+
+_HEAD = """\
+# A decoct recipe: steps over artifacts, in order. A step takes the step before it where an input is left out.
+#   decoct check FILE               tests it without training
+#   decoct run FILE --out runs/a    does it; the same command continues it and redoes only what changed
+#   decoct explain KEY              tells what any of these words means, its default and its range
+"""
+
+
+def _steps(start: Start) -> str:
+    budget = {"epochs": start.epochs}
+    alone = {"use": "train", "name": "student_alone", "inputs": {"model": "small"}, "budget": budget}
+    inputs = {"model": "small", "teacher": "teacher"}
+    student = {
+        "use": "distill",
+        "name": "student",
+        "inputs": inputs,
+        "objective": list(start.objective),
+        "budget": budget,
+    }
+    names = ("teacher", "student_alone", "student")
+    exports = [{"use": "export", "name": f"{name}_onnx", "inputs": {"model": name}} for name in names]
+    files = {name: f"{name}_onnx" for name in names}
+    benchmark = {"use": "benchmark", "name": "benchmark", "inputs": files}
+    parts = [
+        ("The large model, which is then frozen and teaches.", [start.teacher]),
+        ("The small model without a teacher, on the same budget: what distilling is compared with.", [alone]),
+        ("The small model on what the teacher says and on the labels; the weights of the terms are yours.", [student]),
+        ("Each as an ONNX file, compared with its model on real samples.", exports),
+        ("Quality, size and speed of those files, on the test split.", [benchmark]),
+    ]
+    text = "\nsteps:\n"
+    for comment, steps in parts:
+        body = dump({"steps": steps}).partition("\n")[2]
+        text += f"  # {comment}\n{body}"
+    return text
+
+
+def look_at(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The task and the data that a folder (or one file) suggests; DataError says what would be understood."""
+    folder = folder.expanduser()
+    if not folder.exists():
+        raise DataError(f"--from-folder {folder}: nothing is there")
+    place = str(folder.resolve())
+    if folder.is_dir() and any(folder.rglob("*-images-idx3-ubyte*")):
+        return "image_classification", {"use": "fashion_mnist", "path": place}
+    if folder.is_dir() and _has_class_folders(folder):
+        return "image_classification", {"use": "image_folder", "path": place, "size": 64}
+    if (found := _tables(folder, ".tsv")) is not None:
+        return "text_classification", {"use": "tsv", "path": str(found.resolve() if folder.is_file() else place)}
+    if (found := _tables(folder, ".csv")) is not None:
+        return _csv(found, task)
+    raise DataError(
+        f"--from-folder {folder}: holds no data that is understood; give a folder of images with one folder a class, "
+        "IDX files, a folder with train.tsv (text, tab, label), or one CSV file whose last column is the target"
+    )
+
+
+def _has_class_folders(folder: Path) -> bool:
+    root = folder / "train" if (folder / "train").is_dir() else folder
+    classes = [each for each in root.iterdir() if each.is_dir()]
+    return len(classes) > 1 and all(
+        any(path.suffix.lower() in IMAGES for path in each.rglob("*") if path.is_file()) for each in classes
+    )
+
+
+def _tables(folder: Path, suffix: str) -> Path | None:
+    """The one table of that kind, `train` first, compressed or not."""
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    found = [each for each in files if each.name.removesuffix(".gz").endswith(suffix)]
+    if suffix == ".tsv" and folder.is_dir():
+        found = [each for each in found if each.name.removesuffix(".gz") == "train.tsv"]
+    return next((each for each in found if each.stem.startswith("train")), found[0] if found else None)
+
+
+def _csv(path: Path, task: str | None) -> tuple[str, dict[str, Any]]:
+    """The last column is the target; it is a number to predict where it holds many unlike numbers."""
+    from decoct.data.tables import MISSING, read_table
+
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        first = file.readline()
+    delimiter = max(",;\t", key=first.count)
+    header = not any(_is_number(cell.strip().strip('"')) for cell in first.split(delimiter))
+    table = read_table(path, delimiter=delimiter, header=header)
+    target = table.names[-1]
+    cells = [cell for cell in table.column(target, "target") if cell not in MISSING]
+    numeric = all(map(_is_number, cells))
+    if task is None:
+        task = "regression" if numeric and len(set(cells)) > 20 else "tabular_classification"
+    names = [
+        name for name in table.names[:-1] if not all(_is_number(c) or c in MISSING for c in table.column(name, "data"))
+    ]
+    data: dict[str, Any] = {"use": "csv", "path": str(path.resolve()), "target": target}
+    data |= {"kind": "regression"} if task == "regression" else {}
+    data |= {"categorical": names} if names else {}
+    data |= {"delimiter": delimiter} if delimiter != "," else {}
+    data |= {} if header else {"header": False}
+    return task, data
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

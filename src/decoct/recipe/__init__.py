@@ -1,0 +1,1 @@
+"""Recipe, its graph, and its file."""

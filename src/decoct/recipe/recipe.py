@@ -1,0 +1,149 @@
+"""Recipe: named steps over artifacts, as data; load it, look at it, run it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from decoct.data.base import Data
+from decoct.errors import RecipeError, did_you_mean
+from decoct.models.base import Model, shorthand
+from decoct.recipe import file as recipe_file
+from decoct.spec import Choice, Spec
+from decoct.steps.base import Step
+from decoct.steps.ordering import order_problem, quantized_already
+from decoct.tasks.base import Task
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+
+
+class Recipe(Spec):
+    """A graph of steps over artifacts, listed in order.
+
+    `seed` decides every random number; `models` are Specs by name, which steps take as inputs; each of `steps` takes
+    the step before it where an input is left out. The same recipe comes from YAML, Python and the command line.
+    """
+
+    version: Literal[1] = 1
+    seed: int = Field(default=0, ge=0)
+    task: Annotated[Task, Choice("decoct.tasks")]
+    data: Annotated[Data, Choice("decoct.data")]
+    models: dict[Name, Annotated[Model, Choice("decoct.models"), BeforeValidator(shorthand)]] = {}
+    steps: tuple[Annotated[Step, Choice("decoct.steps")], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _graph_is_whole(self) -> Recipe:
+        wrong = list(_graph_problems(self))
+        if wrong:
+            details = [
+                InitErrorDetails(type=PydanticCustomError("decoct", message), loc=loc, input=given)
+                for loc, message, given in wrong
+            ]
+            raise ValidationError.from_exception_data("Recipe", details)
+        return self
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe from a YAML file, with `overrides` as `key=value`; RecipeError names file, line and column."""
+        return cls.from_marked(recipe_file.read_file(path), overrides)
+
+    @classmethod
+    def from_marked(cls, marked: recipe_file.Marked, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe in a YAML text that was read with marks."""
+        marked = recipe_file.override(marked, overrides)
+        try:
+            return cls.parse(marked.data)
+        except RecipeError as error:
+            raise recipe_file.locate(error.problems, marked) from None
+
+    def step(self, name: str) -> Step:
+        """The step of that name."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise RecipeError(f"no step {name!r}; {did_you_mean(name, [step.name for step in self.steps])}")
+
+    def inputs_of(self, step: Step) -> dict[str, str]:
+        """The inputs of a step by role, with what was left out filled in by the step before it."""
+        return _inputs(self.steps, self.steps.index(step))
+
+    def yaml(self, *, defaults: bool = False) -> str:
+        """This recipe as YAML; with `defaults`, every setting."""
+        return recipe_file.dump(self.plain(defaults=defaults))
+
+    def python(self) -> str:
+        """This recipe as Python."""
+        return recipe_file.as_python(self)
+
+    def run(self, out: Path | str, **options: Any) -> Any:
+        """Runs all steps in the folder `out`; unchanged ones are skipped. See `decoct.api.recipe.run` for the options.
+
+        The work lies in a room above: it is found by its name, as what a catalogue names is.
+        """
+        return importlib.import_module("decoct.api.recipe").run(self, out, **options)
+
+
+def _graph_problems(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str, Any]]:
+    wrong: list[tuple[tuple[str | int, ...], str, Any]] = []
+    gives: dict[str, str] = dict.fromkeys(recipe.models, "spec")
+    for index, step in enumerate(recipe.steps):
+        at = ("steps", index)
+        inputs = _inputs(recipe.steps, index)
+        for role, source in inputs.items():
+            problem = _input_problem(step, role, source, gives)
+            if problem:
+                wrong.append(((*at, "inputs", role), problem, source))
+        others = "*" in step.roles and any(role not in step.roles for role in inputs)
+        for number, role in enumerate(step.roles):
+            if role not in inputs and role != "*" and not (number and others):
+                wrong.append(((*at, "inputs", role), f"missing; {step.use} needs it: name a step or model", None))
+        line = _line(recipe.steps, index)
+        order = order_problem(step, line[0] if line else None) or quantized_already(step, line)
+        if order:
+            wrong.append(((*at, "inputs", "model"), order, inputs["model"]))
+        if step.name in gives:
+            wrong.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))
+        gives[step.name] = step.gives
+    return wrong
+
+
+def _line(steps: Sequence[Step], index: int) -> list[Step]:
+    """The steps that a step's model came through, the nearest first."""
+    found: list[Step] = []
+    numbers = {each.name: number for number, each in reversed(list(enumerate(steps[:index])))}
+    source = _inputs(steps, index).get("model", "")
+    while source in numbers and numbers[source] < index:
+        index = numbers[source]
+        found.append(steps[index])
+        source = _inputs(steps, index).get("model", "")
+    return found
+
+
+def _input_problem(step: Step, role: str, source: str, gives: Mapping[str, str]) -> str | None:
+    taken = step.roles.get(role, step.roles.get("*"))
+    if taken is None:
+        return f"unknown role; {step.use} takes {', '.join(step.roles) or 'no inputs'}"
+    if source not in gives:
+        return f"{source!r} is no step before this one and no model; {did_you_mean(source, gives)}"
+    if gives[source] not in taken:
+        kind = "a model that no step has made" if gives[source] == "spec" else f"of kind {gives[source]}"
+        hint = "; export it first" if "exported" in taken and gives[source] == "spec" else ""
+        return f"{source!r} is {kind}; {role} takes {' or '.join(taken)}{hint}"
+    return None
+
+
+def _inputs(steps: Sequence[Step], index: int) -> dict[str, str]:
+    step = steps[index]
+    inputs = dict(step.inputs)
+    if index > 0:
+        first = next(iter(step.roles), None)
+        if first == "*" and not inputs:
+            inputs[steps[index - 1].name] = steps[index - 1].name
+        elif first is not None and first != "*" and first not in inputs:
+            inputs = {first: steps[index - 1].name, **inputs}
+    return inputs

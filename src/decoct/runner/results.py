@@ -1,0 +1,131 @@
+"""Results: what the steps of a run measured, put together for results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from decoct.artifact import Artifact
+from decoct.steps.compressing.work import REPORT
+from decoct.steps.search import RECORD as SEARCHED
+from decoct.steps.shipping.benchmark import RECORDS, finite
+from decoct.steps.shipping.export import RECORD as EXPORTED
+
+if TYPE_CHECKING:
+    from decoct.recipe.graph import Node
+
+
+def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The models that were measured, with the steps each came through (`chain`), their comparisons, the machine,
+    what was compressed, and the soft-label stores; `artifacts` by the id of their node."""
+    models: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    for node in nodes:
+        artifact = artifacts[node.id]
+        if artifact.kind == "records":
+            records = artifact.json(RECORDS)
+            for record in records["models"]:
+                _add(models, record)
+            comparisons += records.get("comparisons", [])
+            machine = records.get("machine", machine)
+    for record in models:
+        record["chain"] = chain(str(record.get("step", "")), nodes)
+    return {
+        "models": models,
+        "comparisons": comparisons,
+        "machine": machine,
+        "compressions": compressions(nodes, artifacts),
+        "stores": stores(nodes, artifacts),
+    }
+
+
+def chain(step: str, nodes: Sequence[Node]) -> list[str]:
+    """The steps that a step's result came through by role `model`, oldest first, itself last; empty if unknown."""
+    by_id, first = {node.id: node for node in nodes}, {node.step.name: node for node in reversed(nodes)}
+    at, found = first.get(step), list[str]()
+    while at is not None:
+        found.append(at.step.name)
+        at = next((by_id[each] for each in at.inputs.get("model", ()) if each in by_id), None)
+    return found[::-1]
+
+
+def compressions(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """One entry for each step that made a model smaller, of its first seed, in the order of the recipe."""
+    found: dict[str, dict[str, Any]] = {}
+    for node in nodes:
+        record = _compression(artifacts[node.id])
+        if record and node.step.name not in found:
+            artifact, line = artifacts[node.id], chain(node.step.name, nodes)
+            own = next(iter(node.inputs.get("model", ())), "")
+            found[node.step.name] = {
+                **record,
+                "step": node.step.name,
+                "use": node.step.use,
+                "seed": node.seed,
+                "path": artifact.folder.name,
+                "source": line[-2] if len(line) > 1 else own,
+                **({"scores": dict(artifact.scores)} if artifact.kind == "model" else {}),
+            }
+    return [finite(each) for each in found.values()]
+
+
+def stores(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """One entry for each soft-label store: its size, what compression cost, the views and the teacher."""
+    found = []
+    for node in nodes:
+        artifact = artifacts[node.id]
+        if artifact.kind == "store":
+            facts = {name: artifact.meta[name] for name in ("summary", "statistics", "views", "keep", "features")}
+            teacher = artifact.meta["teacher"]["fingerprint"]
+            path = artifact.folder.name
+            found.append({"step": node.step.name, "seed": node.seed, "path": path, "teacher": teacher, **facts})
+    return [finite(each) for each in found]
+
+
+def _compression(artifact: Artifact) -> dict[str, Any]:
+    """What an artifact's own reports say of how it was made smaller; empty where nothing was."""
+    found = _read(artifact, REPORT)
+    exported, searched = _read(artifact, EXPORTED), _read(artifact, SEARCHED)
+    if "quantization" in exported:
+        found |= _quantized(exported)
+    if searched:
+        names = ("setting", "chosen", "tries")
+        found |= {name: searched[name] for name in names} | {"tried": searched["step"]}
+        found["budgets"] = next(each["budgets"] for each in searched["tries"] if each["value"] == searched["chosen"])
+    return found
+
+
+def _quantized(exported: Mapping[str, Any]) -> dict[str, Any]:
+    """exported.json of quantize in the shape of the other steps' reports; ranges of tensors stay in that file."""
+    quantization = dict(exported["quantization"])
+    facts = dict(quantization.get("facts", {}))
+    sensitivity = facts.pop("sensitivity", [])
+    facts.pop("ranges", None)
+    counts = {"parameters": exported.get("parameters"), "macs": exported.get("macs")}
+    verified = exported.get("verified", {})
+    return {
+        "scheme": quantization.get("scheme", {}),
+        "before": {**counts, "file_bytes": exported.get("float_bytes")},
+        "after": {**counts, "file_bytes": exported.get("file_bytes")},
+        "changes": quantization.get("changes", []),
+        "quantization": {"calibration": quantization.get("calibration", {}), "facts": facts},
+        "audit": exported.get("audit", {}),
+        "sensitivity": sensitivity,
+        "budgets": exported.get("budgets", {}),
+        "verified": {name: each for name, each in verified.items() if isinstance(each, int | float)},
+    }
+
+
+def _read(artifact: Artifact, name: str) -> dict[str, Any]:
+    """A JSON file of an artifact; empty where it has none."""
+    return dict(artifact.json(name)) if (artifact.folder / name).is_file() else {}
+
+
+def _add(models: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Adds the record of a model; one of scores alone goes to the record of the same name."""
+    known = next((each for each in models if each["name"] == record["name"] and "latency" not in record), None)
+    if known is None:
+        models.append(record)
+    else:
+        known |= {name: {**record.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}

@@ -1,0 +1,1 @@
+"""Steps that make a student smaller and let it recover."""

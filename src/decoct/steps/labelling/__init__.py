@@ -1,0 +1,1 @@
+"""The step that writes what a teacher says of every sample, once."""

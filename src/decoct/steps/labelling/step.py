@@ -1,0 +1,361 @@
+"""Label: a teacher says once what it thinks of every sample, and a store keeps it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from decoct.artifact import Artifact, writing
+from decoct.data.base import Split
+from decoct.data.views import ViewsSetting
+from decoct.errors import DataError, RecipeError, TeacherChanged
+from decoct.models.base import Model, identity
+from decoct.outputs import Outputs
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.labelling.again import refuse_another, same_store
+from decoct.steps.labelling.answers import (
+    Answered,
+    Answers,
+    Piece,
+    answered,
+    loader_pieces,
+    pieces_of,
+    sight_of,
+    unanswered,
+)
+from decoct.steps.learning.batches import splits_of
+from decoct.steps.learning.teachers import task_of
+from decoct.store.codecs.base import Codec
+from decoct.store.codecs.dense import DenseCodec
+from decoct.store.finish import salvage, seal
+from decoct.store.layout import Layout
+from decoct.store.shards import Shard, finished, packed, put, shard_name
+from decoct.store.sizes import ROW_BYTES, refuse_small_disk, summary
+from decoct.tasks.classification import Classification
+from decoct.tasks.mixing.base import Mixing
+from decoct.teachers.base import Teacher
+from decoct.teachers.combining import Combination
+from decoct.teachers.remote.jobs import run_jobs
+
+if TYPE_CHECKING:
+    from decoct.data.base import Dataset
+    from decoct.tasks.base import Task
+
+
+class Label(Step):
+    """Writes what a teacher says about every sample, once; the store is a teacher like any other.
+
+    `keep`: how logits are kept, `{use: dense, dtype: float16}` or `{use: top_k, k: 64, tail: bucket}`; `features`:
+    paths of layers whose outputs are kept too, in `features_dtype`; `splits`: of which samples; `views`: in how many
+    fixed augmented views each training sample is labelled (8 where the task augments, else 1); `mix`: how two images
+    become one view; `labels` as in the step that will train (it matters for `mix` alone). Several teachers answer as
+    `combine` says. `workers` processes of `threads` threads label side by side, or so many actors of a Ray cluster with
+    `ray`: "local" starts one here, an address joins one. Shards hold about `shard` samples; a killed run goes on with
+    the next.
+    """
+
+    use: ClassVar[str] = "label"
+    gives: ClassVar[str] = "store"
+    unkeyed: ClassVar[tuple[str, ...]] = ("workers", "threads", "ray")
+    keyed_with: ClassVar[Mapping[str, str]] = {"labels": "mix", "features_dtype": "features"}
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "teacher": ("model", "estimator", "exported", "spec"),
+        "*": ("model", "estimator", "exported", "spec"),
+    }
+
+    keep: Annotated[Codec, Choice("decoct.store.codecs")] = DenseCodec()
+    features: tuple[str, ...] = ()
+    features_dtype: Literal["float16", "float32"] = "float16"
+    splits: tuple[str, ...] = Field(default=("train",), min_length=1)
+    views: ViewsSetting | None = None
+    augment: bool = True
+    mix: Annotated[Mixing, Choice("decoct.tasks.mixing")] | None = None
+    labels: int | None = Field(default=None, ge=1)
+    teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
+    combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = None
+    batch_size: int = Field(default=128, ge=2)
+    shard: int = Field(default=8192, ge=2)
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    workers: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    ray: str | None = None
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        """Labels what is not labelled yet; whole shards of the same store in `context.folder` are used again."""
+        self.codec(context.task)
+        described = self._described(inputs, context)
+        shards = context.work / "shards"
+        if same_store(context.folder, described):
+            salvage(context.folder, shards)
+        done = finished(shards)
+        made = self._from_loader if _is_loader(context, self.splits) else self._from_splits
+        try:
+            done |= made(inputs, context, shards, done)
+        except TeacherChanged:  # none of its shards is to be used
+            shutil.rmtree(shards, ignore_errors=True)
+            raise
+        with writing(
+            context.folder, kind="store", name=context.name, key=context.key, lineage=context.lineage, meta=described
+        ) as draft:
+            found = seal(draft, shards, done, described)
+            draft.meta["statistics"] = found
+            draft.meta["summary"] = summary(found, described)
+            figures = {"kl_lost": found["kl"], "kept_mass": found["kept_mass"], "bytes": found["bytes"]}
+            draft.scores.update({name: float(value) for name, value in figures.items() if value is not None})
+            draft.write_json("task.json", _task(inputs, context, self.combine).plain())
+        return Artifact.load(context.folder, verify=False)
+
+    def codec(self, task: Task) -> Codec:
+        """How the answers are kept: predicted numbers as they are. RecipeError where `keep` says otherwise."""
+        if task.output != "values":
+            return self.keep
+        whole = DenseCodec(dtype="float32")
+        if self.keep not in (whole, DenseCodec()):
+            raise RecipeError(
+                f"keep is {self.keep.use}, and task {task.use!r} predicts numbers, which are kept in float32; leave "
+                "keep (top_k, tail, dtype) out"
+            )
+        return whole
+
+    def refuse_another(self, inputs: Inputs, context: Context) -> None:
+        """RecipeError where `context.folder` holds anything but a store of the same teacher, data and settings."""
+        if context.folder.exists():
+            refuse_another(context.folder, self._described(inputs, context))
+
+    def _described(self, inputs: Inputs, context: Context) -> dict[str, Any]:
+        """What the store is made from; two stores that differ in it are never mixed."""
+        sight = sight_of(self, context)
+        teacher = {role: _fingerprint(value) for role, value in inputs.items()}
+        return {
+            "version": self.version,
+            "teacher": {
+                "fingerprint": next(iter(teacher.values()))
+                if len(teacher) == 1
+                else json.dumps(teacher, sort_keys=True),
+                "how": {role: each.keyed() for role, each in self.teachers.items()},
+                "combine": None if self.combine is None else self.combine.plain(),
+                "precision": self.precision or context.precision,
+            },
+            "preprocessing": _task(inputs, context, self.combine).digest(),
+            "data": context.data.fingerprint,
+            "splits": list(self.splits),
+            "classes": list(_classes(context.task)),
+            "views": sight.plain(self.mix),
+            "keep": self.keep.plain(),
+            "features": list(self.features),
+            "features_dtype": self.features_dtype if self.features else "float16",
+            "labels": self.labels if self.mix is not None else None,
+            "batch_size": self.batch_size,
+            "shard": self.shard,
+        }
+
+    def _from_splits(
+        self, inputs: Inputs, context: Context, folder: Path, done: Mapping[int, Shard]
+    ) -> dict[int, Shard]:
+        pieces = pieces_of(self, context)
+        waiting = [piece for piece in pieces if piece.number not in done]
+        total = sum(map(len, pieces))
+        self._refuse_small_disk(context, sum(map(len, waiting)))
+        made: dict[int, Shard] = {}
+        count = total - sum(map(len, waiting))
+        sizes = {piece.number: len(piece) for piece in waiting}
+        context.progress(count, total, "labelling")
+        for shard, content in self._packed(waiting, inputs, context, count, total):
+            put(folder, shard, content)
+            made[shard.number] = shard
+            count += sizes[shard.number]
+            context.progress(count, total, "labelling")
+        return made
+
+    def _packed(
+        self, pieces: list[Piece], inputs: Inputs, context: Context, done: int, total: int
+    ) -> Iterator[tuple[Shard, bytes]]:
+        if not pieces:
+            return
+        if self.workers == 1 and self.ray is None:
+            begun = [done]
+
+            def heard(count: int) -> None:
+                begun[0] += count
+                context.progress(begun[0], total, "labelling")
+
+            with _in_threads(self.threads), _Packer(self, inputs, context, heard) as packer:
+                for piece in pieces:
+                    yield packer.shard(piece)
+            return
+        apart = replace(context, progress=_silent)
+        factory = partial(_Packer, self, inputs, apart)
+        for _, answer in self._jobs(pieces, factory):
+            yield _unpacked(answer)
+
+    def _jobs(self, pieces: list[Piece], factory: Callable[[], _Packer]) -> Iterable[tuple[int, bytes]]:
+        if self.ray is None:
+            threads = self.threads or max(1, torch.get_num_threads() // self.workers)
+            return run_jobs(pieces, factory, workers=self.workers, threads=threads)
+        from decoct.teachers.remote.on_ray import run_jobs_on_ray
+
+        address = None if self.ray == "local" else self.ray
+        return run_jobs_on_ray(pieces, factory, workers=self.workers, threads=self.threads or 1, address=address)
+
+    def _from_loader(
+        self, inputs: Inputs, context: Context, folder: Path, done: Mapping[int, Shard]
+    ) -> dict[int, Shard]:
+        if self.workers > 1 or self.ray is not None:
+            raise RecipeError(f"workers is {self.workers}, and the data come from a loader, which one process reads")
+        (name,) = self.splits
+        batches = (context.task.from_loader(item) for item in splits_of(context)[name])
+        made: dict[int, Shard] = {}
+        numbers = (number for number in itertools.count() if number not in done)
+        with _in_threads(self.threads), _Packer(self, inputs, context, loader=True) as packer:
+            for group in loader_pieces(unanswered(batches, folder, done), self.shard):
+                shard, content = packer.of_batches(next(numbers), group)
+                put(folder, shard, content)
+                made[shard.number] = shard
+                context.progress(0, 0, f"{len(done) + len(made)} shards")
+        if not made and not done:
+            raise DataError("the loader gave no batch; is it empty, or a generator that was used up?")
+        return made
+
+    def estimate(self, data: Dataset, task: Task) -> tuple[int, int] | None:
+        """Samples times views, and bytes on the disk, before anything ran; features and None (loaders) aside."""
+        context = Context(task=task, data=data, name=self.name, folder=Path(), work=Path(), seed=0)
+        if _is_loader(context, self.splits):
+            return None
+        rows = sum(map(len, pieces_of(self, context)))
+        classes = task.interface("teacher").outputs
+        codec = self.codec(task)
+        return rows, rows * (codec.width(classes) + ROW_BYTES)
+
+    def _refuse_small_disk(self, context: Context, rows: int) -> None:
+        found = self.estimate(context.data, context.task)
+        if found is not None and found[0] and rows:
+            refuse_small_disk(context.folder, found[1] * rows // found[0], self.name)
+
+
+class _Packer:
+    """Turns pieces into shards; the teacher is open until the body ends."""
+
+    def __init__(
+        self,
+        step: Label,
+        inputs: Inputs,
+        context: Context,
+        heard: Callable[[int], None] | None = None,
+        *,
+        loader: bool = False,
+    ) -> None:
+        self._step, self._context, self._heard = step, context, heard
+        self._answers = Answers(step, inputs, context, loader=loader)
+        self._codec = step.codec(context.task)
+        self._classes = context.task.output != "values"
+
+    def __call__(self, piece: Piece) -> bytes:
+        shard, content = self.shard(piece)
+        record = json.dumps(shard.plain()).encode()
+        return len(record).to_bytes(8, "little") + record + content
+
+    def shard(self, piece: Piece) -> tuple[Shard, bytes]:
+        return self._packed(piece.number, self._answers(piece))
+
+    def of_batches(self, number: int, batches: list[Any]) -> tuple[Shard, bytes]:
+        return self._packed(number, (answered(batch, self._answers.predict(batch)) for batch in batches))
+
+    def __enter__(self) -> _Packer:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._answers.close(*error)
+
+    def _packed(self, number: int, found: Iterable[Answered]) -> tuple[Shard, bytes]:
+        rows, layout = [], None
+        for index, each in enumerate(found):
+            outputs = self._kept(each.outputs)
+            layout = layout or Layout.of(outputs, self._codec)
+            rows.append(
+                layout.encode(
+                    outputs, seen=each.seen, keys=each.keys, views=each.views, measure=self._classes and index == 0
+                )
+            )
+            if self._heard is not None:
+                self._heard(len(each.seen))
+        assert layout is not None
+        return packed(shard_name(number), rows, layout)
+
+    def _kept(self, outputs: Outputs) -> Outputs:
+        dtype = getattr(torch, self._step.features_dtype)
+        features = {name: _cast(each.cpu(), dtype, name) for name, each in outputs.features.items()}
+        return replace(outputs, logits=None if outputs.logits is None else outputs.logits.cpu(), features=features)
+
+
+def _cast(feature: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A feature as it is kept; DataError where finite numbers would become infinite."""
+    kept = feature.to(dtype)
+    if dtype == torch.float16 and not bool(kept.isfinite().all()) and bool(feature.isfinite().all()):
+        raise DataError(
+            f"features: {name} reaches {feature.abs().max():.3g}, more than float16 holds; give features_dtype: float32"
+        )
+    return kept
+
+
+@contextlib.contextmanager
+def _in_threads(count: int | None) -> Iterator[None]:
+    """Torch works with so many threads while the body runs; None: with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _unpacked(answer: bytes) -> tuple[Shard, bytes]:
+    size = int.from_bytes(answer[:8], "little")
+    return Shard(**json.loads(answer[8 : 8 + size])), answer[8 + size :]
+
+
+def _silent(done: float, total: float, text: str) -> None:
+    """Progress of a worker: its pieces are counted where they arrive."""
+
+
+def _is_loader(context: Context, names: tuple[str, ...]) -> bool:
+    splits = splits_of(context)
+    loaders = [name for name in names if name in splits and not isinstance(splits[name], Split)]
+    if loaders and len(names) > 1:
+        raise RecipeError(f"splits is {', '.join(names)}, and the data are loaders; label one split at a time")
+    return bool(loaders)
+
+
+def _task(inputs: Inputs, context: Context, combine: Combination | None) -> Task:
+    """The task whose classes the store's logits stand for."""
+    task = context.task
+    if combine is None:
+        return task_of(next(iter(inputs.values())), task)
+    if not isinstance(task, Classification) or not task.classes:
+        return task
+    known = {name for value in inputs.values() for name in _classes(task_of(value, task))}
+    classes = tuple(name for name in task.classes if name in known)
+    return task if classes == task.classes else task.replace(classes=classes)
+
+
+def _classes(task: Task) -> tuple[str, ...]:
+    return task.classes if isinstance(task, Classification) else ()
+
+
+def _fingerprint(value: Any) -> str:
+    """What a teacher is known by: the content of an artifact, the Spec of a model."""
+    if isinstance(value, Artifact):
+        return value.hash
+    assert isinstance(value, Model)
+    return identity(value)

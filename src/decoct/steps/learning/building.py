@@ -1,0 +1,57 @@
+"""What learning is made of: the student's module, the criterion between it and its teachers, the seeds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from decoct.artifact import Artifact
+from decoct.models.given import fresh
+from decoct.models.modes import evaluating
+from decoct.models.saving import load_model
+from decoct.objectives.base import Objective, Probe
+from decoct.objectives.criterion import Criterion
+from decoct.outputs import Batch, Outputs, Predictor
+from decoct.spec import Choice
+from decoct.steps.learning.saving import Student
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Side, Task
+
+
+def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) -> Student:
+    """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further."""
+    if not isinstance(value, Artifact):
+        return Student(fresh(value, task.interface(side), given), value, side)
+    spec = Choice("decoct.models").validate(value.json("model.json")["base"])
+    return Student(load_model(value, given=given), spec, value.meta["side"])
+
+
+def build_criterion(
+    objective: Objective,
+    task: Task,
+    batch: Batch,
+    forward: Callable[[Batch], Outputs],
+    teachers: Mapping[str, Predictor],
+    modules: Mapping[str, nn.Module],
+    known: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    counts: tuple[int, ...] | None = None,
+) -> Criterion:
+    """The criterion for an objective, its terms shaped by one small batch seen in eval mode."""
+    with evaluating(*modules.values()), torch.no_grad():
+        said = forward(batch)
+        heard = {name: teacher(batch) for name, teacher in teachers.items()}
+    return Criterion.build(objective, Probe(task, batch, said, heard, modules, known or {}, counts))
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch, NumPy's global state and `random`."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -1,0 +1,65 @@
+"""What goes together when views are mixed, teachers averaged and weights follow validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from decoct.artifact import Artifact
+from decoct.errors import RecipeError
+from decoct.objectives.base import Objective
+from decoct.objectives.criterion import Criterion
+from decoct.steps.base import Context, Inputs
+from decoct.tasks.image_classification import ImageClassification
+
+if TYPE_CHECKING:
+    from decoct.steps.learning.settings import Learning
+
+Scores = Callable[[], dict[str, float]]
+
+
+def refuse_what_cannot_mix(step: Learning, objective: Objective, inputs: Inputs, context: Context) -> None:
+    """RecipeError for mixed views under an objective that reads class ids, or before a file that takes whole pixels;
+    for several views of a task that augments nothing."""
+    if step.teacher_views > 1 and not (isinstance(context.task, ImageClassification) and context.task.augment):
+        raise RecipeError(
+            f"teacher_views is {step.teacher_views}, and task {context.task.use!r} augments nothing, so that all views "
+            "are the same; give task.augment, or leave teacher_views out"
+        )
+    if step.teacher_views > 1 and not step.augment:
+        raise RecipeError(f"teacher_views is {step.teacher_views} and augment false; set augment to true")
+    if step.mix is None:
+        return
+    for term in objective.flat():
+        if term.supervised and not term.mixed:
+            raise RecipeError(
+                f"mix is {step.mix.use}, and {term.label} reads one class a sample; leave mix out, or take terms that "
+                "read mixed targets: task_loss, cross_entropy, balanced_cross_entropy, or none, as kd"
+            )
+    files = [role for role, value in inputs.items() if isinstance(value, Artifact) and value.kind == "exported"]
+    if step.mix.between and files:
+        raise RecipeError(
+            f"mix is {step.mix.use}, whose pixels are no whole numbers, and {', '.join(files)} is an exported file, "
+            "which takes them; use cutmix, or the step that the file was exported from"
+        )
+
+
+def observed(validate: Scores | None, parts: Iterable[Any]) -> Scores | None:
+    """`validate`, with every criterion among `parts` hearing the scores; RecipeError where one needs them and there is
+    no validation."""
+    watching = [each for each in parts if isinstance(each, Criterion) and each.watches]
+    if not watching:
+        return validate
+    if validate is None:
+        raise RecipeError(
+            "balance is validation, and the data have no validation split; give data.validation, such as 0.1"
+        )
+    score = validate
+
+    def scored() -> dict[str, float]:
+        found = score()
+        for criterion in watching:
+            criterion.observe(found)
+        return found
+
+    return scored

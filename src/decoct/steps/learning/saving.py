@@ -1,0 +1,154 @@
+"""Saving what a step trained: the student as an artifact, and further models as its parts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from decoct.artifact import MANIFEST, Artifact, Draft, writing
+from decoct.errors import RecipeError
+from decoct.models.base import Model
+from decoct.models.saving import save_model
+from decoct.outputs import Batch, Needs, Outputs
+from decoct.steps.base import Context
+from decoct.steps.learning.batches import few
+from decoct.training.companion import CHOSEN
+from decoct.training.fit import History
+from decoct.training.processes import ONE
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Side, Task
+
+PROBE_SAMPLES = 4
+PARTS = "parts"
+"""The folder of an artifact in which further models stand, each an artifact of its own."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The module that learns, the Spec that rebuilds it, and whose preprocessing it gets."""
+
+    module: nn.Module
+    spec: Model
+    side: Side
+
+    def forward(self, task: Task, needs: Needs) -> Callable[[Batch], Outputs]:
+        """The predictor of this student as it is now, capturing `needs`."""
+        return lambda batch: task.forward(self.module, batch, needs, self.side)
+
+
+def save_student(
+    student: Student,
+    history: History | None,
+    context: Context,
+    *,
+    scores: Mapping[str, float] | None = None,
+    extra: Callable[[Draft], None] = lambda draft: None,
+) -> Artifact:
+    """Writes the student as the step's artifact, with its scores and its log; `extra` may add files.
+
+    `scores`: by default those of the weights that were kept. Of several processes the first writes.
+    """
+    kept = kept_scores(history) if scores is None else scores
+    return context.written(lambda: _write_student(student, history, context, kept, extra))
+
+
+def _write_student(
+    student: Student,
+    history: History | None,
+    context: Context,
+    scores: Mapping[str, float],
+    extra: Callable[[Draft], None],
+) -> Artifact:
+    module, task = student.module.cpu().eval(), context.task
+    batch = few(context, PROBE_SAMPLES)
+
+    def probe(candidate: nn.Module) -> torch.Tensor:
+        logits = task.forward(candidate, batch, Needs(), student.side).logits
+        if logits is None:
+            raise RecipeError(f"{type(candidate).__name__} returns no logits")
+        return logits
+
+    with writing(
+        context.folder,
+        kind="model",
+        name=context.name,
+        key=context.key,
+        lineage=context.lineage,
+        meta={"side": student.side, "seed": context.run_seed},
+    ) as draft:
+        save_model(
+            draft,
+            module,
+            student.spec,
+            task.interface(student.side),
+            side=student.side,
+            probe=probe,
+            given=context.given,
+        )
+        draft.write_json("task.json", task.plain())
+        draft.scores.update(scores)
+        draft.write_json("scores.json", draft.scores)
+        if history is not None:
+            draft.write_json("history.json", {"best": history.best, "steps": history.steps})
+        if (context.work / "log.jsonl").is_file():
+            shutil.copy(context.work / "log.jsonl", draft.folder / "log.jsonl")
+        extra(draft)
+    return Artifact.load(context.folder)
+
+
+def kept_scores(history: History | None) -> dict[str, float]:
+    """The figures of the weights that were kept: the best, or those of the last validation."""
+    if history is None:
+        return {}
+    if history.best:
+        return {name: score for name, score in history.best.items() if name != CHOSEN}
+    validated = [record["scores"] for record in history.records if record["kind"] == "validation"]
+    return {name: score for name, score in validated[-1].items() if score is not None} if validated else {}
+
+
+def save_part(
+    draft: Draft, name: str, student: Student, history: History | None, context: Context, scores: Mapping[str, float]
+) -> None:
+    """Writes a further model into an artifact that is being written, under parts/NAME."""
+    assert Path(name).name == name, name
+    own = replace(context, folder=draft.folder / PARTS / name, name=f"{context.name}.{name}", processes=ONE)
+    save_student(student, history, own, scores=scores)
+
+
+def save_chain(made: Mapping[str, Artifact], context: Context) -> Artifact:
+    """The last of several artifacts as the step's own, with those before it as its parts."""
+    return context.written(lambda: _write_chain(made, context))
+
+
+def _write_chain(made: Mapping[str, Artifact], context: Context) -> Artifact:
+    *before, last = made.values()
+    with writing(
+        context.folder,
+        kind=last.kind,
+        name=context.name,
+        key=context.key,
+        lineage=context.lineage,
+        meta=last.meta,
+    ) as draft:
+        shutil.copytree(last.folder, draft.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        for name, each in zip(made, before):
+            shutil.copytree(each.folder, draft.folder / PARTS / name)
+        draft.scores.update(last.scores)
+        for name, each in zip(made, before):
+            draft.scores.update({f"{name}.{metric}": score for metric, score in each.scores.items()})
+    return Artifact.load(context.folder)
+
+
+def scores_of(name: str, history: History) -> dict[str, float]:
+    """Of scores called "NAME.METRIC" those of one model, by metric; of the main one, "", all without a dot."""
+    found = kept_scores(history)
+    if not name:
+        return {key: score for key, score in found.items() if "." not in key}
+    return {key.removeprefix(f"{name}."): score for key, score in found.items() if key.startswith(f"{name}.")}

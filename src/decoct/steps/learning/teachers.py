@@ -1,0 +1,190 @@
+"""Opening teachers: what suits an artifact, and the classes that it knows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from decoct.artifact import Artifact
+from decoct.errors import RecipeError
+from decoct.models.black_box import BlackBox
+from decoct.models.given import fresh
+from decoct.models.onnx_model import OnnxFile
+from decoct.models.remote import Remote
+from decoct.models.saving import load_model
+from decoct.objectives.base import Objective, Sum
+from decoct.outputs import Batch, Needs, Predictor
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs
+from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
+from decoct.tasks.classification import Classification
+from decoct.tasks.image_classification import ImageClassification
+from decoct.teachers import CATALOGUE as TEACHERS
+from decoct.teachers.base import Teacher, for_kind
+from decoct.teachers.classes import Alignment, align
+from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, joined_classes
+from decoct.teachers.remote.base import Ahead
+from decoct.teachers.remote.black_box import BlackBox as Asked
+from decoct.teachers.views import over_views
+from decoct.training.engine import Engine
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Teachers that are open: predictors by role, and of those that do not know all classes the ids of those known;
+    `ahead`: those that may be asked before their answers are needed."""
+
+    teachers: dict[str, Predictor]
+    known: dict[str, tuple[int, ...]]
+    ahead: tuple[Ahead, ...] = ()
+
+
+@contextlib.contextmanager
+def heard(
+    inputs: Inputs,
+    needs: Mapping[str, Needs],
+    context: Context,
+    engine: Engine,
+    *,
+    kinds: Mapping[str, Teacher] | None = None,
+    combine: Combination | None = None,
+    labels: int | None = None,
+    averaged: bool = False,
+) -> Iterator[Heard]:
+    """Opens the inputs named in `needs` as teachers while the body runs, their classes matched by name.
+
+    `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
+    as one, under the role "combined", its weights learned on held-out samples, of which `labels` have labels;
+    `averaged` over the further views of a batch.
+    """
+    task = context.task
+    with contextlib.ExitStack() as stack:
+        teachers: dict[str, Predictor] = {}
+        known: dict[str, tuple[int, ...]] = {}
+        ahead: list[Ahead] = []
+        for role, wanted in needs.items():
+            kind = (kinds or {}).get(role)
+            opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind))
+            if isinstance(opened, Ahead):
+                ahead.append(opened)
+            if averaged:
+                opened = over_views(opened, numbers=task.output == "values")
+            alignment = alignment_of(inputs[role], task, role)
+            teachers[role] = opened if alignment is None else alignment(opened)
+            if alignment is not None and alignment.known is not None:
+                known[role] = alignment.known
+        if combine is not None:
+            teachers = {role: Once(each) for role, each in teachers.items()}
+            members = {role: Member(each, known.get(role)) for role, each in teachers.items()}
+            outputs = task.interface("student").outputs
+            joined = joined_classes(members, outputs)
+            setting = Setting(task, outputs, lambda: _held_out(context, engine, labels))
+            teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
+            if joined is not None:
+                known[COMBINED] = joined
+        yield Heard(teachers, known, tuple(ahead))
+
+
+def _narrowed(predict: Predictor, known: tuple[int, ...] | None) -> Predictor:
+    return predict if known is None else Alignment(known, known)(predict)
+
+
+def _held_out(context: Context, engine: Engine, labels: int | None) -> Iterator[Batch]:
+    """Labelled samples that decide on the weights of teachers: of the validation split, else of the training split."""
+    if has_split(context, "validation"):
+        batches = evaluation_batches(context, "validation")
+    else:
+        batches = iter(training_source(context, batch_size=256, augment=False, only="labelled", labels=labels))
+    for batch in batches:
+        yield engine.move(batch)
+
+
+def open_teacher(
+    value: Any, context: Context, engine: Engine, needs: Needs, kind: Teacher | None = None
+) -> contextlib.AbstractContextManager[Predictor]:
+    """A predictor under the teacher contract for an input: an artifact of any kind, or a model that needs no training.
+
+    `kind` says how it answers; by default what suits the artifact. An artifact brings the task that it was made for.
+    """
+    subject, side = value, "teacher"
+    if isinstance(value, OnnxFile):
+        subject, suited = value.path, "onnx"
+    elif isinstance(value, Remote):
+        suited = "http"
+    elif isinstance(value, BlackBox):
+        subject, suited = Asked(_asked(value, context), rows_of(context), value.token), "black_box"
+    elif isinstance(value, Artifact):
+        suited = for_kind(value)
+        if value.kind == "model":
+            subject, side = load_model(value, given=context.given), value.meta["side"]
+    else:
+        subject, suited = fresh(value, context.task.interface(side), context.given), "frozen"
+    if kind is None:
+        kind = cast(Teacher, TEACHERS.resolve(suited)())
+    task = task_of(value, context.task)
+    return kind.open(subject, task, needs, side=side, device=engine.device, autocast=engine.autocast)
+
+
+def _asked(value: BlackBox, context: Context) -> Any:
+    """The address of a black box, or the function that was given for it."""
+    if value.url is not None:
+        return value.url
+    name = str(value.name)
+    if name not in context.given:
+        raise RecipeError(f"the black box {name!r} came from Python; pass its function as given={{{name!r}: ...}}")
+    return context.given[name]
+
+
+def to_combined(objective: Objective) -> Objective:
+    """The objective with every term that names no teacher listening to the combination."""
+    if isinstance(objective, Sum):
+        return objective.replace(terms=tuple(map(to_combined, objective.terms)))
+    return objective.replace(teacher=COMBINED) if objective.taught and objective.teacher is None else objective
+
+
+def task_of(value: Any, task: Task) -> Task:
+    """The task in which a teacher answers: `task` with the classes that its artifact names.
+
+    Images are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
+    """
+    if isinstance(value, Remote):
+        plain = value.info()["task"]
+    elif isinstance(value, Artifact) and (value.folder / "task.json").is_file():
+        plain = value.json("task.json")
+    else:
+        return task
+    theirs = Choice("decoct.tasks").validate(plain)
+    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
+        return task
+    pixels = isinstance(task, ImageClassification) and isinstance(theirs, ImageClassification)
+    if pixels and not task.raw and not theirs.raw:
+        return theirs
+    return task if task.classes == theirs.classes else task.replace(classes=theirs.classes)
+
+
+def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
+    """How the classes of a teacher, as its artifact names them, meet the task's; None where they are the same."""
+    theirs = task_of(value, task)
+    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
+        return None
+    unnamed = theirs.raw and task.raw and numbered(theirs.classes) and numbered(task.classes)
+    if unnamed and len(theirs.classes) != len(task.classes):
+        raise RecipeError(
+            f"{role}: it knows {len(theirs.classes)} classes and the student has {len(task.classes)}, and neither has "
+            "names by which they could be matched; give task.classes, or a student of as many"
+        )
+    return align(theirs.classes, task.classes, role) if theirs.classes and task.classes else None
+
+
+def numbered(classes: Sequence[str]) -> bool:
+    """Whether classes have no names but their numbers.
+
+    >>> numbered(("0", "1")), numbered(("no", "yes"))
+    (True, False)
+    """
+    return list(classes) == [str(number) for number in range(len(classes))]

@@ -1,0 +1,1 @@
+"""Steps that write files to ship, and those that measure them."""

@@ -1,0 +1,275 @@
+"""Benchmark: what each model is worth and what it costs, measured on the file that ships."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from decoct.artifact import Artifact, writing
+from decoct.errors import RecipeError, did_you_mean
+from decoct.meters.latency import Latency, measure
+from decoct.meters.machine import machine
+from decoct.meters.memory import peak_memory
+from decoct.meters.size import file_bytes
+from decoct.outputs import Batch
+from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.learning.batches import evaluation_batches
+from decoct.steps.shipping.candidates import Candidate, kernels_of, open_candidate, source_of
+from decoct.steps.shipping.compared import compared
+from decoct.steps.shipping.export import head
+from decoct.tasks.classification import Classification
+
+RECORDS = "records.json"
+MAIN_PAIR = ("student", "student_alone")
+CALIBRATION = ("ece",)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one artifact scored on the split."""
+
+    seed: int
+    quality: Mapping[str, float]
+    calibration: Mapping[str, float]
+    fidelity: Mapping[str, float]
+
+
+class Benchmark(Step):
+    """Measures models side by side: quality, fidelity to the reference, calibration, size, memory and latency.
+
+    An exported artifact or an estimator is measured by running its file, a model that was not exported in eager torch.
+    `split` is what quality is measured on; `batch` samples a call, `threads`, `repeats` calls after `warmup`, for
+    `seconds` at most, all models in turn; `reference` is the model that fidelity is measured to; `compare` lists pairs
+    [better, than] (student and student_alone where both are there). Of several seeds, quality is the mean and latency
+    the first's.
+    """
+
+    use: ClassVar[str] = "benchmark"
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"*": ("exported", "model", "estimator")}
+    gives: ClassVar[str] = "records"
+    machine_bound: ClassVar[bool] = True
+
+    name: str = "benchmark"
+    threads: int = Field(default=1, ge=1)
+    batch: int = Field(default=1, ge=1)
+    repeats: int = Field(default=200, ge=1)
+    warmup: int = Field(default=20, ge=0)
+    seconds: float | None = Field(default=30.0, gt=0)
+    split: str = "test"
+    reference: str | None = "teacher"
+    compare: tuple[tuple[str, str], ...] | None = None
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        artifacts = {name: _by_seed(value, context.run_seed) for name, value in inputs.items()}
+        self._check_names(artifacts)
+        batches = list(evaluation_batches(context, self.split))
+        with _torch_threads(self.threads):
+            records = self._records(artifacts, batches, context)
+        result = {
+            "models": list(records.values()),
+            "comparisons": [
+                compared(records[better], records[than], context.task.metric) for better, than in self._pairs(records)
+            ],
+            "machine": machine(),
+        }
+        with writing(
+            context.folder, kind="records", name=context.name, key=context.key, lineage=context.lineage
+        ) as draft:
+            draft.write_json(RECORDS, finite(result))
+        return Artifact.load(context.folder)
+
+    def _records(
+        self, artifacts: Mapping[str, Mapping[int, Artifact]], batches: Sequence[Batch], context: Context
+    ) -> dict[str, dict[str, Any]]:
+        said: dict[str, dict[int, Answers]] = {}
+        first: dict[str, Candidate] = {}
+        for done, (name, seeds) in enumerate(artifacts.items()):
+            context.progress(done, len(artifacts) + 1, f"quality of {name}")
+            said[name] = {}
+            for seed, artifact in seeds.items():
+                candidate = open_candidate(artifact, context, self.threads)
+                said[name][seed] = Answers(candidate, batches)
+                first.setdefault(name, candidate)
+        context.progress(len(artifacts), len(artifacts) + 1, "latency")
+        small = head(batches[0], self.batch)
+        if len(small) < self.batch:
+            raise RecipeError(
+                f"batch is {self.batch}, the first batch of {self.split} has {len(small)}; give at most that"
+            )
+        latencies = measure(
+            {name: candidate.call(small) for name, candidate in first.items()},
+            repeats=self.repeats,
+            warmup=self.warmup,
+            seconds=self.seconds,
+        )
+        reference = said.get(self.reference or "")
+        records = {}
+        for name, candidate in first.items():
+            judged = [
+                _judge(seed, answers, None if name == self.reference else _partner(reference, seed), context)
+                for seed, answers in said[name].items()
+            ]
+            artifact = candidate.artifact
+            records[name] = {
+                "name": name,
+                "step": artifact.name,
+                "path": artifact.folder.name,
+                "artifact": f"{artifact.folder.name}/{candidate.path.name}",
+                "split": self.split,
+                "n": sum(len(batch) for batch in batches),
+                **_summary(judged),
+                **self._costs(candidate, small),
+                "latency": self._latency(latencies[name], candidate, small),
+                "confusion": _confusion(next(iter(said[name].values())), context),
+            }
+        return records
+
+    def _costs(self, candidate: Candidate, small: Batch) -> dict[str, Any]:
+        peak = None
+        if candidate.runtime == "onnxruntime":
+            peak = peak_memory(candidate.path, candidate.feed(small), threads=self.threads)
+        kernels = kernels_of(candidate)
+        return {
+            "source": source_of(candidate.artifact),
+            "quantized": bool(kernels),
+            "kernels": kernels,
+            "parameters": candidate.parameters,
+            "macs": candidate.macs,
+            "file_bytes": sum(file_bytes(each) for each in candidate.files),
+            "peak_memory_bytes": peak,
+            "verified": candidate.artifact.meta.get("verified", {}),
+        }
+
+    def _latency(self, found: Latency, candidate: Candidate, small: Batch) -> dict[str, Any]:
+        return {
+            "runtime": candidate.runtime,
+            "threads": self.threads,
+            "batch": self.batch,
+            "shapes": {name: list(value.shape) for name, value in candidate.feed(small).items()},
+            "p50_ms": found.p50_ms,
+            "p99_ms": found.p99_ms,
+            "min_ms": found.min_ms,
+            "mean_ms": found.mean_ms,
+            "repeats": found.repeats,
+            "noisy": found.noisy,
+            "reason": found.reason,
+            "load": found.load,
+            "throughput_per_s": 1e3 * self.batch / found.mean_ms,
+        }
+
+    def _check_names(self, artifacts: Mapping[str, Any]) -> None:
+        if not artifacts:
+            raise RecipeError("benchmark.inputs: empty; name the models to measure")
+        named = [("compare", name) for pair in self.compare or () for name in pair]
+        if self.reference is not None and "reference" in self.model_fields_set:
+            named.append(("reference", self.reference))
+        for setting, name in named:
+            if name not in artifacts:
+                raise RecipeError(f"benchmark.{setting}: {name!r} is no input; {did_you_mean(name, artifacts)}")
+
+    def _pairs(self, records: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+        if self.compare is not None:
+            return self.compare
+        return [MAIN_PAIR] if set(MAIN_PAIR) <= set(records) else []
+
+
+class Answers:
+    """What a candidate said about each batch, kept, so that every metric reads the same run."""
+
+    def __init__(self, candidate: Candidate, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self._said = {id(batch): candidate.predict(batch) for batch in batches}
+
+    def __call__(self, batch: Batch) -> Any:
+        return self._said[id(batch)]
+
+
+def finite(value: Any) -> Any:
+    """The same data with None for numbers that are not finite, and NumPy's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _by_seed(value: Any, seed: int) -> dict[int, Artifact]:
+    """The artifacts of one model by seed, from one artifact, a list, or (seed, artifact) pairs."""
+    found: dict[int, Artifact] = {}
+    for each in value if isinstance(value, list | tuple) else [value]:
+        own, artifact = each if isinstance(each, tuple) else (None, each)
+        if not isinstance(artifact, Artifact):
+            raise RecipeError(f"benchmark.inputs: {type(artifact).__name__} is no artifact; name a step that gives one")
+        own = artifact.meta.get("seed", seed) if own is None else own
+        found.setdefault(int(own), artifact)
+    return found
+
+
+def _judge(seed: int, answers: Answers, reference: Answers | None, context: Context) -> Judged:
+    scores = context.task.score(answers, answers.batches)
+    fidelity = {} if reference is None else context.task.fidelity(answers, reference, answers.batches)
+    return Judged(
+        seed,
+        {name: value for name, value in scores.items() if name not in CALIBRATION},
+        {name: value for name, value in scores.items() if name in CALIBRATION},
+        fidelity,
+    )
+
+
+def _partner(reference: Mapping[int, Answers] | None, seed: int) -> Answers | None:
+    """The reference under the same seed, or its only one."""
+    if not reference:
+        return None
+    return reference.get(seed, next(iter(reference.values())))
+
+
+def _summary(judged: Sequence[Judged]) -> dict[str, Any]:
+    quality = [each.quality for each in judged]
+    return {
+        "quality": _mean(quality),
+        "quality_sd": _deviation(quality) if len(judged) > 1 else {},
+        "seeds": [each.seed for each in judged],
+        "per_seed": [
+            {"seed": each.seed, "quality": dict(each.quality), "fidelity": dict(each.fidelity)} for each in judged
+        ],
+        "fidelity": _mean([each.fidelity for each in judged]),
+        "calibration": _mean([each.calibration for each in judged]),
+    }
+
+
+def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([each[name] for each in scores])) for name in _shared(scores)}
+
+
+def _deviation(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.std([each[name] for each in scores], ddof=1)) for name in _shared(scores)}
+
+
+def _shared(scores: Sequence[Mapping[str, float]]) -> list[str]:
+    return [name for name in scores[0] if all(name in each for each in scores)]
+
+
+def _confusion(answers: Answers, context: Context) -> dict[str, Any] | None:
+    if not isinstance(context.task, Classification):
+        return None
+    labels, matrix = context.task.confusion(answers, answers.batches)
+    return {"labels": list(labels), "matrix": matrix.tolist()}
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,255 @@
+"""Export: a model as the file that ships, compared with torch on real samples."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from decoct.artifact import Artifact, writing
+from decoct.errors import IntegrityError, RecipeError
+from decoct.meters.macs import macs
+from decoct.meters.parameters import parameters
+from decoct.meters.size import file_bytes
+from decoct.models.base import Model
+from decoct.models.given import fresh
+from decoct.models.onnx_file import opset
+from decoct.models.onnx_model import OnnxFile
+from decoct.models.saving import load_model
+from decoct.outputs import Batch
+from decoct.quantization.audit import audit
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.learning.batches import evaluation_batches, has_split
+from decoct.steps.shipping.budgets import Budgets, keep
+from decoct.targets.base import Session, Target
+from decoct.targets.lowering import has_onnx_forms
+from decoct.targets.onnx import FILE, Onnx
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Task
+
+RECORD = "exported.json"
+SPLITS = ("test", "validation", "train")
+ROUNDED = 0.25
+"""Standard deviations of the output by which one answer of a file in integers may differ from its fake-quantized
+model: the two add up in another order, and a value that falls on the other side of a half moves by a whole step."""
+ROUNDED_MEAN = 0.01
+"""The same for the mean over all answers: few values lie so near a half (measured: at most 0.0003 on convolutional
+nets, MLPs and transformers at 4 and 8 bits), while a wrong scale or bias moves all of them."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file is from torch: the largest difference of an output (`scale` 1: absolute; else divided by it), the
+    share of samples answered alike, over how many samples, the standard deviation of torch's outputs, and the mean
+    difference."""
+
+    max_abs_diff: float
+    agreement: float
+    samples: int
+    scale: float = 1.0
+    spread: float = 0.0
+    mean: float = 0.0
+
+    def data(self) -> dict[str, float]:
+        """As it stands in results."""
+        extra = {"scale": self.scale} if self.scale != 1.0 else {}
+        return {"max_abs_diff": self.max_abs_diff, "agreement": self.agreement, "samples": self.samples, **extra}
+
+
+class Export(Step, Budgets):
+    """Writes a model in a format to ship, with its preprocessing inside, and proves that the file says the same.
+
+    `target` the format; `tolerance` the largest difference from torch on `samples` real samples (inputs alone), for
+    numbers in standard deviations of the output; an estimator is shipped as it is. A model of the recipe that was
+    trained elsewhere is exported with the teacher's preprocessing. Where the file differs by more, IntegrityError, and
+    nothing is left. A model from qat is written in integers, whose rounding is not bitwise torch's: it may differ by a
+    quarter of its outputs' standard deviation, on average by a hundredth, and `audit` in exported.json says which
+    layers run in integers. `min_quality` of the task's main metric on validation data, `max_latency_ms` of one sample
+    on one thread and `max_size_bytes` are budgets, measured on the file: one that is missed raises BudgetMissed.
+    """
+
+    use: ClassVar[str] = "export"
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "estimator", "spec")}
+    gives: ClassVar[str] = "exported"
+    machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)
+
+    target: Annotated[Target, Choice("decoct.targets")] = Onnx()
+    tolerance: float = Field(default=1e-4, gt=0)
+    samples: int = Field(default=256, ge=1)
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        source = inputs["model"]
+        made = isinstance(source, Artifact)
+        side = str(source.meta["side"]) if made else "teacher"
+        origin = source.name if made else str(context.lineage["model"][0]["model"])
+        seed = source.meta.get("seed", context.run_seed) if made else context.run_seed
+        meta = {"side": side, "seed": seed, "source": origin}
+        with writing(
+            context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
+        ) as draft:
+            facts = self._facts(source, context, side, draft.folder)
+            target = Onnx() if facts["file"] == FILE else self.target
+            kept = keep(self, target, draft.folder / facts["file"], context, inputs, side)
+            facts |= {"budgets": kept} if kept else {}
+            for name, text in context.task.assets(side).items():
+                (draft.folder / name).write_text(text, encoding="utf-8")
+            draft.meta.update({name: facts[name] for name in ("parameters", "macs", "verified")})
+            draft.scores.update(source.scores if made else {})
+            draft.write_json(RECORD, {**facts, "side": side, "source": origin, "target": target.plain()})
+            draft.write_json("task.json", context.task.plain())
+        return Artifact.load(context.folder)
+
+    def _facts(self, source: Artifact | Model, context: Context, side: str, folder: Path) -> dict[str, Any]:
+        if isinstance(source, OnnxFile):
+            raise RecipeError(
+                f"{source.path} is an ONNX file already; decoct.benchmark measures it, and it may teach in distill"
+            )
+        if isinstance(source, Model):
+            module = fresh(source, context.task.interface(side), context.given)
+            return self._exported(module, context, side, folder)
+        if source.kind == "estimator":
+            return _shipped(source, folder)
+        return self._exported(load_model(source, given=context.given), context, side, folder)
+
+    def _exported(self, model: nn.Module, context: Context, side: str, folder: Path) -> dict[str, Any]:
+        task = context.task
+        program = task.program(model, side).eval()
+        path = write_program(self.target, program, task, side, folder)
+        session = self.target.load(path)
+        context.progress(1, 2, "comparing the file with torch")
+        parity = compare(program, session, verification(context, self.samples), task, side)
+        rounds = has_onnx_forms(program)
+        allowed = max(self.tolerance, ROUNDED * parity.spread / parity.scale) if rounds else self.tolerance
+        if not parity.max_abs_diff <= allowed:
+            raise IntegrityError(
+                f"{context.name}: the file differs from torch by {parity.max_abs_diff:.2g} on {parity.samples} real "
+                f"samples; tolerance is {allowed:g}. Raise it if that is acceptable, or look at the model"
+            )
+        most = ROUNDED_MEAN * parity.spread / parity.scale
+        if rounds and not parity.mean <= max(self.tolerance, most):
+            raise IntegrityError(
+                f"{context.name}: the file differs from torch by {parity.mean:.2g} on average over {parity.samples} "
+                f"real samples, more than values that are rounded the other way can do ({most:.2g}); look at the model"
+            )
+        count, one = parameters(model), task.example(side, 1)
+        return {
+            "verified": parity.data() | ({"tolerance": allowed} if rounds else {}),
+            **(self._kernels(path, context) if rounds else {}),
+            "parameters": count.total,
+            "macs": macs(program, one).total,
+            **describe(path, task, side, self.target),
+        }
+
+    def _kernels(self, path: Path, context: Context) -> dict[str, Any]:
+        """The audit of a file in integers, with a warning where some layers are not."""
+        if not isinstance(self.target, Onnx):
+            return {}
+        kernels = audit(path)
+        if kernels.warning():
+            warnings.warn(f"{context.name}: {kernels.warning()}", stacklevel=4)
+        return {"audit": kernels.data()}
+
+
+def write_program(target: Target, program: nn.Module, task: Task, side: str, folder: Path) -> Path:
+    """The file of a task's program in `folder`."""
+    return target.write(program, task.example(side), folder, axes=task.axes(side), output=task.output)
+
+
+def compare(program: nn.Module, session: Session, batches: Sequence[Batch], task: Task, side: str) -> Parity:
+    """Runs file and torch program on the same real inputs, whole batches and the first sample alone.
+
+    Class logits are compared as they are; numbers are divided by the standard deviation of torch's answers.
+    """
+    ours, theirs = [], []
+    for feed in [*(task.feed(batch, side) for batch in batches), _first(task.feed(batches[0], side))]:
+        with torch.no_grad():
+            expected = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        theirs.append(expected.double().numpy())
+        ours.append(session(feed)[task.output].astype(np.float64))
+    found, expected_all = np.concatenate(ours), np.concatenate(theirs)
+    scale = 1.0
+    if task.output == "values":
+        scale = float(expected_all.std()) or 1.0
+    difference = np.abs(found - expected_all) / scale
+    if task.output == "values":
+        alike = (difference <= 1e-3).all(axis=-1)
+    else:
+        alike = found.argmax(axis=-1) == expected_all.argmax(axis=-1)
+    worst = float(difference.max())
+    worst = worst if np.isfinite(worst) else float("inf")
+    return Parity(
+        worst, float(alike.mean()), len(found) - 1, scale, float(expected_all.std()), float(difference.mean())
+    )
+
+
+def verification(context: Context, samples: int) -> list[Batch]:
+    """The inputs of the first `samples` real samples, of the test split where there is one."""
+    name = next((name for name in SPLITS if has_split(context, name)), None)
+    if name is None:
+        raise RecipeError(
+            "export: there are no samples to verify the file on; give data with a split that is not empty"
+        )
+    found: list[Batch] = []
+    for batch in evaluation_batches(context, name):
+        rest = samples - sum(len(each) for each in found)
+        found.append(head(batch, rest))
+        if sum(len(each) for each in found) >= samples:
+            break
+    return found
+
+
+def head(batch: Batch, count: int) -> Batch:
+    """The inputs of the first `count` samples."""
+    return Batch({side: _cut(value, count) for side, value in batch.inputs.items()})
+
+
+def describe(path: Path, task: Task, side: str, target: Target | None = None) -> dict[str, Any]:
+    """Facts about a file: its bytes (of all that belong to it), inputs and, of ONNX, the opset."""
+    target = Onnx() if target is None else target
+    axes = task.axes(side)
+    inputs = [
+        {
+            "name": name,
+            "type": str(tensor.dtype).removeprefix("torch."),
+            "shape": [axes.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)],
+        }
+        for name, tensor in task.example(side).items()
+    ]
+    return {
+        "file": path.name,
+        "file_bytes": sum(file_bytes(each) for each in target.files(path)),
+        "inputs": inputs,
+        "output": task.output,
+        **({"opset": opset(path)} if isinstance(target, Onnx) else {}),
+    }
+
+
+def _shipped(source: Artifact, folder: Path) -> dict[str, Any]:
+    """An estimator's own file, verified when it was made."""
+    shutil.copy(source.file(FILE), folder / FILE)
+    return {
+        "verified": source.meta["verified"],
+        "parameters": source.meta["parameters"],
+        "macs": None,
+        "file": FILE,
+        "file_bytes": file_bytes(folder / FILE),
+        "opset": opset(folder / FILE),
+    }
+
+
+def _cut(value: Any, count: int) -> Any:
+    return {name: _cut(each, count) for name, each in value.items()} if isinstance(value, Mapping) else value[:count]
+
+
+def _first(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[:1] for name, value in feed.items()}

@@ -1,0 +1,297 @@
+"""Quantize: a trained model as a file that computes with integers, compared with the float model on real samples."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from decoct.artifact import Artifact, writing
+from decoct.data.base import Split
+from decoct.data.sources import ordered
+from decoct.errors import DataError, IntegrityError, RecipeError, did_you_mean
+from decoct.meters.macs import macs
+from decoct.meters.parameters import parameters
+from decoct.models.onnx_file import FileSession, open_session
+from decoct.models.saving import load_model
+from decoct.outputs import Batch
+from decoct.quantization.audit import audit
+from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
+from decoct.quantization.sensitivity import sqnr_db
+from decoct.quantization.static import Static
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.learning.batches import has_split, scores, splits_of
+from decoct.steps.shipping.benchmark import finite
+from decoct.steps.shipping.budgets import Budgets, keep
+from decoct.steps.shipping.export import RECORD, describe, head, verification
+from decoct.targets.onnx import FILE, Onnx, graph, save
+from decoct.teachers.onnx import file_predictor
+from decoct.training.compression import Change
+
+if TYPE_CHECKING:
+    import onnx
+
+    from decoct.tasks.base import Task
+
+SPLITS = ("train", "validation")
+CALIBRATION_BATCH = 32
+NEAR = 0.1
+"""How near, in standard deviations of the output, two numbers count as the same answer."""
+
+
+class Quantize(Step, Budgets):
+    """Writes a model as an ONNX file that computes with integers, and measures what that changed.
+
+    `scheme`: how, one of `decoct list quantization`; it sees `calibration_samples` of `calibration_split` (train or
+    validation, never test). The file is compared with the float model on `samples` real samples, and the operators that
+    the runtime executes in integers are counted (`audit` in exported.json). A model that learned with its quantizers
+    inside keeps them: `scheme` and calibration are not used. `min_quality`, `max_latency_ms` and
+    `max_size_bytes` are budgets as in export.
+    """
+
+    use: ClassVar[str] = "quantize"
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "exported")}
+    gives: ClassVar[str] = "exported"
+    machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)
+
+    scheme: Annotated[Quantization, Choice("decoct.quantization")] = Static()
+    calibration_split: str = "train"
+    calibration_samples: int = Field(default=256, ge=1)
+    samples: int = Field(default=256, ge=1)
+    opset: int = Field(default=20, ge=18, le=23)
+
+    @field_validator("calibration_split")
+    @classmethod
+    def _never_test(cls, value: str) -> str:
+        if value == "test":
+            raise ValueError("test data may not calibrate, its score would flatter; use train or validation")
+        if value not in SPLITS:
+            raise ValueError(f"{value!r} is no split to calibrate on; {did_you_mean(value, SPLITS)}")
+        return value
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        source = inputs["model"]
+        side = str(source.meta["side"])
+        meta = {"side": side, "seed": source.meta.get("seed", context.run_seed), "source": source.name}
+        context.progress(0, 3, "the float graph")
+        floating = open_float(source, context, self.opset)
+        with writing(
+            context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
+        ) as draft:
+            found = self._quantized(floating.graph, context, side)
+            path = save(found.graph, draft.folder / FILE)
+            context.progress(2, 3, "comparing the file with the float model")
+            record = {
+                **written(path, floating, context, self.samples, found.changes),
+                "quantization": quantization_record(self.scheme, found, self._calibration(found)),
+                "side": side,
+                "source": source.name,
+                "target": Onnx(opset=self.opset).plain(),
+            }
+            kept = keep(self, Onnx(), path, context, inputs, side)
+            record |= {"budgets": kept} if kept else {}
+            for name, text in context.task.assets(side).items():
+                (draft.folder / name).write_text(text, encoding="utf-8")
+            numbers = {name: value for name, value in record["verified"].items() if isinstance(value, float | int)}
+            draft.meta.update({"parameters": record["parameters"], "macs": record["macs"], "verified": numbers})
+            draft.scores.update(scores_of(path, context, side))
+            draft.write_json(RECORD, finite(record))
+            draft.write_json("task.json", context.task.plain())
+        return Artifact.load(context.folder)
+
+    def _quantized(self, proto: onnx.ModelProto, context: Context, side: str) -> Quantized:
+        if has_quantizers(proto):
+            return Quantized(proto, facts={"quantizers": "learned with the weights"})
+        feeds = None
+        if self.scheme.calibrates:
+            feeds = calibration(context, side, self.calibration_split, self.calibration_samples)
+        context.progress(1, 3, f"quantization: {self.scheme.use}")
+        return self.scheme.quantize(proto, feeds, judge_of(context, side))
+
+    def _calibration(self, found: Quantized) -> dict[str, Any]:
+        if not self.scheme.calibrates or "quantizers" in found.facts:
+            return {}
+        return {"split": self.calibration_split, "samples": self.calibration_samples}
+
+
+@dataclass(frozen=True)
+class Floating:
+    """The float model that is quantized: its graph, what answers as it does, its side, parameters and MACs."""
+
+    graph: onnx.ModelProto
+    program: nn.Module
+    side: str
+    parameters: int | None
+    macs: int | None
+
+
+def open_float(source: Artifact, context: Context, opset: int) -> Floating:
+    """The float graph of a model artifact, or of an exported one; RecipeError for one that is in integers already."""
+    side = str(source.meta["side"])
+    if source.kind == "exported":
+        return _exported(source, side)
+    task = context.task
+    program = task.program(load_model(source, given=context.given), side).eval()
+    proto = graph(program, task.example(side), axes=task.axes(side), output=task.output, opset=opset)
+    total = macs(program, task.example(side, 1)).total
+    return Floating(proto, program, side, parameters(program).total, total)
+
+
+def _exported(source: Artifact, side: str) -> Floating:
+    import onnx
+
+    record, path = source.json(RECORD), source.file(FILE)
+    proto = onnx.load(str(path))
+    if "quantization" in record or has_quantizers(proto):
+        raise RecipeError(f"{source.name} is quantized already; quantize the float model that it was made from")
+    return Floating(proto, FileProgram(open_session(path)), side, record["parameters"], record["macs"])
+
+
+class FileProgram(nn.Module):
+    """An ONNX file with one output, called as the program that it was made from."""
+
+    def __init__(self, session: FileSession) -> None:
+        super().__init__()
+        self.session = session
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        said = self.session({name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(next(iter(said.values())))
+
+
+def has_quantizers(proto: onnx.ModelProto) -> bool:
+    """Whether the graph holds quantizers already."""
+    return any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+
+
+def calibration(context: Context, side: str, name: str, count: int) -> Feeds:
+    """Feeds of `count` samples drawn evenly from a split (of a loader, its first); DataError where there are none."""
+    if not has_split(context, name):
+        raise DataError(
+            f"calibration_split: the data have no samples in split {name!r}; {did_you_mean(name, SPLITS)}, "
+            "or choose a scheme that needs no calibration"
+        )
+    batches = list(_drawn(context, name, count))
+    if not batches:
+        raise DataError(f"calibration_split: the loader of split {name!r} gave no batch; give one with samples")
+    return lambda: (context.task.feed(batch, side) for batch in batches)
+
+
+def _drawn(context: Context, name: str, count: int) -> Iterator[Batch]:
+    split = splits_of(context)[name]
+    batches: Iterable[Batch]
+    if isinstance(split, Split):
+        order = np.random.default_rng(0).permutation(len(split))[:count]
+        batches = ordered(split.take(np.sort(order)), context.task.collate, batch_size=CALIBRATION_BATCH)
+    else:
+        batches = (context.task.from_loader(item) for item in split)
+    for batch in batches:
+        if count <= 0:
+            return
+        yield head(batch, count)
+        count -= len(batch)
+
+
+def judge_of(context: Context, side: str) -> Judge | None:
+    """The task's main score of a graph on the validation split, more is better; None without such a split."""
+    if not has_split(context, "validation"):
+        return None
+    name, better = context.task.metric
+
+    def judge(proto: onnx.ModelProto) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            session = open_session(save(proto, Path(folder) / FILE))
+        score = scores(file_predictor(session, context.task, side), context, "validation")[name]
+        return score if better == "max" else -score
+
+    return judge
+
+
+def scores_of(path: Path, context: Context, side: str) -> dict[str, float]:
+    """The figures of the file itself on the validation split; none without such a split."""
+    if not has_split(context, "validation"):
+        return {}
+    return scores(file_predictor(open_session(path), context.task, side), context, "validation")
+
+
+def written(
+    path: Path, floating: Floating, context: Context, samples: int, changes: Sequence[Change] = ()
+) -> dict[str, Any]:
+    """Facts about a quantized file: how it compares with the float model, its size, and the audit of its kernels.
+
+    A warning where layers run in float, or activations between them; IntegrityError where answers are not finite.
+    """
+    task, side = context.task, floating.side
+    verified = against_float(floating.program, open_session(path), verification(context, samples), task, side)
+    if not np.isfinite(verified["max_abs_diff"]):
+        raise IntegrityError(f"{context.name}: the quantized file answers with numbers that are not finite")
+    kernels = audit(path, changes)
+    if kernels.warning():
+        warnings.warn(f"{context.name}: {kernels.warning()}", stacklevel=3)
+    return {
+        "verified": verified,
+        "parameters": floating.parameters,
+        "macs": floating.macs,
+        "float_bytes": floating.graph.ByteSize(),
+        "audit": kernels.data(),
+        **describe(path, task, side),
+    }
+
+
+def against_float(
+    program: nn.Module, session: FileSession, batches: Sequence[Batch], task: Task, side: str
+) -> dict[str, Any]:
+    """How the answers of a quantized file differ from the float model's on the same real inputs.
+
+    `max_abs_diff` and `mean_abs_diff` of logits (numbers: in standard deviations of the float answers, `scale`),
+    `agreement` the share of samples with the same class (numbers: all within 0.1 standard deviations), `sqnr_db` the
+    signal-to-noise ratio of the answers, 10 log10(sum of squares / sum of squared differences).
+    """
+    ours, theirs = [], []
+    for batch in batches:
+        feed = task.feed(batch, side)
+        with torch.no_grad():
+            said = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        theirs.append(said.double().numpy())
+        ours.append(session(feed)[task.output].astype(np.float64))
+    return differences(np.concatenate(ours), np.concatenate(theirs), numbers=task.output == "values")
+
+
+def differences(found: np.ndarray, expected: np.ndarray, *, numbers: bool = False) -> dict[str, Any]:
+    """The record of `against_float` for answers `[N, ...]`, the class axis last."""
+    scale = (float(expected.std()) or 1.0) if numbers else 1.0
+    noise = found - expected
+    off = np.abs(noise) / scale
+    if numbers:
+        alike = (off <= NEAR).reshape(len(off), -1).all(axis=1)
+    else:
+        alike = found.argmax(axis=-1) == expected.argmax(axis=-1)
+    worst = float(off.max())
+    return {
+        "against": "float",
+        "max_abs_diff": worst if np.isfinite(worst) else float("inf"),
+        "mean_abs_diff": float(off.mean()),
+        "agreement": float(alike.mean()),
+        "samples": len(found),
+        "sqnr_db": sqnr_db(found, expected),
+        **({"scale": scale} if numbers else {}),
+    }
+
+
+def quantization_record(scheme: Quantization, found: Quantized, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """What exported.json says of a quantization: scheme, calibration data, what became of each layer, facts."""
+    return {
+        "scheme": scheme.plain(),
+        "calibration": dict(drawn),
+        "changes": [each.data() for each in found.changes],
+        "facts": dict(found.facts),
+    }

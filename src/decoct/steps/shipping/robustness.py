@@ -1,0 +1,79 @@
+"""Robustness: what models are worth on clean and on attacked inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from decoct.artifact import Artifact, writing
+from decoct.models.saving import load_model
+from decoct.outputs import Needs
+from decoct.spec import Choice
+from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.learning.batches import evaluation_batches
+from decoct.steps.shipping.benchmark import RECORDS, finite
+from decoct.training.adversarial import under_attack
+from decoct.training.attacks.base import Attack
+from decoct.training.attacks.pgd import PGD
+from decoct.training.engine import Engine
+
+
+class Robustness(Step):
+    """Scores models on clean and on attacked inputs of a split, as METRIC and attacked_METRIC.
+
+    `attack`: in raw inputs, with the labels in sight; `split`: what is scored; `reseed` seeds a random start.
+    """
+
+    use: ClassVar[str] = "robustness"
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"*": ("model",)}
+    gives: ClassVar[str] = "records"
+
+    name: str = "robustness"
+    attack: Annotated[Attack, Choice("decoct.training.attacks")] = PGD()
+    split: str = "test"
+    reseed: int = Field(default=0, ge=0)
+
+    def run(self, inputs: Inputs, context: Context) -> Artifact:
+        records = []
+        for done, (name, value) in enumerate(inputs.items()):
+            context.progress(done, len(inputs), f"{self.attack.use} on {name}")
+            artifacts = value if isinstance(value, list | tuple) else [value]
+            records.append(self._record(name, artifacts, context))
+        with writing(
+            context.folder, kind="records", name=context.name, key=context.key, lineage=context.lineage
+        ) as draft:
+            draft.write_json(RECORDS, finite({"models": records, "attack": self.attack.plain(), "split": self.split}))
+        return Artifact.load(context.folder)
+
+    def _record(self, name: str, artifacts: Sequence[Artifact], context: Context) -> dict[str, Any]:
+        scored = [self._scores(each, context) for each in artifacts]
+        quality = {metric: [each[metric] for each in scored] for metric in scored[0]}
+        seeds = [each.meta.get("seed", context.run_seed) for each in artifacts]
+        return {
+            "name": name,
+            "step": artifacts[0].name,
+            "path": artifacts[0].folder.name,
+            "split": self.split,
+            "n": sum(len(batch) for batch in evaluation_batches(context, self.split)),
+            "quality": {metric: float(np.mean(values)) for metric, values in quality.items()},
+            "quality_sd": {m: float(np.std(v, ddof=1)) for m, v in quality.items()} if len(scored) > 1 else {},
+            "seeds": seeds,
+            "per_seed": [{"seed": seed, "quality": each} for seed, each in zip(seeds, scored)],
+        }
+
+    def _scores(self, artifact: Artifact, context: Context) -> dict[str, float]:
+        task, side = context.task, str(artifact.meta["side"])
+        device = Engine(device=context.device).device
+        module = load_model(artifact, given=context.given).to(device).eval()
+        forward = lambda batch: task.forward(module, batch, Needs(), side)  # noqa: E731
+        batches = [batch.to(device) for batch in evaluation_batches(context, self.split)]
+        robust = under_attack(self.attack, module, forward, side)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(self.reseed)
+            under = task.score(robust, batches)
+            clean = task.score(forward, batches)
+        return {**clean, **{f"attacked_{metric}": value for metric, value in under.items()}}

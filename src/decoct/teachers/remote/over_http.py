@@ -1,0 +1,103 @@
+"""HttpTeacher: a teacher behind a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from decoct.capture import EVERY, split_path
+from decoct.errors import PathError, RecipeError, TeacherChanged, did_you_mean
+from decoct.models.http_client import FINGERPRINT, TENSORS, Client
+from decoct.models.remote import VERSION, Remote, facts
+from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.teachers.base import Teacher
+from decoct.teachers.remote.base import Asking
+from decoct.teachers.remote.tensors import from_inputs, to_outputs
+
+if TYPE_CHECKING:
+    from decoct.tasks.base import Task
+
+
+class HttpTeacher(Teacher):
+    """A teacher behind a server, asked while the student trains.
+
+    `ahead` batches are asked for before the student gets to them, so many at a time. Each answer names the weights that
+    made it, and other weights than at the start end the training. The server prepares inputs as its own artifact's task
+    says, in its own precision.
+    """
+
+    use: ClassVar[str] = "http"
+    unkeyed: ClassVar[tuple[str, ...]] = ("ahead",)
+    ahead: int = Field(default=4, ge=1)
+
+    def open(
+        self,
+        subject: Any,
+        task: Task,
+        needs: Needs,
+        *,
+        side: str,
+        device: torch.device | str = "cpu",
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> AbstractContextManager[Predictor]:
+        """An OverHttp while the body runs; `subject` a Remote, or the address as text."""
+        if isinstance(subject, str):
+            subject = Remote(url=subject)
+        if not isinstance(subject, Remote):
+            raise RecipeError(f"a teacher over HTTP is {{use: http, url: ...}}, not {type(subject).__name__}")
+        if needs.gradient:
+            raise RecipeError("a teacher elsewhere answers without gradients, and a term asks for those of its inputs")
+        return self._opened(subject.client(), needs, side)
+
+    @contextmanager
+    def _opened(self, client: Client, needs: Needs, side: str) -> Iterator[Predictor]:
+        info = facts(client)
+        _check(client.url, info, needs)
+        teacher = OverHttp(client, info, needs, side, self.ahead)
+        try:
+            yield teacher
+            if (now := facts(client)["fingerprint"]) != info["fingerprint"]:
+                raise changed(client.url, info["fingerprint"], now)
+        finally:
+            client.stop()
+            teacher.end()
+
+
+class OverHttp(Asking):
+    """A teacher whose answers come from a server."""
+
+    def __init__(self, client: Client, info: dict[str, Any], needs: Needs, side: str, room: int) -> None:
+        super().__init__(side, room, room)
+        self._client, self._info, self._needs = client, info, needs
+
+    def ask(self, batch: Batch) -> Outputs:
+        body = from_inputs(batch.side(self.side), self._needs)
+        if len(body) > self._info["most_bytes"]:
+            raise RecipeError(
+                f"a batch is {len(body)} bytes and {self._client.url} takes {self._info['most_bytes']}; "
+                "give it a smaller batch_size"
+            )
+        reply = self._client.post(f"{VERSION}/outputs", body, TENSORS)
+        self.counts.resent = self._client.resent
+        if (made_by := reply.headers.get(FINGERPRINT, "")) != self._info["fingerprint"]:
+            raise changed(self._client.url, self._info["fingerprint"], made_by)
+        return to_outputs(reply.body)
+
+
+def changed(url: str, before: str, after: str) -> TeacherChanged:
+    """The error for a server that answers with other weights than it began with."""
+    return TeacherChanged(
+        f"the teacher at {url} changed while it taught: its weights were {before[:12]} and are {after[:12]}; its "
+        "targets are not those of one model. Start the server with the same artifact again"
+    )
+
+
+def _check(url: str, info: dict[str, Any], needs: Needs) -> None:
+    """PathError for a feature that the server's model lacks."""
+    modules = {split_path(path).module for path in needs.features if path != EVERY}
+    for module in sorted(modules - set(info["features"])):
+        raise PathError(f"the teacher at {url} has no module {module!r}; {did_you_mean(module, info['features'])}")

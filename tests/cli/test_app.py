@@ -1,0 +1,235 @@
+"""The command: words to calls, exit codes, JSON, what it imports."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from decoct.cli import app as cli
+
+LIGHT = ["--help"], ["run", "--help"], ["list"], ["list", "tasks", "--json"], ["init", "--out", "a.yaml"], ["nonsense"]
+
+TINY = """\
+version: 1
+seed: 0
+task: {use: image_classification}
+data: {use: digits, limit: 40}
+models:
+  large: {use: mlp, hidden: [16]}
+  small: {use: mlp, hidden: [4]}
+steps:
+  - {use: train, name: teacher, inputs: {model: large}, budget: {steps: 3}, batch_size: 16}
+  - use: distill
+    name: student
+    inputs: {model: small, teacher: teacher}
+    budget: {steps: 3}
+    batch_size: 16
+    objective:
+      - {use: kd, weight: 0.9, temperature: 4.0}
+      - {use: cross_entropy, weight: 0.1}
+  - {use: export, name: student_onnx}
+  - {use: benchmark, name: benchmark, inputs: {student: student_onnx}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.mark.parametrize("words", LIGHT, ids=" ".join)
+def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys; from decoct.cli.app import call; code = call(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'sklearn', 'onnxruntime', 'pandas', 'timm'} & set(sys.modules);"
+        "sys.exit(99 if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == (2 if words == ["nonsense"] else 0), done.stderr
+
+
+def test_every_command_of_the_interface_is_there_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        "demo",
+        "init",
+        "check",
+        "plan",
+        "run",
+        "apply",
+        "show",
+        "label",
+        "teach",
+        "list",
+        "explain",
+        "report",
+        "verify",
+        "doctor",
+        "schema",
+    ]
+    for name in names:
+        assert cli.call([name, "--help"]) == 0
+        assert f"decoct {name}" in capsys.readouterr().out
+    assert {command.name for command in cli.app.registered_commands} == set(names)
+
+
+def test_global_options_stand_before_or_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for words in (["--json", "list", "tasks"], ["list", "--json", "tasks"], ["list", "tasks", "--json"]):
+        assert cli.call(words) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] == answers[2]
+    assert "image_classification" in answers[0]["tasks"]
+    assert cli.call(["list", "tasks", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["lst"], 2, "Did you mean 'list'"),
+        (["run"], 2, "RECIPE"),
+        (["run", "digits", "--sed", "3"], 2, "--seeds"),
+        (["list", "objectivs"], 2, "did you mean objectives?"),
+        (["show", "digitz"], 2, "did you mean digits?"),
+        (["show", "absent.yaml"], 2, "absent.yaml"),
+        (["explain", "kdd"], 2, "kd"),
+        (["explain", "kd.temprature"], 2, "did you mean temperature?"),
+        (["init", "--task", "regresion"], 2, "did you mean regression?"),
+        (["init", "--from-folder", "absent"], 3, "nothing is there"),
+        (["verify", "absent"], 3, "no such folder"),
+        (["report", "absent"], 3, "absent"),
+    ],
+)
+def test_errors_have_codes_texts_and_json(
+    words: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.call(words) == code
+    said = capsys.readouterr()
+    assert text in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert cli.call([*words, "--json"]) == code
+    said = capsys.readouterr()
+    error = json.loads(said.out)["error"]
+    assert error["exit_code"] == code
+    assert text in error["message"]
+
+
+def test_a_wrong_key_is_named_with_its_place(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_text(TINY.replace("temperature: 4.0", "temprature: 4.0").replace("seed: 0", "seed: x"))
+    assert cli.call(["check", "tiny.yaml", "--json"]) == 2
+    said = capsys.readouterr()
+    wanted = "tiny.yaml:16:32: steps[1].objective[0].temprature: unknown; did you mean temperature?"
+    assert said.err.splitlines()[0] == wanted
+    problems = json.loads(said.out)["error"]["problems"]
+    assert problems[0]["path"] == "steps[1].objective[0].temprature"
+    assert problems[0]["place"] == "tiny.yaml:16:32"
+    assert problems[1]["path"] == "seed"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_that_the_same_command_continues(tiny: Path, number: signal.Signals, code: int) -> None:
+    words = [sys.executable, "-m", "decoct.cli.app", "run", "tiny.yaml", "--out", "run", "--json"]
+    running = subprocess.Popen([*words, "steps.teacher.budget={seconds: 300}"], stdout=-1, stderr=-1, text=True)
+    while running.poll() is None and not list(Path("run").glob(".01-teacher.work/*/*")):
+        time.sleep(0.1)
+    running.send_signal(number)
+    said, complaint = running.communicate()
+    assert running.returncode == code, complaint
+    assert "the same command continues" in complaint
+    assert "Traceback" not in complaint
+    assert json.loads(said)["error"]["exit_code"] == code
+
+
+def test_a_folder_that_cannot_be_written_is_a_matter_of_resources(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("")
+    assert cli.call(["init", "--out", "file/recipe.yaml"]) == 4
+    assert "file" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    line = f"{sys.executable} -m decoct.cli.app schema | head -c 10"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert len(done.stdout) == 10
+
+
+def test_from_check_to_verify(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(*words: str, code: int = 0) -> dict:
+        assert cli.call([*words, "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    assert ask("check", "tiny.yaml")["steps"] == ["teacher", "student", "student_onnx", "benchmark"]
+    assert [each["will"] for each in ask("plan", "tiny.yaml", "--out", "run")["steps"]] == ["run"] * 4
+    assert not Path("run/01-teacher").exists()
+    first = ask("run", "tiny.yaml", "--out", "run")
+    assert Path(first["page"]).is_file()
+    assert [each["skipped"] for each in first["results"]["steps"]] == [False] * 4
+    assert [each["will"] for each in ask("plan", "tiny.yaml", "--out", "run")["steps"]] == ["skip"] * 4
+    again = ask("run", "tiny.yaml", "--out", "run", "steps.student.objective.kd.temperature=2")
+    assert [each["skipped"] for each in again["results"]["steps"]] == [True, False, False, False]
+    assert ask("report", "run", "--out", "page.html") == {"page": "page.html"}
+    assert all(not each["wrong"] for each in ask("verify", "run")["artifacts"])
+    applied = ask("apply", "export", "run/01-teacher", "--out", "big")
+    assert applied["kind"] == "exported"
+    assert all(not each["wrong"] for each in ask("verify", "big")["artifacts"])
+    weights = Path("run/02-student/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "model.safetensors is damaged" in ask("verify", "run", code=6)["error"]["message"]
+
+
+def test_people_read_a_table_and_where_the_page_is(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["run", "tiny.yaml", "--out", "run"]) == 0
+    said = capsys.readouterr()
+    assert "Page: run/report.html" in said.out
+    assert "Accuracy" in said.out
+    assert "teacher: " in said.err
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from decoct.runner.folders import lock
+
+    with lock(Path("run")):
+        assert cli.call(["run", "tiny.yaml", "--out", "run"]) == 4
+    assert "held by process" in capsys.readouterr().err
+
+
+def test_yaml_and_python_forms_agree(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from decoct.recipe.recipe import Recipe
+
+    recipe = Recipe.load(tiny)
+    assert cli.call(["show", "tiny.yaml"]) == 0
+    Path("again.yaml").write_text(capsys.readouterr().out)
+    assert Recipe.load("again.yaml") == recipe
+    assert cli.call(["show", "tiny.yaml", "--python"]) == 0
+    names: dict = {}
+    exec(capsys.readouterr().out, names)
+    assert names["recipe"] == recipe
+
+
+def test_doctor_finds_this_environment_good(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DECOCT_CACHE", str(tmp_path / "cache"))
+    assert cli.call(["doctor", "--json"]) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["cache folder"]["found"] == str(tmp_path / "cache")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DECOCT_CACHE", str(tmp_path / "file"))
+    assert cli.call(["doctor", "--json"]) == 4
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert not found["cache folder"]["good"]
+    assert "DECOCT_CACHE" in found["cache folder"]["fix"]
