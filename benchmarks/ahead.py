@@ -38,7 +38,7 @@ class Plain:
 
     def forward(self, model: nn.Module, batch: Batch, needs: Needs, side: str) -> Outputs:
         """Logits."""
-        return Outputs(logits=model(batch.side(side)))
+        return Outputs(model(batch.side(side)))
 
 
 class Endless(Source):

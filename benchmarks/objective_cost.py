@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from decoct.objectives import CATALOGUE
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import Batch, Dense, Needs, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.text_classification import TextClassification
 from decoct.training.clock import Clock
@@ -135,7 +135,7 @@ def pictures(size: int, count: int) -> Pair:
     )
     boxes = torch.rand(count, 8, 2, 2).sort(2).values.flatten(2) * size
     edges = {side: {"edges": torch.randn(count, 100, 4, 17)} for side in ("student", "teacher")}
-    heads = {"adversarial": Outputs(logits=torch.randn(count, 1000))}
+    heads = {"adversarial": Outputs(torch.randn(count, 1000))}
     pair.student = replace(pair.student, values=edges["student"], heads=heads)
     pair.teacher = replace(pair.teacher, values=edges["teacher"])
     pair.layers["focal_global"] = {**one, "boxes": boxes}
@@ -232,7 +232,7 @@ def cost(pair: Pair, objective: Objective, key: str, rounds: int) -> tuple[str, 
     """The layer, milliseconds, MiB."""
     student = replace(
         pair.student,
-        logits=None if pair.student.logits is None else leaf(pair.student.logits),
+        distribution=None if pair.student.logits is None else Dense(leaf(pair.student.logits)),
         features={path: leaf(each) for path, each in pair.student.features.items()},
         values={name: leaf(each) for name, each in pair.student.values.items()},
     )

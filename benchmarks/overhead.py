@@ -90,7 +90,7 @@ class Plain:
     task: Any
 
     def forward(self, model: nn.Module, batch: Batch, needs: Needs, side: str) -> Outputs:
-        return Outputs(logits=model(batch.inputs[side]))
+        return Outputs(model(batch.inputs[side]))
 
 
 def conv(width: int) -> nn.Module:

@@ -74,7 +74,7 @@ class Training:
 
     def say(self, module: nn.Module, batch: Batch) -> Outputs:
         """Logits."""
-        return Outputs(logits=module(batch.side("student")))
+        return Outputs(module(batch.side("student")))
 
     def heard(self, batch: Batch) -> Outputs:
         """The teacher's, without gradient."""

@@ -208,8 +208,8 @@ def stored(case: Case) -> Step:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with Frozen().open(case.teacher.eval(), case.task, Needs(), side="teacher") as predict:
         said = [predict(batch).logits for batch in case.batches]
-    layout = Layout.of(Outputs(logits=said[0]), DenseCodec(dtype="float32"))
-    rows = [layout.encode(Outputs(logits=s), seen=b.seen, keys=b.keys) for s, b in zip(said, case.batches)]
+    layout = Layout.of(Outputs(said[0]), DenseCodec(dtype="float32"))
+    rows = [layout.encode(Outputs(s), seen=b.seen, keys=b.keys) for s, b in zip(said, case.batches)]
     shards = {0: write_shard(folder / "work" / "00000.arrow", rows, layout)}
     with writing(folder / "store", kind="store", name="labels", meta={"features": []}) as draft:
         seal(draft, folder / "work", shards, {})

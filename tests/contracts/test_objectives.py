@@ -102,8 +102,8 @@ def outputs(seed, name, dtype=torch.float32, shapes=FEATURES, scale=1.0):
     features |= {"norm@weight": draw(channels).to(dtype), "norm@bias": draw(channels).to(dtype)}
     edges = (scale * draw(SIZE, 3, 4, 5)).to(dtype)
     weights = draw(SIZE, 3, 4).abs().to(dtype)
-    heads = {"adversarial": Outputs(logits=(scale * draw(SIZE, CLASSES)).to(dtype))} if name in ROBUST else {}
-    return Outputs(logits=logits, features=features, values={"edges": edges, "weights": weights}, heads=heads)
+    heads = {"adversarial": Outputs((scale * draw(SIZE, CLASSES)).to(dtype))} if name in ROBUST else {}
+    return Outputs(logits, features=features, values={"edges": edges, "weights": weights}, heads=heads)
 
 
 def leaves(said):
@@ -111,9 +111,9 @@ def leaves(said):
     logits = said.logits.clone().requires_grad_()
     features = {key: each.clone().requires_grad_() for key, each in said.features.items()}
     values = {key: each.clone().requires_grad_() for key, each in said.values.items()}
-    heads = {key: Outputs(logits=each.logits.clone().requires_grad_()) for key, each in said.heads.items()}
+    heads = {key: Outputs(each.logits.clone().requires_grad_()) for key, each in said.heads.items()}
     found = [logits, *features.values(), *values.values(), *(each.logits for each in heads.values())]
-    return Outputs(logits=logits, features=features, values=values, heads=heads), found
+    return Outputs(logits, features=features, values=values, heads=heads), found
 
 
 def joined(said, tensors):
@@ -121,8 +121,8 @@ def joined(said, tensors):
     given = iter(tensors)
     logits = next(given)
     features, values = ({key: next(given) for key in each} for each in (said.features, said.values))
-    heads = {key: Outputs(logits=next(given)) for key in said.heads}
-    return Outputs(logits=logits, features=features, values=values, heads=heads)
+    heads = {key: Outputs(next(given)) for key in said.heads}
+    return Outputs(logits, features=features, values=values, heads=heads)
 
 
 def batch_for(name, labelled=None):
@@ -296,7 +296,7 @@ def test_masked_positions_do_not_count(name):
         dirty = [each.logits.clone() for each in (student, teacher)]
         for each in dirty:
             each[~mask] = fill
-        sides = [Outputs(logits=each, mask=mask) for each in dirty]
+        sides = [Outputs(each, mask=mask) for each in dirty]
         values.append(criterion(sides[0], {"teacher": sides[1]}, batch_for(name), Clock())[0].item())
     assert values[0] == values[1] == values[2]
 

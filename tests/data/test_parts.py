@@ -38,7 +38,7 @@ def whole(n: int) -> Batch:
         torch.arange(n) % 2 == 0,
         numbers,
         numbers + np.uint64(7),
-        beside,
+        {"held_out": beside},
         (Batch({"student": ids.clone()}, keys=numbers),),
         numbers * np.uint64(3),
         {"a teacher": "a ticket"},
@@ -69,9 +69,12 @@ def test_parts_together_are_the_batch(n: int, count: int) -> None:
         lambda b: b.views[0].side("student").tolist(),
     ):
         assert joined(look) == list(look(batch))
-    assert [row for each in mine if not isinstance(each.also, Spare) for row in each.also.side("student").tolist()] == (
-        list(range(2 * n))
-    )
+    assert [
+        row
+        for each in mine
+        if not isinstance(each.also["held_out"], Spare)
+        for row in each.also["held_out"].side("student").tolist()
+    ] == (list(range(2 * n)))
     for each in mine:
         assert each.tickets == {}
         assert each.side("student").ids is each.side("teacher")["a"]

@@ -135,7 +135,7 @@ def test_together_resumes_both() -> None:
         found: list[tuple] = []
         while len(found) < count:
             for batch in batches:
-                found.append((facts(batch), facts(batch.also)))
+                found.append((facts(batch), facts(batch.also["held_out"])))
                 if len(found) == count:
                     break
         return found

@@ -42,20 +42,20 @@ def batch(seed=0, size=8):
 
 
 def taught(b):
-    return Outputs(logits=b.side("student")[:, :3] * 2)
+    return Outputs(b.side("student")[:, :3] * 2)
 
 
 def built(balance, module, terms=TERMS):
     b = batch()
     with torch.no_grad():
-        said = Outputs(logits=module(b.side("student")))
+        said = Outputs(module(b.side("student")))
     probe = Probe(TASK, b, said, {"teacher": taught(b)}, {"student": module})
     return Criterion.build(Sum(terms=terms, balance=balance), probe)
 
 
 def call(criterion, module, b, clock=None, shares=None):
     clock = clock or Clock()
-    return criterion(Outputs(logits=module(b.side("student"))), {"teacher": taught(b)}, b, clock, shares)
+    return criterion(Outputs(module(b.side("student"))), {"teacher": taught(b)}, b, clock, shares)
 
 
 @pytest.mark.parametrize("balance", [LossRatio(), Uncertainty(), ValidationBalance(), GradNorm()])
@@ -155,7 +155,7 @@ def test_gradnorm_against_torch_s_adam_at_the_last_shared_weights():
     adam, first = torch.optim.Adam([factors], lr=0.05), None
     for step in range(5):
         b = batch(step)
-        said = Outputs(logits=module(b.side("student")))
+        said = Outputs(module(b.side("student")))
         _, parts = criterion(said, {"teacher": taught(b)}, b, Clock(step=step))
         used = factors.detach().clone()
         torch.testing.assert_close(criterion.balancer.used, used, rtol=1e-5, atol=1e-6)
@@ -267,7 +267,7 @@ def trained(balance, work):
     module = student()
     criterion = built(balance, module)
     optimizer = torch.optim.AdamW([*module.parameters(), *criterion.parameters()], lr=0.05)
-    update = Descent(lambda b: Outputs(logits=module(b.side("student"))), {"teacher": taught}, criterion, optimizer)
+    update = Descent(lambda b: Outputs(module(b.side("student"))), {"teacher": taught}, criterion, optimizer)
     source = Five()
 
     def validate():

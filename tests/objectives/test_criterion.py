@@ -27,7 +27,7 @@ TASK = ImageClassification(raw=True, classes=tuple("abcd"))
 def said(seed, classes=4, **features):
     generator = torch.Generator().manual_seed(seed)
     return Outputs(
-        logits=torch.randn(6, classes, generator=generator),
+        distribution=torch.randn(6, classes, generator=generator),
         features={key: torch.randn(6, *shape, generator=generator) for key, shape in features.items()},
     )
 
@@ -120,7 +120,7 @@ def test_positions_that_do_not_count():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 3, 4, generator=generator)
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    s, t = Outputs(logits=logits, mask=mask), Outputs(logits=2 * logits, mask=mask)
+    s, t = Outputs(logits, mask=mask), Outputs(2 * logits, mask=mask)
     b = Batch({"student": torch.zeros(2, 3)}, target=torch.where(mask, 1, -100))
     criterion = build(KD() + DKD(), s, {"t": t}, b)
     _, parts = criterion(s, {"t": t}, b, Clock())
@@ -182,13 +182,13 @@ def test_standardised_logits_make_scale_and_shift_irrelevant():
     s, t = said(24), said(25)
     criterion = build(KD(standardize=True), s, {"t": t})
     value = criterion(s, {"t": t}, batch(), Clock())[0].item()
-    moved = Outputs(logits=5 * t.logits + 3)
+    moved = Outputs(5 * t.logits + 3)
     assert criterion(s, {"t": moved}, batch(), Clock())[0].item() == pytest.approx(value, rel=1e-5)
     mask = torch.tensor([True, True, False, True, True, True])
     dirty = s.logits.clone()
     dirty[2] = torch.nan
     dirty.requires_grad_()
-    criterion(Outputs(logits=dirty, mask=mask), {"t": t}, batch(), Clock())[0].backward()
+    criterion(Outputs(dirty, mask=mask), {"t": t}, batch(), Clock())[0].backward()
     assert torch.isfinite(dirty.grad).all()
 
 

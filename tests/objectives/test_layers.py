@@ -24,7 +24,7 @@ def every(model, *args, **kwargs):
     model.eval()
     with torch.no_grad(), capture(model, [EVERY]) as features:
         raw = model(*args, **kwargs)
-    return Outputs(logits=raw if isinstance(raw, torch.Tensor) else raw.logits, features=dict(features))
+    return Outputs(raw if isinstance(raw, torch.Tensor) else raw.logits, features=dict(features))
 
 
 def image_net(name):
@@ -89,7 +89,7 @@ def test_equal_resolution_then_equal_relative_depth():
     block = "encoder.layers.encoder_layer_"
     assert stage_pairs("at", cnn, vit) == {f"layer{i + 1}": f"{block}{j}" for i, j in enumerate((1, 2, 3, 5))}
     with pytest.raises(RecipeError, match="at: layers is auto, and the teacher has no stages"):
-        stage_pairs("at", cnn, Outputs(logits=torch.zeros(2, 5)))
+        stage_pairs("at", cnn, Outputs(torch.zeros(2, 5)))
 
 
 def test_choosing_asks_only_for_what_is_open_and_keeps_the_rest():
@@ -118,7 +118,7 @@ def test_choosing_asks_only_for_what_is_open_and_keeps_the_rest():
 def outputs(logits=True, **features):
     torch.manual_seed(1)
     made = {name: torch.randn(4, *size) for name, size in features.items()}
-    return Outputs(logits=torch.randn(4, 5) if logits else None, features=made)
+    return Outputs(torch.randn(4, 5) if logits else None, features=made)
 
 
 def built(objective, student, teacher):

@@ -24,7 +24,7 @@ TASK = ImageClassification(raw=True, classes=tuple("abcde"))
 def said(seed, **features):
     generator = torch.Generator().manual_seed(seed)
     made = {name: torch.randn(6, *size, generator=generator) for name, size in features.items()}
-    return Outputs(logits=torch.randn(6, 5, generator=generator), features=made)
+    return Outputs(torch.randn(6, 5, generator=generator), features=made)
 
 
 def batch(keys=range(10, 16), target=(0, 1, 2, 0, 1, 2)):
@@ -370,14 +370,14 @@ class TestHeads:
 
 class TestValues:
     def test_uld_between_models_of_other_classes_and_lengths(self):
-        student, teacher = said(1), Outputs(logits=torch.randn(6, 8))
+        student, teacher = said(1), Outputs(torch.randn(6, 8))
         got = value(built(dc.ULD(temperature=2.0), student, teacher), student, teacher)
         q, p = (each.logits.div(2).softmax(-1).sort(-1, descending=True).values for each in (student, teacher))
         expected = (nn.functional.pad(q, (0, 3)) - p).abs().sum(-1).mean()
         assert got.item() == pytest.approx(expected.item(), rel=1e-6)
         mask = torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 2])[:, None]
-        longer = Outputs(logits=torch.randn(6, 4, 5), mask=mask)
-        shorter = Outputs(logits=torch.randn(6, 3, 7))
+        longer = Outputs(torch.randn(6, 4, 5), mask=mask)
+        shorter = Outputs(torch.randn(6, 3, 7))
         got = value(built(dc.ULD(), longer, shorter), longer, shorter)
         kept = torch.ones(6, 3, dtype=torch.bool)
         assert got.item() == F.uld_loss(longer.logits, shorter.logits, student_mask=mask, teacher_mask=kept).item()

@@ -283,7 +283,7 @@ def test_what_is_refused_as_data():
         CrossEntropy(refine=(ConfidenceFilter(),))
     with pytest.raises(RecipeError, match="did you mean confidence"):
         KD.parse({"refine": [{"use": "confidense"}]})
-    t = replace(said(25), logits=said(25).logits[:, :3])
+    t = replace(said(25), distribution=said(25).logits[:, :3])
     probe = Probe(TASK, batch(), said(24), {"t": t}, {}, {"t": (0, 1, 2)})
     with pytest.raises(RecipeError, match="does not know all classes"):
         Criterion.build(KL.replace(refine=(LabelCorrection(),)), probe)

@@ -48,9 +48,9 @@ def value(objective, student, teacher, labelled=None, known=None):
 @pytest.mark.parametrize("tail", ["bucket", "uniform"])
 def test_term_is_the_function(objective, plain, tail):
     s, top = logits(0), TopK.of(logits(1), 2, tail=tail, temperatures=(1.0, 2.0))
-    torch.testing.assert_close(value(objective, Outputs(s), Outputs(top=top)), plain(s, top))
+    torch.testing.assert_close(value(objective, Outputs(s), Outputs(top)), plain(s, top))
     labelled = torch.tensor([True, True, False, True, False, False])
-    got = value(objective.replace(on="labelled"), Outputs(s), Outputs(top=top), labelled)
+    got = value(objective.replace(on="labelled"), Outputs(s), Outputs(top), labelled)
     torch.testing.assert_close(got, plain(s[labelled], top.each(lambda each: each[labelled])))
 
 
@@ -58,7 +58,7 @@ def test_term_is_the_function(objective, plain, tail):
 def test_all_classes_kept_is_the_whole_teacher(objective):
     s, t = logits(0), logits(1)
     for tail in ("bucket", "uniform"):
-        got = value(objective, Outputs(s), Outputs(top=TopK.of(t, 5, tail=tail)))
+        got = value(objective, Outputs(s), Outputs(TopK.of(t, 5, tail=tail)))
         torch.testing.assert_close(got, value(objective, Outputs(s), Outputs(t)))
 
 
@@ -69,10 +69,10 @@ def test_others_say_what_to_do_or_hear_a_uniform_tail(objective):
     s, t = Outputs(logits(0)), logits(1)
     for tail in ("bucket", "sample"):
         with pytest.raises(RecipeError, match=f"{objective.use}.*2 largest of 5 .*tail: {tail}.*Label with tail: unif"):
-            value(objective, s, Outputs(top=TopK.of(t, 2, tail=tail, draws=2)))
+            value(objective, s, Outputs(TopK.of(t, 2, tail=tail, draws=2)))
     top = TopK.of(t, 2, tail="uniform")
     torch.manual_seed(0)
-    got = value(objective, s, Outputs(top=top))
+    got = value(objective, s, Outputs(top))
     torch.manual_seed(0)
     torch.testing.assert_close(got, value(objective, s, Outputs(top.spread())))
 
@@ -80,32 +80,32 @@ def test_others_say_what_to_do_or_hear_a_uniform_tail(objective):
 def test_what_needs_all_logits_is_refused_before_training():
     s, t = Outputs(logits(0)), logits(1)
     with pytest.raises(RecipeError, match=r"standardize is true.*2 largest of 5"):
-        value(KD(standardize=True), s, Outputs(top=TopK.of(t, 2)))
+        value(KD(standardize=True), s, Outputs(TopK.of(t, 2)))
     with pytest.raises(RecipeError, match=r"temperature is 4.*random draws"):
-        value(KD(), s, Outputs(top=TopK.of(t, 2, tail="sample", draws=2)))
+        value(KD(), s, Outputs(TopK.of(t, 2, tail="sample", draws=2)))
     with pytest.raises(RecipeError, match="targets for 6 classes"):
-        value(KD(), s, Outputs(top=TopK.of(logits(1, c=6), 2)))
+        value(KD(), s, Outputs(TopK.of(logits(1, c=6), 2)))
     with pytest.raises(RecipeError, match=r"no last layer|embedding|layers"):
-        value(Hint(), s, Outputs(top=TopK.of(t, 2)))
+        value(Hint(), s, Outputs(TopK.of(t, 2)))
 
 
 def test_a_refinement_may_follow_a_uniform_tail():
     s, top = Outputs(logits(0)), TopK.of(logits(1), 2, tail="uniform")
     objective = KD(refine=(TeacherSmoothing(amount=0.2),))
-    torch.testing.assert_close(value(objective, s, Outputs(top=top)), value(objective, s, Outputs(top.spread())))
+    torch.testing.assert_close(value(objective, s, Outputs(top)), value(objective, s, Outputs(top.spread())))
 
 
 def test_classes_in_another_order_and_a_student_with_more():
     s, t = logits(0), logits(1)
     for tail in ("bucket", "sample"):
         top = TopK.of(t, 2, tail=tail, draws=3, generator=torch.Generator().manual_seed(0))
-        said = align("edcba", "abcde")(lambda batch, top=top: Outputs(top=top))(None)
+        said = align("edcba", "abcde")(lambda batch, top=top: Outputs(top))(None)
         got = value(ForwardKL(), Outputs(s), said)
         torch.testing.assert_close(got, F.top_k_kl_loss(s.flip(-1), top))
     less = TopK.of(t[:, :3], 2)
     alignment = align("eca", "abcde")
-    said = alignment(lambda batch: Outputs(top=less))(None)
+    said = alignment(lambda batch: Outputs(less))(None)
     got = value(ForwardKL(), Outputs(s), said, known={"t": alignment.known})
     torch.testing.assert_close(got, F.top_k_kl_loss(s[:, [4, 2, 0]], less))
     with pytest.raises(RecipeError, match=r"2 largest of 5.*student has 4"):
-        align("abcde", "abcd")(lambda batch: Outputs(top=TopK.of(t, 2)))(None)
+        align("abcde", "abcd")(lambda batch: Outputs(TopK.of(t, 2)))(None)

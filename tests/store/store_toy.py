@@ -28,9 +28,9 @@ def logits_of(numbers: Sequence[int] | np.ndarray, classes: int) -> torch.Tensor
 
 def write_work(work: Path, count: int, classes: int, shards: int, codec: Codec | None = None) -> Layout:
     """Shards of samples 0 .. count - 1."""
-    layout = Layout.of(Outputs(logits=logits_of([0], classes)), codec)
+    layout = Layout.of(Outputs(logits_of([0], classes)), codec)
     for number, part in enumerate(np.array_split(np.arange(count), shards)):
-        rows = layout.encode(Outputs(logits=logits_of(part, classes)), seen=seen_of(part), keys=part, views=number)
+        rows = layout.encode(Outputs(logits_of(part, classes)), seen=seen_of(part), keys=part, views=number)
         write_shard(work / shard_name(number), rows, layout)
     return layout
 

@@ -55,7 +55,7 @@ def test_values_and_features_come_back_bit_for_bit(dtype: torch.dtype) -> None:
 
 def test_regression_is_exact() -> None:
     predictions = torch.randn(5, 2) * 1e6
-    found = back(Outputs(logits=predictions))
+    found = back(Outputs(predictions))
     assert found.logits is not None
     assert torch.equal(found.logits, predictions)
 
@@ -66,7 +66,7 @@ def test_sequences_are_kept_without_padding(seed: int, samples: int, length: int
     mask = ragged_mask(seed, samples, length)
     logits = torch.randn(samples, length, 5)
     hidden = torch.randn(samples, length, 3)
-    outputs = Outputs(logits=logits, mask=mask, features={"hidden": hidden, "pooled": hidden[:, 0]})
+    outputs = Outputs(logits, mask=mask, features={"hidden": hidden, "pooled": hidden[:, 0]})
     found = back(outputs, length=length)
     assert found.mask is not None
     assert found.logits is not None
@@ -86,7 +86,7 @@ def test_sequences_of_top_k(tail: str) -> None:
     mask = torch.tensor([[True, True, False], [False, True, False]])
     logits = torch.randn(2, 3, 40)
     codec = TopKCodec(4, tail=tail, dtype="float32")  # type: ignore[arg-type]
-    found = back(Outputs(logits=logits, mask=mask), codec)
+    found = back(Outputs(logits, mask=mask), codec)
     assert found.mask is not None
     assert found.mask.tolist() == [[True, True], [False, True]]
     if tail == "uniform":
@@ -103,18 +103,18 @@ def test_sequences_of_top_k(tail: str) -> None:
     if found.top.drawn is not None:
         assert not torch.equal(found.top.drawn[0, 0], found.top.drawn[0, 1])
     with pytest.raises(DataError, match="2 positions of a sample that has 1 here"):
-        back(Outputs(logits=logits, mask=mask), codec, length=1)
+        back(Outputs(logits, mask=mask), codec, length=1)
 
 
 def test_dense_maps() -> None:
     logits = torch.randn(3, 4, 5, 6)
-    found = back(Outputs(logits=logits, mask=torch.rand(3, 4, 5) < 0.5))
+    found = back(Outputs(logits, mask=torch.rand(3, 4, 5) < 0.5))
     assert found.logits is not None
     assert torch.equal(found.logits, logits)
-    half = back(Outputs(logits=logits), DenseCodec())
+    half = back(Outputs(logits), DenseCodec())
     assert half.logits is not None
     torch.testing.assert_close(half.logits, logits, rtol=1e-3, atol=1e-2)
-    top = back(Outputs(logits=logits), TopKCodec(2)).top
+    top = back(Outputs(logits), TopKCodec(2)).top
     assert top is not None
     assert torch.equal(top.ids, logits.topk(2, dim=-1).indices)
 
@@ -134,27 +134,27 @@ def test_boxes(seed: int, samples: int, boxes: int) -> None:
 
 def test_a_teacher_that_gives_top_k_alone() -> None:
     top = TopK.of(torch.randn(3, 20), 4, temperatures=(1.0, 2.0, 4.0))
-    found = back(Outputs(top=top), TopKCodec(4, dtype="float32")).top
+    found = back(Outputs(top), TopKCodec(4, dtype="float32")).top
     assert found is not None
     assert torch.equal(found.log_probs, top.log_probs)
     assert torch.equal(found.rest, top.rest)
     with pytest.raises(DataError, match="codec keeps"):
-        back(Outputs(top=top), TopKCodec(5))
+        back(Outputs(top), TopKCodec(5))
     for codec in (DenseCodec(), TopKCodec(4, tail="uniform")):
         with pytest.raises(DataError, match="alone"):
-            back(Outputs(top=top), codec)
+            back(Outputs(top), codec)
 
 
 def test_refusals() -> None:
-    layout = Layout.of(Outputs(logits=torch.zeros(2, 3), features={"a": torch.zeros(2, 4)}))
+    layout = Layout.of(Outputs(torch.zeros(2, 3), features={"a": torch.zeros(2, 4)}))
     with pytest.raises(DataError, match=r"features\.a was float32 \[4\] and is float32 \[5\]"):
-        layout.encode(Outputs(logits=torch.zeros(2, 3), features={"a": torch.zeros(2, 5)}), seen=[1, 2], keys=[1, 2])
+        layout.encode(Outputs(torch.zeros(2, 3), features={"a": torch.zeros(2, 5)}), seen=[1, 2], keys=[1, 2])
     with pytest.raises(DataError, match="is absent"):
-        layout.encode(Outputs(logits=torch.zeros(2, 3)), seen=[1, 2], keys=[1, 2])
+        layout.encode(Outputs(torch.zeros(2, 3)), seen=[1, 2], keys=[1, 2])
     with pytest.raises(DataError, match="nothing"):
         Layout.of(Outputs())
     with pytest.raises(DataError, match="heads"):
-        Layout.of(Outputs(heads={"a": Outputs(logits=torch.zeros(1, 2))}))
+        Layout.of(Outputs(heads={"a": Outputs(torch.zeros(1, 2))}))
     with pytest.raises(DataError, match="complex64"):
         Layout.of(Outputs(values={"spectrum": torch.zeros(1, 2, dtype=torch.complex64)}))
     wrong = Outputs(values={"boxes": torch.zeros(2, 3, 4), "boxes.mask": torch.ones(2, 2, dtype=torch.bool)})
@@ -167,7 +167,7 @@ def test_joined_batches_and_equal_rows(tmp_path: Path) -> None:
     parts, full = [], []
     layout = None
     for length in (3, 5, 1):
-        outputs = Outputs(logits=torch.randn(2, length, 4), mask=ragged_mask(length, 2, length))
+        outputs = Outputs(torch.randn(2, length, 4), mask=ragged_mask(length, 2, length))
         layout = layout or Layout.of(outputs)
         parts.append(layout.encode(outputs, seen=[length, length + 10], keys=[length, 7], views=[0, 1]))
         full.append(outputs)

@@ -85,7 +85,7 @@ def test_statistics_and_equal_rows(tmp_path: Path) -> None:
     """Equal rows of several shards count once; the same with another key is refused."""
     work = tmp_path / "work"
     layout = write_work(work, 10, 4, 2, DenseCodec())
-    again = layout.encode(Outputs(logits=logits_of([3, 50], 4)), seen=seen_of([3, 50]), keys=[3, 50], views=[0, 0])
+    again = layout.encode(Outputs(logits_of([3, 50], 4)), seen=seen_of([3, 50]), keys=[3, 50], views=[0, 0])
     write_shard(work / shard_name(2), again, layout)
     with writing(tmp_path / "store", kind="store", name="x") as draft:
         statistics = seal(draft, work, finished(work), {})
@@ -97,7 +97,7 @@ def test_statistics_and_equal_rows(tmp_path: Path) -> None:
     files = (tmp_path / "store").rglob("*.arrow")
     assert statistics["bytes"] == sum(path.stat().st_size for path in files)
     assert dict(store.statistics) == statistics
-    unlike = layout.encode(Outputs(logits=logits_of([3], 4)), seen=seen_of([3]), keys=[4], views=[0])
+    unlike = layout.encode(Outputs(logits_of([3], 4)), seen=seen_of([3]), keys=[4], views=[0])
     write_shard(work / shard_name(3), unlike, layout)
     with (
         pytest.raises(DataError, match="unlike key"),
@@ -109,8 +109,8 @@ def test_statistics_and_equal_rows(tmp_path: Path) -> None:
 
 def test_shards_of_two_layouts_make_no_store(tmp_path: Path) -> None:
     write_work(tmp_path / "work", 10, 4, 2)
-    layout = Layout.of(Outputs(logits=logits_of([0], 5)))
-    rows = layout.encode(Outputs(logits=logits_of([77], 5)), seen=seen_of([77]), keys=0)
+    layout = Layout.of(Outputs(logits_of([0], 5)))
+    rows = layout.encode(Outputs(logits_of([77], 5)), seen=seen_of([77]), keys=0)
     write_shard(tmp_path / "work" / shard_name(2), rows, layout)
     for shards, match in ((finished(tmp_path / "work"), "several layouts"), ({}, "no shards")):
         with pytest.raises(DataError, match=match), writing(tmp_path / "s", kind="store", name="x") as draft:
@@ -202,7 +202,7 @@ def test_a_small_store_is_checked_whole_before_it_is_kept_in_memory(tmp_path: Pa
 def _write_on(work: Path) -> None:
     layout = write_work(work, 2, 4, 1)
     for number in range(1, 100_000):
-        rows = layout.encode(Outputs(logits=logits_of(range(5), 4)), seen=seen_of(range(5)), keys=number)
+        rows = layout.encode(Outputs(logits_of(range(5), 4)), seen=seen_of(range(5)), keys=number)
         write_shard(work / shard_name(number), rows, layout)
 
 
@@ -245,7 +245,7 @@ def test_repair_recomputes_damaged_shards_alone(tmp_path: Path) -> None:
     layout = Store.open(folder, verify="index").layout
     for number in (1, 3):
         part = np.array_split(np.arange(60), 4)[number]
-        rows = layout.encode(Outputs(logits=logits_of(part, 7)), seen=seen_of(part), keys=part, views=number)
+        rows = layout.encode(Outputs(logits_of(part, 7)), seen=seen_of(part), keys=part, views=number)
         write_shard(work / shard_name(number), rows, layout)
     with writing(folder, kind="store", name="labels") as draft:
         seal(draft, work, finished(work), {"teacher": "abc"})
@@ -283,7 +283,7 @@ def test_shards_of_a_killed_run(tmp_path: Path, half: str) -> None:
 
 def test_a_file_that_lies_about_its_columns_is_refused(tmp_path: Path) -> None:
     layout = write_work(tmp_path, 20, 4, 2)
-    other = Layout.of(Outputs(logits=logits_of([0], 5)))
+    other = Layout.of(Outputs(logits_of([0], 5)))
     with pytest.raises(IntegrityError, match="other columns"):
         map_shard(tmp_path / shard_name(0), other)
     (tmp_path / "x.arrow").write_bytes(b"ARROW1" + bytes(100))
@@ -297,9 +297,9 @@ def test_a_file_that_lies_about_its_columns_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ragged", [False, True])
 def test_any_flipped_bit_is_refused_or_harmless(tmp_path: Path, ragged: bool) -> None:
     """Also where no checksum is looked at: nothing but IntegrityError, and no view leaves the file."""
-    outputs = Outputs(logits=torch.randn(4, 3), features={"a": torch.randn(4, 2)})
+    outputs = Outputs(torch.randn(4, 3), features={"a": torch.randn(4, 2)})
     if ragged:
-        outputs = Outputs(logits=torch.randn(4, 3, 2), mask=torch.rand(4, 3) < 0.7)
+        outputs = Outputs(torch.randn(4, 3, 2), mask=torch.rand(4, 3) < 0.7)
     layout = Layout.of(outputs)
     path = tmp_path / shard_name(0)
     write_shard(path, layout.encode(outputs, seen=seen_of(range(4)), keys=0), layout)
@@ -344,7 +344,7 @@ def test_a_ragged_store_over_shards(tmp_path: Path) -> None:
     layout, whole = None, {}
     for number, length in enumerate((2, 5, 3)):
         mask = torch.arange(length) < torch.randint(0, length + 1, (4, 1))
-        outputs = Outputs(logits=torch.randn(4, length, 6), mask=mask)
+        outputs = Outputs(torch.randn(4, length, 6), mask=mask)
         layout = layout or Layout.of(outputs)
         samples = np.arange(4) + 4 * number
         rows = layout.encode(outputs, seen=seen_of(samples), keys=samples)

@@ -86,9 +86,9 @@ def test_loss_of_a_mixed_batch_is_the_loss_of_its_labelled_part(case: tuple[Task
     labelled = torch.ones(20, dtype=torch.bool) if batch.labelled is None else batch.labelled
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, task.interface("student").outputs, generator=generator, requires_grad=True)
-    loss = task.loss(Outputs(logits=logits), batch)
+    loss = task.loss(Outputs(logits), batch)
     part = Batch({"student": torch.zeros(int(labelled.sum()))}, batch.target[labelled])
-    alone = task.loss(Outputs(logits=logits.detach()[labelled]), part)
+    alone = task.loss(Outputs(logits.detach()[labelled]), part)
     torch.testing.assert_close(loss.detach(), alone)
     loss.backward()
     assert torch.isfinite(logits.grad).all()
@@ -100,7 +100,7 @@ def test_loss_without_labels_is_zero_with_a_gradient(case: tuple[Task, Dataset, 
     batch = task.collate(data.splits["test"], np.arange(4))
     hidden = Batch(batch.inputs, batch.target, torch.zeros(4, dtype=torch.bool))
     logits = torch.randn(4, task.interface("student").outputs, requires_grad=True)
-    loss = task.loss(Outputs(logits=logits), hidden)
+    loss = task.loss(Outputs(logits), hidden)
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -123,7 +123,7 @@ def test_classification_loss_is_bitwise_torchs(images: Dataset) -> None:
     batch = task.collate(images.splits["test"], np.arange(33))
     logits = torch.randn(33, 4, requires_grad=True)
     other = logits.detach().clone().requires_grad_()
-    ours = task.loss(Outputs(logits=logits), batch)
+    ours = task.loss(Outputs(logits), batch)
     theirs = nn.functional.cross_entropy(other, batch.target)
     ours.backward()
     theirs.backward()
@@ -164,7 +164,7 @@ def test_scores_count_labelled_samples_only(images: Dataset) -> None:
 
     def right(batch: Batch) -> Outputs:
         places = [int(np.flatnonzero(train.keys == key)[0]) for key in batch.keys]
-        return Outputs(logits=torch.nn.functional.one_hot(torch.from_numpy(truth[places]), 4).float())
+        return Outputs(torch.nn.functional.one_hot(torch.from_numpy(truth[places]), 4).float())
 
     names, matrix = task.confusion(right, ordered(train, task.collate, 16))
     assert names == ("a", "b", "c", "d")
@@ -296,7 +296,7 @@ def test_regression_scores_in_the_units_of_the_target(numbers: Dataset) -> None:
 
     def predict(batch: Batch) -> Outputs:
         places = [int(np.flatnonzero(test.keys == key)[0]) for key in batch.keys]
-        return Outputs(logits=torch.from_numpy((guess[places] - task.target_mean[0]) / task.target_std[0])[:, None])
+        return Outputs(torch.from_numpy((guess[places] - task.target_mean[0]) / task.target_std[0])[:, None])
 
     scores = task.score(predict, ordered(test, task.collate, 7))
     assert scores["rmse"] == pytest.approx(np.sqrt(((guess - truth) ** 2).mean()), rel=1e-6)
@@ -304,7 +304,7 @@ def test_regression_scores_in_the_units_of_the_target(numbers: Dataset) -> None:
     assert scores["r2"] == pytest.approx(
         1 - ((guess - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum(), rel=1e-5
     )
-    zero = lambda batch: Outputs(logits=torch.zeros(len(batch), 1))  # noqa: E731
+    zero = lambda batch: Outputs(torch.zeros(len(batch), 1))  # noqa: E731
     distance = task.fidelity(predict, zero, ordered(test, task.collate, 7))["rmse_to_teacher"]
     assert distance == pytest.approx(np.sqrt(((guess - task.target_mean[0]) ** 2).mean()), rel=1e-6)
 

@@ -29,7 +29,7 @@ def drawn(seed, *shape):
 
 
 def member(logits, known=None):
-    return Member(lambda batch: Outputs(logits=torch.from_numpy(logits[: len(batch)])), known)
+    return Member(lambda batch: Outputs(torch.from_numpy(logits[: len(batch)])), known)
 
 
 def joined(spec, members, batch, held_out=()):
@@ -215,7 +215,7 @@ def test_classes_meet_by_name():
     assert align(["z", "y", "x"], ["x", "y"]).columns == (2, 1)
     some = align(["x", "y"], ["y", "q", "x"])
     assert some.known == (0, 2)
-    said = some(lambda batch: Outputs(logits=torch.tensor([[1.0, 2.0]])))(batch_of(1))
+    said = some(lambda batch: Outputs(torch.tensor([[1.0, 2.0]])))(batch_of(1))
     assert in_full(said.logits, some.known, 3).tolist() == [[2.0, -np.inf, 1.0]]
     with pytest.raises(RecipeError, match="they share x, and two are needed"):
         align(["x", "p"], ["x", "q"])

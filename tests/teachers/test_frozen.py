@@ -18,7 +18,7 @@ class Plain:
     def forward(self, model, batch, needs, side):
         with capture(model, needs.features) as features:
             logits = model(batch.side(side))
-        return Outputs(logits=logits, features=dict(features))
+        return Outputs(logits, features=dict(features))
 
 
 def network(dropout=0.5):

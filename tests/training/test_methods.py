@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from training_toy import HandCriterion, Toy, equal_states, network, predictor, timeless
 
+from decoct.data.sources import HELD_OUT
 from decoct.errors import RecipeError
 from decoct.outputs import Batch, Outputs
 from decoct.training.adversarial import HEAD, Adversarial, Attacked, under_attack
@@ -119,7 +120,7 @@ class TestExits:
 
         def forward(self, batch):
             hidden = self.first(batch.side("student")).relu()
-            return Outputs(logits=self.end(hidden), features={"heads.0": self.head(hidden)})
+            return Outputs(self.end(hidden), features={"heads.0": self.head(hidden)})
 
     class End(HandCriterion):
         def items(self, batch):
@@ -225,7 +226,7 @@ class TestAttacks:
         batch = Batch(
             {"student": torch.randint(0, 256, (6, 5), dtype=torch.uint8)}, torch.tensor([0, 1, 2, 0, 1, -100])
         )
-        forward = lambda b: Outputs(logits=model(b.side("student").float()))  # noqa: E731
+        forward = lambda b: Outputs(model(b.side("student").float()))  # noqa: E731
         found = attacked(FGSM(), model, forward, batch, "student", label_loss)
         assert model.training
         assert not model[2].training
@@ -311,7 +312,7 @@ class TestAdversarial:
 class TestMeta:
     @staticmethod
     def update(model, teacher, lr=0.1, meta_lr=0.5):
-        answering = Answering(model, lambda each, batch: Outputs(logits=each(batch.side("student"))))
+        answering = Answering(model, lambda each, batch: Outputs(each(batch.side("student"))))
         multipliers = Multipliers(["kd", "cross_entropy"]).to(torch.float64)
         held_out = lambda said, batch: F.cross_entropy(said.logits, batch.target)  # noqa: E731
         return Meta(
@@ -326,12 +327,12 @@ class TestMeta:
 
     @staticmethod
     def batch():
-        return replace(batch_of(torch.float64), also=Toy(dtype=torch.float64).make(1, 0))
+        return replace(batch_of(torch.float64), also={HELD_OUT: Toy(dtype=torch.float64).make(1, 0)})
 
     def test_the_gradient_is_that_of_finite_differences(self):
         model, teacher, batch = network(0, torch.float64), network(1, torch.float64), self.batch()
         update = self.update(model, teacher)
-        taught = {"teacher": Outputs(logits=teacher(batch.side("student")).detach())}
+        taught = {"teacher": Outputs(teacher(batch.side("student")).detach())}
         a = update.multipliers.a
         found = torch.autograd.grad(update.held_out(batch, taught, Clock(), 0.1), a)[0]
         for place in range(2):
@@ -347,12 +348,14 @@ class TestMeta:
     def test_looking_ahead_is_one_real_step_of_descent(self):
         model, teacher, batch = network(0, torch.float64), network(1, torch.float64), self.batch()
         update = self.update(model, teacher)
-        taught = {"teacher": Outputs(logits=teacher(batch.side("student")).detach())}
+        taught = {"teacher": Outputs(teacher(batch.side("student")).detach())}
         ahead = update.held_out(batch, taught, Clock(), 0.1).item()
         moved = copy.deepcopy(model)
         optimizer = torch.optim.SGD(moved.parameters(), lr=0.1)
         Descent(predictor(moved), {"teacher": predictor(teacher)}, HandCriterion(), optimizer)([batch], Clock())
-        assert ahead == pytest.approx(F.cross_entropy(moved(batch.also.side("student")), batch.also.target).item())
+        assert ahead == pytest.approx(
+            F.cross_entropy(moved(batch.also[HELD_OUT].side("student")), batch.also[HELD_OUT].target).item()
+        )
 
     def test_without_a_meta_step_it_is_plain_descent(self):
         model, teacher, batch = network(0, torch.float64), network(1, torch.float64), self.batch()
@@ -376,8 +379,8 @@ class TestMeta:
     def test_a_useless_term_loses_weight(self):
         """A teacher that is wrong on purpose: its factor falls, that of the labels does not."""
         model, batch = network(0, torch.float64), self.batch()
-        batch = replace(batch, labelled=torch.ones(8, dtype=torch.bool), also=replace(batch, also=None))
-        wrong = lambda b: Outputs(logits=-9 * F.one_hot(b.target, 3).double())  # noqa: E731
+        batch = replace(batch, labelled=torch.ones(8, dtype=torch.bool), also={HELD_OUT: replace(batch, also={})})
+        wrong = lambda b: Outputs(-9 * F.one_hot(b.target, 3).double())  # noqa: E731
         update = self.update(model, network(1, torch.float64))
         update.teachers = {"teacher": wrong}
         for _ in range(10):

@@ -83,7 +83,7 @@ def network(seed: int, dtype=torch.float32, dropout: float = 0.0) -> nn.Sequenti
 
 def predictor(module: nn.Module):
     """A module as a predictor."""
-    return lambda batch: Outputs(logits=module(batch.side("student")))
+    return lambda batch: Outputs(module(batch.side("student")))
 
 
 def equal_states(a, b) -> bool:

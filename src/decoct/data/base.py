@@ -24,12 +24,14 @@ class Split:
     Columns by convention: `image` uint8 `[N, H, W, C]` (or a list of arrays), `text` list of str, `features`
     float64 `[N, F]` (NaN = missing), `label` int64 `[N]`, `value` float64 `[N]` or `[N, D]`.
     `keys` uint64 `[N]`: the first 8 bytes of the SHA-256 of each sample's content without its target.
-    `labelled` bool `[N]`: where the target may be used in training; None = everywhere.
+    `labelled` bool `[N]`: where the target may be used in training; None = everywhere. `group` uint64 `[N]`: of rows
+    that were made from samples (windows) the key of the sample.
     """
 
     columns: Mapping[str, Any]
     keys: np.ndarray
     labelled: np.ndarray | None = None
+    group: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -41,7 +43,8 @@ class Split:
             for name, column in self.columns.items()
         }
         labelled = None if self.labelled is None else self.labelled[indices]
-        return Split(columns, self.keys[indices], labelled)
+        group = None if self.group is None else self.group[indices]
+        return Split(columns, self.keys[indices], labelled, group)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from decoct.data.base import Source
 from decoct.data.given import LoaderSource, content
 from decoct.data.sources import Batches
-from decoct.errors import DataError
 from decoct.outputs import Batch
 
 Same = Callable[[str], None]
@@ -42,60 +40,20 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     Answers that were asked for ahead are those of the whole batch and are left out. DataError where something has
     another number of samples.
     """
-    cut = _Cut(len(batch), start, stop)
-    return replace(
-        batch,
-        inputs={side: cut(value, f"inputs.{side}") for side, value in batch.inputs.items()},
-        target=cut(batch.target, "target"),
-        labelled=cut(batch.labelled, "labelled"),
-        keys=cut(batch.keys, "keys"),
-        view=cut(batch.view, "view"),
-        seen=cut(batch.seen, "seen"),
-        views=tuple(part(each, start, stop) for each in batch.views),
-        tickets={},
-    )
+    return batch.take(slice(start, stop))
 
 
 def own_part(batch: Batch, rank: int, count: int) -> Batch:
     """What process `rank` of `count` gets of a batch and of the one beside it; a Spare where nothing is left for it."""
     start, stop = bounds(len(batch), rank, count)
     found = part(batch, start, stop) if start < stop else spare(part(batch, 0, 1))
-    return found if batch.also is None else replace(found, also=own_part(batch.also, rank, count))
+    also = {name: own_part(each, rank, count) for name, each in batch.also.items()}
+    return replace(found, also=also) if also else found
 
 
 def spare(batch: Batch) -> Spare:
     """The same as a Spare."""
     return Spare(**{each.name: getattr(batch, each.name) for each in fields(Batch)})
-
-
-class _Cut:
-    """Cuts everything that has one entry for each of `samples`."""
-
-    def __init__(self, samples: int, start: int, stop: int) -> None:
-        self.samples, self.chosen = samples, slice(start, stop)
-        self.done: dict[int, Any] = {}
-
-    def __call__(self, value: Any, name: str) -> Any:
-        if id(value) not in self.done:
-            self.done[id(value)] = self._cut(value, name)
-        return self.done[id(value)]
-
-    def _cut(self, value: Any, name: str) -> Any:
-        if isinstance(value, Mapping):
-            return {key: self(each, f"{name}.{key}") for key, each in value.items()}
-        if isinstance(value, tuple):
-            parts = [self(each, f"{name}[{number}]") for number, each in enumerate(value)]
-            return tuple(parts) if type(value) is tuple else type(value)(*parts)
-        if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-            return value
-        if isinstance(value, Tensor | np.ndarray | list):
-            if len(value) != self.samples:
-                raise DataError(
-                    f"{name} of a batch has {len(value)} entries and the batch {self.samples} samples, so that it "
-                    "cannot be split over processes; give one entry for each sample"
-                )
-            return value[self.chosen]
-        return value
 
 
 class Parts(Source):

@@ -115,8 +115,12 @@ class Batches(Source):
                 yield self._collate(self._split, indices, seeds=seeds, view=numbers)
 
 
+HELD_OUT = "held_out"
+"""The name of the samples beside each batch on which meta-learning takes its gradient."""
+
+
 class Together(Source):
-    """Each batch of `main` with the next one of `other` beside it, as `batch.also`; `other` starts over at its end."""
+    """Each batch of `main` with the next one of `other` beside it, in `also`; `other` starts over at its end."""
 
     def __init__(self, main: Source, other: Source) -> None:
         self._main, self._other = main, other
@@ -127,7 +131,7 @@ class Together(Source):
     def __iter__(self) -> Iterator[Batch]:
         beside = self._endless()
         for batch in self._main:
-            yield replace(batch, also=next(beside))
+            yield replace(batch, also={**batch.also, HELD_OUT: next(beside)})
 
     def _endless(self) -> Iterator[Batch]:
         while True:

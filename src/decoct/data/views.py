@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from decoct.data.hashing import content_keys, keyed
+from decoct.data.hashing import keyed
+from decoct.outputs import Batch, content_of
 from decoct.spec import Spec
-
-if TYPE_CHECKING:
-    from decoct.outputs import Batch
 
 
 class Views(Spec):
@@ -61,29 +57,4 @@ def seen_of(batch: Batch, side: str = "teacher") -> np.ndarray:
     if batch.seen is not None:
         found: np.ndarray = batch.seen
         return found
-    inputs = batch.side(side)
-    if isinstance(inputs, Mapping):
-        return _of_parts(inputs)
-    array = _array(inputs)
-    prefix = f"{array.dtype.str} {array.shape[1:]}".encode()
-    return content_keys((row.data for row in array), prefix)
-
-
-def _of_parts(inputs: Mapping[str, Any]) -> np.ndarray:
-    arrays = {name: _array(value) for name, value in sorted(inputs.items())}
-    kept = arrays.pop("attention_mask", None)
-    digests = []
-    for row in range(len(next(iter(arrays.values())))):
-        state = hashlib.sha256()
-        for name, array in arrays.items():
-            one = array[row]
-            if kept is not None and one.shape[:1] == kept.shape[1:]:
-                one = one[kept[row].astype(bool)]
-            state.update(f"{name} {one.dtype.str} {one.shape}".encode() + one.tobytes())
-        digests.append(state.digest()[:8])
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
-def _array(tensor: Any) -> np.ndarray:
-    found: np.ndarray = np.ascontiguousarray(tensor.detach().cpu().numpy())
-    return found
+    return content_of(batch.side(side))

@@ -13,24 +13,10 @@ from decoct.errors import RecipeError
 from decoct.objectives._closed_form import Derivative
 from decoct.objectives._numeric import log_softmax, weigh
 from decoct.objectives.top_k_kl import described
-from decoct.outputs import TopK
+from decoct.outputs import Head, TopK
 
 BLOCK = 1 << 18
 """Logits worked on at once on the CPU: 1 MiB in float32, so that a block stays in the cache between passes."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """How hidden states become logits: cap · tanh(z / cap) of z = scale · (hidden · weightᵀ + bias).
-
-    `weight` `[V, D]`; `bias` `[V]`, -inf for columns that are no token (padding); `scale` above 0; `softcap` above 0,
-    None for z itself.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
 
 
 @dataclass(frozen=True)

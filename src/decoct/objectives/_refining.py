@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decoct.errors import RecipeError
 from decoct.objectives._numeric import weighing
-from decoct.objectives._selection import kept, masked, picked_batch, picker, selected, zero
+from decoct.objectives._selection import chosen, kept, masked, selected, zero
 from decoct.objectives.base import Objective, Term
 from decoct.objectives.refine.base import Lesson
 from decoct.outputs import Batch, Needs, Outputs
@@ -68,13 +68,13 @@ def _refined(
         student, keep = replace(student, mask=mask), None
     elif lesson.keep is not None:
         both = _of_samples(objective, lesson.keep) if keep is None else keep & _of_samples(objective, lesson.keep)
-        count = term.items(picked_batch(batch, picker(both)))
+        count = term.items(chosen(batch, both))
         most = _at_least_one(term.items(_chosen_batch(batch, keep)))
         part = torch.as_tensor(count, dtype=torch.float64, device=both.device) / most
         keep = both
     weight = lesson.weight
     if weight is not None and keep is not None and term.selection == "index":
-        weight = picker(keep)(weight)
+        weight = weight[keep] if len(weight) == len(keep) else weight
     if keep is not None and term.selection == "index" and not keep.any():
         return zero(student)
     with weighing(objective.label, weight):
@@ -92,7 +92,7 @@ def _of_samples(objective: Objective, keep: Tensor) -> Tensor:
 
 
 def _chosen_batch(batch: Batch, keep: Tensor | None) -> Batch:
-    return batch if keep is None else picked_batch(batch, picker(keep))
+    return batch if keep is None else chosen(batch, keep)
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,9 +46,9 @@ def selected(
     else:
         if not keep.any():
             return zero(student)
-        pick = picker(keep)
-        heard = {name: picked(each, pick) for name, each in teachers.items()}
-        result = term(picked(student, pick), heard, picked_batch(batch, pick), clock)
+        chosen = keep.nonzero().squeeze(1)
+        heard = {name: each.take(chosen, len(keep)) for name, each in teachers.items()}
+        result = term(student.take(chosen, len(keep)), heard, batch.take(chosen), clock)
     assert isinstance(result, Tensor)
     return result
 
@@ -63,48 +61,9 @@ def masked(outputs: Outputs, keep: Tensor) -> Outputs:
     return replace(outputs, mask=keep if outputs.mask is None else outputs.mask & keep)
 
 
-def picker(keep: Tensor) -> Callable[[Tensor], Tensor]:
-    """Takes the samples that count out of a tensor whose first axis is the batch."""
-    chosen, size = keep.nonzero().squeeze(1), len(keep)
-
-    def pick(value: Tensor) -> Tensor:
-        return value.index_select(0, chosen.to(value.device)) if value.ndim and len(value) == size else value
-
-    return pick
-
-
-def picked(outputs: Outputs, pick: Callable[[Tensor], Tensor]) -> Outputs:
-    """The outputs for the samples that `pick` takes."""
-    return replace(
-        outputs,
-        logits=None if outputs.logits is None else pick(outputs.logits),
-        mask=None if outputs.mask is None else pick(outputs.mask),
-        values={name: pick(each) for name, each in outputs.values.items()},
-        features={name: pick(each) for name, each in outputs.features.items()},
-        heads={name: picked(each, pick) for name, each in outputs.heads.items()},
-        top=None if outputs.top is None else outputs.top.each(pick),
-    )
-
-
-def picked_batch(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch of the samples that `pick` takes."""
-    return replace(
-        batch,
-        inputs={name: _tree(value, pick) for name, value in batch.inputs.items()},
-        target=_tree(batch.target, pick),
-        labelled=_tree(batch.labelled, pick),
-        keys=_tree(batch.keys, pick),
-    )
-
-
-def _tree(value: Any, pick: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, np.ndarray):
-        return pick(torch.from_numpy(value.view(np.int64))).numpy().view(value.dtype)
-    if isinstance(value, Tensor):
-        return pick(value)
-    if isinstance(value, Mapping):
-        return {key: _tree(each, pick) for key, each in value.items()}
-    return value
+def chosen(batch: Batch, keep: Tensor) -> Batch:
+    """The batch of the samples of `keep`."""
+    return batch.take(keep.nonzero().squeeze(1))
 
 
 def zero(outputs: Outputs) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives._refining import schedules, try_refinements, value_of
-from decoct.objectives._selection import kept, picked_batch, picker, selected
+from decoct.objectives._selection import chosen, kept, selected
 from decoct.objectives.balance.base import Balancer
 from decoct.objectives.base import Objective, Probe, Sum, Term
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import Batch, Dense, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import Schedule, at
 
@@ -139,7 +139,7 @@ class Criterion(nn.Module):
             if keep is None:
                 counts[each.label] = term.items(seen)
             elif term.selection == "index":
-                counts[each.label] = term.items(picked_batch(seen, picker(keep)))
+                counts[each.label] = term.items(chosen(seen, keep))
             else:
                 counts[each.label] = self._task.items(seen) if self._positions else keep.sum()
         return counts
@@ -249,7 +249,7 @@ def _of_classes(objective: Objective, outputs: Outputs, known: Sequence[int]) ->
     logits = None if outputs.logits is None else outputs.logits[..., list(known)]
     return replace(
         outputs,
-        logits=logits,
+        distribution=None if logits is None else Dense(logits),
         heads={name: _of_classes(objective, each, known) for name, each in outputs.heads.items()},
     )
 

@@ -16,7 +16,7 @@ from decoct.models.base import KeptModel, Model
 from decoct.models.exits import WithExits
 from decoct.objectives.criterion import needs_of
 from decoct.objectives.layers import choose_layers
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import Batch, Dense, Needs, Outputs
 from decoct.recipe import file as recipe_file
 from decoct.recipe.recipe import Recipe
 from decoct.runner.execution import Options, prepare
@@ -185,11 +185,11 @@ def _stored(predict: Predict, codec: Codec, features: Sequence[str], name: str) 
         said = predict(batch, needs)
         if said.logits is None:
             return said
-        plain, places = Outputs(logits=said.logits, mask=said.mask), np.arange(len(batch))
+        plain, places = Outputs(Dense(said.logits), mask=said.mask), np.arange(len(batch))
         layout = Layout.of(plain, codec)
         written = layout.encode(plain, seen=places, keys=places, measure=False)
         back = layout.decode(written.cells, None if said.mask is None else said.mask.shape[-1])
-        return replace(said, logits=back.logits, top=back.top)
+        return replace(said, distribution=back.distribution)
 
     return kept
 
@@ -291,7 +291,7 @@ def _zeros(task: Task) -> Predict:
         if needs.features:
             path = sorted(needs.features)[0]
             raise PathError(f"feature {path!r} is wanted of a teacher that is a file or an estimator; it has no layers")
-        return Outputs(logits=torch.zeros(len(batch), task.interface("teacher").outputs))
+        return Outputs(Dense(torch.zeros(len(batch), task.interface("teacher").outputs)))
 
     return predict
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decoct.data.hashing import keyed
 from decoct.errors import DataError, IntegrityError
-from decoct.outputs import Outputs, TopK
+from decoct.outputs import Dense, Outputs, TopK
 from decoct.spec import Choice
 from decoct.store.codecs.base import Codec, Decoded, raw, typed
 from decoct.store.codecs.dense import DenseCodec
@@ -227,7 +227,7 @@ class Layout:
         elif self.positions:
             shape = (-1, *self.positions)
             decoded = _each(decoded, lambda each: each.unflatten(0, shape))
-        return Outputs(top=decoded) if isinstance(decoded, TopK) else Outputs(logits=decoded)
+        return Outputs(decoded if isinstance(decoded, TopK) else Dense(decoded))
 
 
 def _position_hashes(seen: np.ndarray, per_sample: int, where: Tensor | None) -> np.ndarray:

@@ -120,7 +120,7 @@ class Store:
             return self.layout.decode(self._cells(places), length)
         if self._cached is None:
             self._cached = self.layout.decode(self._cells(np.arange(len(self))))
-        return _picked(self._cached, torch.from_numpy(places))
+        return self._cached.take(torch.from_numpy(places), len(self))
 
     def _cells(self, places: np.ndarray) -> dict[str, Cell]:
         locations = self._locations[places]
@@ -222,28 +222,16 @@ def _index(path: Path, table: list[Shard], verify: Verify) -> tuple[np.ndarray, 
 
 
 def _tensors(outputs: Outputs) -> list[Tensor]:
-    found = [outputs.logits, outputs.mask, *outputs.values.values(), *outputs.features.values()]
-    if outputs.top is not None:
-        found += [outputs.top.ids, outputs.top.log_probs, outputs.top.rest, outputs.top.drawn]
-        found.append(outputs.top.drawn_log_probs)
-    return [each for each in found if each is not None]
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    outputs.map(keep)
+    return found
 
 
 def _bytes(outputs: Outputs) -> int:
     """Bytes of all tensors."""
     return sum(each.numel() * each.element_size() for each in _tensors(outputs))
-
-
-def _picked(outputs: Outputs, index: Tensor) -> Outputs:
-    """The samples at `index`, in their order."""
-
-    def pick(tensor: Tensor) -> Tensor:
-        return tensor.index_select(0, index)
-
-    return Outputs(
-        logits=None if outputs.logits is None else pick(outputs.logits),
-        mask=None if outputs.mask is None else pick(outputs.mask),
-        values={name: pick(each) for name, each in outputs.values.items()},
-        features={name: pick(each) for name, each in outputs.features.items()},
-        top=None if outputs.top is None else outputs.top.each(pick),
-    )

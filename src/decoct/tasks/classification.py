@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decoct.data.base import Split
 from decoct.errors import DataError, RecipeError
-from decoct.outputs import Batch, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Outputs, Predictor
 from decoct.tasks.metrics import class_fidelity, classification_scores, confusion_matrix
 from decoct.tasks.supervised import Supervised, checked_logits, logits_on, predictions
 
@@ -35,7 +35,7 @@ class Classification(Supervised):
         return self.metric_name or "accuracy", "max"
 
     def outputs(self, raw: Any) -> Outputs:
-        return Outputs(logits=checked_logits(raw, len(self.classes)))
+        return Outputs(Dense(checked_logits(raw, len(self.classes))))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, RecipeError
 from decoct.models.base import Interface
-from decoct.outputs import Batch, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Outputs, Predictor
 from decoct.tasks.base import Side
 from decoct.tasks.calls import Kind, TabularProgram, logits_of
 from decoct.tasks.metrics import regression_scores
@@ -100,7 +100,7 @@ class Regression(Supervised):
         logits = logits_of(raw)
         if logits.ndim == 1:
             logits = logits.unsqueeze(-1)
-        return Outputs(logits=checked_logits(logits, len(self.target_mean)))
+        return Outputs(Dense(checked_logits(logits, len(self.target_mean))))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Outputs, Predictor, TopK
+from decoct.outputs import Batch, Dense, Outputs, Predictor, TopK
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Alignment:
 
         def aligned(batch: Batch) -> Outputs:
             said = predict(batch)
-            logits = None if said.logits is None else said.logits[..., columns]
-            return replace(said, logits=logits, top=None if said.top is None else self.of_top(said.top))
+            if said.top is not None:
+                return replace(said, distribution=self.of_top(said.top))
+            return said if said.logits is None else replace(said, distribution=Dense(said.logits[..., columns]))
 
         return aligned
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from decoct.errors import DataError, RecipeError, did_you_mean
-from decoct.outputs import Batch, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Outputs, Predictor
 from decoct.teachers.classes import in_full
 from decoct.teachers.combining import Combination, Member, Setting
 
@@ -122,7 +122,7 @@ class Ensemble(Combination):
                 weights = self._by_sample(logits) if fixed is None else fixed.to(logits)
                 shares = weights / weights.sum(-1, keepdim=True)
                 shown = shares.expand(len(batch), len(members)) if shares.ndim < 2 else shares
-                return Outputs(logits=self._mean(logits, weights), values={"weights": shown})
+                return Outputs(Dense(self._mean(logits, weights)), values={"weights": shown})
 
         return predict
 

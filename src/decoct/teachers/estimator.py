@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from decoct.models.onnx_file import open_session
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
 from decoct.teachers.base import Teacher
 from decoct.teachers.onnx import file_of, file_predictor, refuse_needs, unchanged
 
@@ -57,6 +57,6 @@ class EstimatorTeacher(Teacher):
                 outputs = answer(batch)
                 if task.output != "logits" or outputs.logits is None:
                     return outputs
-                return replace(outputs, logits=outputs.logits.clamp(min=math.log(self.floor)))
+                return replace(outputs, distribution=Dense(outputs.logits.clamp(min=math.log(self.floor))))
 
             yield predict

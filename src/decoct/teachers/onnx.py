@@ -14,7 +14,7 @@ from pydantic import Field
 from decoct.artifact import Artifact, sha256
 from decoct.errors import IntegrityError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.onnx_file import FileSession, files_of, open_session
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
 from decoct.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def file_predictor(
         tensor = torch.from_numpy(answer)
         if task.output == "values":
             tensor = task.target_of(tensor)
-        return Outputs(logits=tensor.to(_device(batch, side)))
+        return Outputs(Dense(tensor.to(_device(batch, side))))
 
     return predict
 

@@ -16,7 +16,6 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.store.reading import Store
 from decoct.teachers.base import Teacher
-from decoct.teachers.remote.base import moved
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
@@ -67,6 +66,6 @@ class StoredTeacher(Teacher):
             said = store.read(seen_of(batch))
             if said.features:
                 said = replace(said, features={path: said.features[path].float() for path in needs.features})
-            return moved(said, device) if away else said
+            return said.to(device) if away else said
 
         yield predict

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Outputs, Predictor
 
 
 def mean_of_views(logits: Sequence[Tensor], *, numbers: bool = False) -> Tensor:
@@ -38,6 +38,6 @@ def over_views(predict: Predictor, *, numbers: bool = False) -> Predictor:
         logits = [each for each in found if each is not None]
         if len(logits) < len(found):
             raise RecipeError("teacher_views: the teacher gives no logits to average")
-        return replace(said, logits=mean_of_views(logits, numbers=numbers))
+        return replace(said, distribution=Dense(mean_of_views(logits, numbers=numbers)))
 
     return averaged

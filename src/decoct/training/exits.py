@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import Batch, Dense, Outputs
 from decoct.training.clock import Clock
 from decoct.training.engine import Engine
 from decoct.training.mutual import detached, shares_of
@@ -69,4 +69,4 @@ class Exits(Windowed):
 
 def at_exit(outputs: Outputs, head: str) -> Outputs:
     """What the exit says whose logits are the feature `head`."""
-    return replace(outputs, logits=outputs.features[head])
+    return replace(outputs, distribution=Dense(outputs.features[head]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from decoct.data.sources import HELD_OUT
 from decoct.errors import RecipeError
 from decoct.outputs import Batch, Outputs, Predictor
 from decoct.training.base import ManagedUpdate
@@ -100,7 +101,7 @@ class Meta(ManagedUpdate):
 
     def held_out(self, batch: Batch, taught: Mapping[str, Outputs], clock: Clock, rate: float) -> Tensor:
         """The held-out loss after one step of plain descent at this rate, as a function of what is learned."""
-        assert batch.also is not None, "meta-learning needs held-out samples beside each batch"
+        assert HELD_OUT in batch.also, "meta-learning needs held-out samples beside each batch"
         weights = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
         with self.engine.autocast():
             said = functional_call(self.student, {**weights, **self._buffers()}, (batch,))
@@ -111,8 +112,8 @@ class Meta(ManagedUpdate):
             for (name, weight), step in zip(weights.items(), steps)
         }
         with self.engine.autocast():
-            ahead = functional_call(self.student, {**moved, **self._buffers()}, (batch.also,))
-        return self.held_out_loss(ahead, batch.also)
+            ahead = functional_call(self.student, {**moved, **self._buffers()}, (batch.also[HELD_OUT],))
+        return self.held_out_loss(ahead, batch.also[HELD_OUT])
 
     def _buffers(self) -> dict[str, Tensor]:
         """Running statistics to write on and throw away."""

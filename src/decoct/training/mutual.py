@@ -81,14 +81,7 @@ def shares_of(name: str, shares: Mapping[str, Tensor | float] | None) -> dict[st
 def detached(outputs: Outputs) -> Outputs:
     """The same without gradient.
 
-    >>> detached(Outputs(logits=torch.ones(1, requires_grad=True))).logits.requires_grad
+    >>> detached(Outputs(torch.ones(1, requires_grad=True))).logits.requires_grad
     False
     """
-    return replace(
-        outputs,
-        logits=None if outputs.logits is None else outputs.logits.detach(),
-        values={name: each.detach() for name, each in outputs.values.items()},
-        features={name: each.detach() for name, each in outputs.features.items()},
-        losses={},
-        heads={name: detached(each) for name, each in outputs.heads.items()},
-    )
+    return replace(outputs, losses={}).map(Tensor.detach)

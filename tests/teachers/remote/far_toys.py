@@ -31,7 +31,7 @@ class Plain:
     def forward(self, model, batch, needs, side):
         with capture(model, needs.features) as features:
             logits = model(batch.side(side))
-        return Outputs(logits=logits, features=dict(features))
+        return Outputs(logits, features=dict(features))
 
 
 def network(seed=0, width=WIDTH):
@@ -64,7 +64,7 @@ class Threaded(Ahead):
 
     def send(self, batch) -> Future[Outputs]:
         self.asked.append(batch.keys.tolist())
-        return self.pool.submit(lambda: Outputs(logits=batch.side("teacher").sum(1, keepdim=True)))
+        return self.pool.submit(lambda: Outputs(batch.side("teacher").sum(1, keepdim=True)))
 
 
 class Deadly(nn.Module):

@@ -102,7 +102,7 @@ def test_a_function_that_fails_is_asked_again_and_ahead_of_the_student():
         return names(samples)
 
     def live(batch):
-        return Outputs(logits=torch.from_numpy(expected(batch, 0.9)).log().float())
+        return Outputs(torch.from_numpy(expected(batch, 0.9)).log().float())
 
     told, _ = trained(live, source(), 20)
     with opened(flaky) as teacher:

@@ -6,7 +6,6 @@ from far_toys import Odd, Unwritable, children
 
 from decoct.errors import RecipeError, ResourceError
 from decoct.outputs import Outputs, TopK
-from decoct.teachers.remote.base import mapped
 from decoct.teachers.remote.workers import Workers
 
 LONG = 120
@@ -52,6 +51,6 @@ def test_a_question_that_cannot_be_written_is_refused_and_memory_that_is_short_e
 def test_all_tensors_of_a_cut_distribution_are_moved():
     generator = torch.Generator().manual_seed(0)
     top = TopK.of(torch.randn(2, 6, generator=generator), 2, tail="sample", draws=3, generator=generator)
-    found = mapped(Outputs(top=top), lambda tensor: tensor.to("meta")).top
+    found = Outputs(top).map(lambda tensor: tensor.to("meta")).top
     parts = [found.ids, found.log_probs, found.rest, found.drawn, found.drawn_log_probs]
     assert {each.device.type for each in parts} == {"meta"}

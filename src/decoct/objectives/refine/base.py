@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Outputs, TopK
+from decoct.outputs import Batch, Dense, Outputs, TopK
 from decoct.spec import Spec
 from decoct.training.clock import Clock
 
@@ -41,7 +41,7 @@ class Lesson:
 
     def answer(self, logits: Tensor) -> Lesson:
         """The same lesson with other logits."""
-        return replace(self, teacher=replace(self.teacher, logits=logits))
+        return replace(self, teacher=replace(self.teacher, distribution=Dense(logits)))
 
     def only(self, keep: Tensor) -> Lesson:
         """The same lesson for the items of `keep` alone."""

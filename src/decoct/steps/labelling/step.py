@@ -296,7 +296,7 @@ class _Packer:
     def _kept(self, outputs: Outputs) -> Outputs:
         dtype = getattr(torch, self._step.features_dtype)
         features = {name: _cast(each.cpu(), dtype, name) for name, each in outputs.features.items()}
-        return replace(outputs, logits=None if outputs.logits is None else outputs.logits.cpu(), features=features)
+        return replace(replace(outputs, features={}).map(Tensor.cpu), features=features)
 
 
 def _cast(feature: Tensor, dtype: torch.dtype, name: str) -> Tensor:

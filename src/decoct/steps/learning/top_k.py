@@ -43,7 +43,7 @@ def tail_share(said: Outputs, k: int, temperature: float) -> float:
     """Mean over samples of what the softened distribution gives to all but its k likeliest classes.
 
     >>> import torch
-    >>> round(tail_share(Outputs(logits=torch.zeros(1, 4)), 1, 2.0), 2)
+    >>> round(tail_share(Outputs(torch.zeros(1, 4)), 1, 2.0), 2)
     0.75
     """
     if said.top is not None:

@@ -16,7 +16,7 @@ from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.models.onnx_file import FileSession
 from decoct.models.saving import WEIGHTS, load_model
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
 from decoct.quantization.audit import audit
 from decoct.spec import Choice
 from decoct.steps.base import Context
@@ -124,7 +124,7 @@ def session_predictor(session: Session, task: Task, side: str) -> Predictor:
 
     def predict(batch: Batch) -> Outputs:
         answer = torch.from_numpy(session(task.feed(batch, side))[task.output])
-        return Outputs(logits=task.target_of(answer) if task.output == "values" else answer)
+        return Outputs(Dense(task.target_of(answer) if task.output == "values" else answer))
 
     return predict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,7 +61,7 @@ class Ahead(ABC):
         """The answer for `batch`: the one that was asked for ahead, or a new one, for which it waits."""
         ticket = batch.tickets.get(self)
         outputs = self.result(self.submit(batch) if ticket is None else ticket)
-        return moved(outputs, device_of(batch, self.side))
+        return outputs.to(device_of(batch, self.side))
 
     def submit(self, batch: Batch) -> Ticket:
         """Asks for the answer to `batch` and returns what it is redeemed with."""
@@ -115,28 +115,6 @@ def device_of(batch: Batch, side: str) -> torch.device:
     """The device of the first tensor in the inputs of one side; the CPU where there is none."""
     found = _first_tensor(batch.side(side))
     return torch.device("cpu") if found is None else found.device
-
-
-def moved(outputs: Outputs, device: torch.device | str) -> Outputs:
-    """The same answer with its tensors on `device`."""
-    return mapped(outputs, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def mapped(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
-    """The same answer with `change` applied to each tensor in it."""
-
-    def every(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: change(each) for name, each in tensors.items()}
-
-    return Outputs(
-        logits=None if outputs.logits is None else change(outputs.logits),
-        mask=None if outputs.mask is None else change(outputs.mask),
-        values=every(outputs.values),
-        features=every(outputs.features),
-        losses=every(outputs.losses),
-        heads={name: mapped(each, change) for name, each in outputs.heads.items()},
-        top=None if outputs.top is None else outputs.top.each(change),
-    )
 
 
 def _first_tensor(value: Any) -> Tensor | None:

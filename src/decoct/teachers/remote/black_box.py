@@ -17,7 +17,7 @@ from torch import Tensor
 
 from decoct.errors import DataError, RecipeError, ResourceError, did_you_mean
 from decoct.models.http_client import JSON, Client
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
 from decoct.teachers.base import Teacher
 from decoct.teachers.remote.base import Asking
 
@@ -122,7 +122,7 @@ class Naming(Asking):
                 f"{did_you_mean(str(missing[0]), self._names)} (unknown: uniform takes all classes as equally likely)"
             )
         self.unknown += len(missing)
-        return Outputs(logits=named_logits(ids, len(self._names), self._spec.confidence))
+        return Outputs(Dense(named_logits(ids, len(self._names), self._spec.confidence)))
 
     def _from_function(self, rows: list[Any]) -> list[Any]:
         assert callable(self._subject.ask)

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from decoct.errors import DataError, RecipeError
-from decoct.outputs import Needs, Outputs
+from decoct.outputs import Dense, Needs, Outputs
 
 GROUPS = ("values", "features", "losses")
 
@@ -92,7 +92,7 @@ def _built(tensors: Mapping[str, Tensor]) -> Outputs:
         elif name not in ("logits", "mask"):
             raise DataError(f"the answer holds {name!r}, which means nothing")
     return Outputs(
-        logits=tensors.get("logits"),
+        Dense(tensors["logits"]) if "logits" in tensors else None,
         mask=tensors.get("mask"),
         heads={head: _built(each) for head, each in heads.items()},
         values=groups["values"],
