@@ -10,8 +10,9 @@ from typing import Any
 from golden_inside import this_machine
 
 FOLDER = Path(__file__).parent
-TOLERANCE: Mapping[str, tuple[float, float]] = {"float32": (1e-5, 1e-7), "bf16": (3e-2, 1e-3)}
-"""Relative and absolute, for machines other than the one that recorded; on that one every bit must be equal."""
+TOLERANCE: Mapping[str, tuple[float, float]] = {"float32": (1e-5, 1e-6), "bf16": (3e-2, 1e-3), "int8": (0.0, 0.05)}
+"""Relative and absolute, for machines other than the one that recorded; on that one every bit must be equal. Steps that
+end in the name of a kind are of that kind, all others float32."""
 
 
 def fingerprint() -> str:
@@ -67,7 +68,8 @@ def differences(found: Any, golden: Any, exact: bool, place: str = "") -> list[s
     if isinstance(golden, list) and isinstance(found, list) and len(golden) == len(found):
         pairs = enumerate(zip(found, golden))
         return [line for number, (a, b) in pairs for line in differences(a, b, exact, f"{place}/{number}")]
-    if found == golden or (not exact and _close(found, golden, "bf16" if "_bf16/" in place else "float32")):
+    kind = next((each for each in TOLERANCE if f"_{each}/" in place), "float32")
+    if found == golden or (not exact and _close(found, golden, kind)):
         return []
     return [f"{place}: {found!r}, recorded {golden!r}"]
 
