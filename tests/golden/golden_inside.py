@@ -1,0 +1,83 @@
+"""What the golden tests take from inside of decoct: when a module moves, its new place is written here alone."""
+
+import importlib.metadata as metadata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import decoct as dc
+from decoct import cli
+from decoct.meters import machine
+from decoct.models.onnx_file import open_session
+from decoct.models.saving import load_model
+from decoct.spec import Choice
+from decoct.steps import benchmark
+from decoct.store.reading import Store
+
+LIBRARIES = ("torch", "numpy", "onnxruntime", "scikit-learn", "transformers")
+PROBED = 6
+"""Samples that a model is asked about."""
+STAND_IN: Mapping[str, Any] = {
+    "cpu": "none",
+    "architecture": "none",
+    "cores": 1,
+    "logical_cores": 1,
+    "memory_bytes": 2**30,
+    "system": "none",
+    "python": "3",
+    "versions": {"torch": "2"},
+}
+"""A machine that is the same everywhere, so that keys of benchmarks are."""
+
+
+def call(*words: object) -> int:
+    """The exit code of the command `decoct` with these words, in this process."""
+    return cli.call([str(each) for each in words])
+
+
+def this_machine() -> str:
+    """What decides how sums are rounded: the processor, what torch uses of it, and the libraries that add."""
+    versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES]
+    return ", ".join([machine.machine()["cpu"], torch.backends.cpu.get_cpu_capability(), *versions])
+
+
+@contextmanager
+def on_the_stand_in() -> Iterator[None]:
+    """Steps whose results depend on the machine see the stand-in while the body runs."""
+    rooms = (machine, benchmark)
+    before = [room.machine for room in rooms]
+    for room in rooms:
+        room.machine = lambda: dict(STAND_IN)
+    try:
+        yield
+    finally:
+        for room, function in zip(rooms, before):
+            room.machine = function
+
+
+def answers(artifact: dc.Artifact, data: Any) -> dict[str, Any]:
+    """What a model, a file or an estimator says about the first samples of the training split, by output."""
+    task = Choice("decoct.tasks").validate(artifact.json("task.json"))
+    batch = task.collate(data.splits["train"], np.arange(PROBED))
+    side = str(artifact.meta["side"])
+    if artifact.kind == "model":
+        with torch.no_grad():
+            return {"logits": task.forward(load_model(artifact), batch, dc.Needs(), side).logits.tolist()}
+    (path,) = artifact.folder.glob("*.onnx")
+    return {name: each.tolist() for name, each in open_session(path)(task.feed(batch, side)).items()}
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """How many answers a store holds, and the first of them."""
+    store = Store.open(folder)
+    said = store.read(store.seen[:PROBED])
+    found = {"answers": len(store), "seen": store.seen[:PROBED].tolist(), "features": list(said.features)}
+    if said.logits is not None:
+        found["logits"] = said.logits.tolist()
+    if said.top is not None:
+        found |= {"ids": said.top.ids.tolist(), "log_probs": said.top.log_probs.tolist()}
+    return found | {name: each.flatten(1)[:, :8].tolist() for name, each in said.features.items()}

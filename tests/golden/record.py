@@ -1,0 +1,54 @@
+"""Writes the golden files anew: `python tests/golden/record.py [NAME]...`, by default all but old runs.
+
+Only where a change is meant to change numbers, as CONTRIBUTING.md says; never for code that moves.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from golden_inside import on_the_stand_in
+from golden_losses import alone, in_two, room
+from golden_numbers import record
+from golden_old_runs import OLD_RUNS, archive, further, old_answers, pack
+from golden_recipes import RECIPES, TWO_PROCESSES
+
+import decoct as dc
+
+
+def losses(name: str) -> None:
+    """What a tiny recipe logs in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        record(name, alone(name, Path(folder)))
+
+
+def two_processes() -> None:
+    """What some of them log in two."""
+    with tempfile.TemporaryDirectory() as folder:
+        record("two_processes", in_two(TWO_PROCESSES, Path(folder)))
+
+
+def old_run(name: str) -> None:
+    """A whole folder as the code of today writes it, and what its models and stores say."""
+    assert not archive(name).exists(), f"{archive(name)} is kept as earlier code wrote it; give a new one a new name"
+    with tempfile.TemporaryDirectory() as folder, room(Path(folder)), on_the_stand_in():
+        run = Path(folder) / "run"
+        dc.Recipe.parse(OLD_RUNS[name]()).run(run)
+        pack(run, name)
+        record(f"old_{name}", old_answers(run) | further(name, run))
+
+
+RECORDERS: Mapping[str, Callable[[], None]] = {
+    **{name: partial(losses, name) for name in RECIPES},
+    "two_processes": two_processes,
+    **{f"old_{name}": partial(old_run, name) for name in OLD_RUNS},
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for each in sys.argv[1:] or [name for name in RECORDERS if not name.startswith("old_")]:
+        RECORDERS[each]()
+        print(f"{each}.json is written")
