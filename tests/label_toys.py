@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from decoct.tasks.inputs.augment import Augment
 from torch import nn
 
 from decoct.artifact import Artifact
@@ -16,7 +17,6 @@ from decoct.models.given import given_model
 from decoct.steps.base import Context, Step
 from decoct.steps.labelling.step import Label
 from decoct.store.codecs.dense import DenseCodec
-from decoct.tasks.augment import Augment
 from decoct.training.budget import Budget
 
 EXACT = DenseCodec(dtype="float32")

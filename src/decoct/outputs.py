@@ -339,6 +339,17 @@ class Outputs:
         """The largest probabilities, where only these are known."""
         return self.distribution if isinstance(self.distribution, TopK) else None
 
+    def tensors(self) -> list[Tensor]:
+        """All its tensors, in one order."""
+        found: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(keep)
+        return found
+
     def to(self, device: torch.device | str) -> Outputs:
         """The same with all its tensors on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))

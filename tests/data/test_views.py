@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoct.tasks.inputs.augment import Augment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from decoct.data.sources import Batches
 from decoct.data.splits import keep_labels
 from decoct.data.views import Views, seen_of
 from decoct.outputs import Batch
-from decoct.tasks.augment import Augment
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.base import Mixer, Mixing
 from decoct.tasks.mixing.cutmix import CutMix

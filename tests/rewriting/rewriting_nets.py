@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from decoct.models.calls import ImageProgram, TextProgram
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact, writing
@@ -16,7 +17,6 @@ from decoct.models.saving import load_model, save_model
 from decoct.models.small_resnet import SmallResNet
 from decoct.models.transformers import Transformers
 from decoct.targets.onnx import Onnx
-from decoct.tasks.calls import ImageProgram, TextProgram
 from decoct.training.compression import Evidence
 
 IMAGE = Interface(kind="image", shape=(1, 16, 16), outputs=3)

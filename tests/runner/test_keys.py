@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoct.tasks.inputs.augment import Augment
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -29,7 +30,6 @@ from decoct.runner.keys import derive, key_of, plugin_sources
 from decoct.steps.base import Context
 from decoct.steps.distill import Distill
 from decoct.steps.labelling.step import Label
-from decoct.tasks.augment import Augment
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.mixup import Mixup
 from decoct.tasks.tabular_classification import TabularClassification

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from decoct.models.calls import ImageProgram, TextProgram
 
 import decoct as dc
 from decoct.models.base import Interface, Model
@@ -15,7 +16,6 @@ from decoct.models.small_resnet import SmallResNet
 from decoct.models.small_vit import SmallViT
 from decoct.models.transformers import Transformers
 from decoct.targets.onnx import Onnx
-from decoct.tasks.calls import ImageProgram, TextProgram
 
 BERT = {
     "model_type": "bert",

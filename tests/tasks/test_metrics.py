@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from decoct.errors import DataError, Diverged, RecipeError
-from decoct.tasks.metrics import (
+from decoct.tasks.answers.metrics import (
     calibration_error,
     class_fidelity,
     classification_scores,
@@ -13,6 +11,8 @@ from decoct.tasks.metrics import (
     log_softmax,
     regression_scores,
 )
+
+from decoct.errors import DataError, Diverged, RecipeError
 
 
 def made(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from decoct.tasks.inputs.augment import Augment, augmented
 from scipy import stats
 
 from decoct.data.base import Dataset, Split
@@ -12,7 +13,6 @@ from decoct.data.hashing import image_keys, keyed
 from decoct.data.sources import Batches
 from decoct.errors import RecipeError
 from decoct.outputs import Outputs
-from decoct.tasks.augment import Augment, augmented
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.base import Mixer
 from decoct.tasks.mixing.cutmix import CutMix, boxes

@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece
+from decoct.tasks.inputs.wordpiece import train_wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoct.errors import DataError, RecipeError
-from decoct.tasks.tokenizers import Pretrained, WordPiece
-from decoct.tasks.wordpiece import train_wordpiece
 
 
 def slow_training(words: dict[str, int], size: int, least: int) -> list[str]:
@@ -53,7 +53,7 @@ def test_training_is_its_definition(words: dict[str, int], size: int, least: int
 
 SCRIPT = """
 import hashlib
-from decoct.tasks.tokenizers import WordPiece
+from decoct.tasks.inputs.tokenizers import WordPiece
 pairs = [(x, y) for x in "bcdfgh" for y in ("at", "ug", "ill")]
 texts = [f"the {a}{b} sat on a{b}{a} ceiling, {i}" for i, (a, b) in enumerate(pairs)]
 text = WordPiece(size=60).resolve(texts).text

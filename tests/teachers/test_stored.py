@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoct.tasks.inputs.augment import Augment
 from safetensors.torch import load_file
 
 from decoct.artifact import Artifact
@@ -32,7 +33,6 @@ from decoct.steps.labelling.step import Label
 from decoct.steps.train import Train
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.codecs.top_k import TopKCodec
-from decoct.tasks.augment import Augment
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.cutmix import CutMix
 from decoct.tasks.mixing.mixup import Mixup

@@ -18,11 +18,9 @@ from decoct.models.black_box import given_function
 from decoct.models.given import given_model
 from decoct.models.saved import Saved
 from decoct.models.stored import Stored
-from decoct.outputs import Batch, Needs
+from decoct.outputs import DENSE, Batch
 from decoct.spec import Choice, Spec, as_recipe_error
 from decoct.tasks.base import Task
-from decoct.tasks.classification import Classification
-from decoct.tasks.supervised import Supervised
 from decoct.teachers.frozen import Frozen
 
 
@@ -49,9 +47,7 @@ def task_of(task: Any, *, raw: bool) -> Task:
         task = {"use": task, "raw": True} if raw else {"use": task}
     found = chosen("task", "decoct.tasks", task)
     assert isinstance(found, Task)
-    if raw and isinstance(found, Supervised) and "raw" not in found.model_fields_set:
-        return found.replace(raw=True)
-    return found
+    return found.as_given() if raw else found
 
 
 def chosen(what: str, package: str, value: Any) -> Spec:
@@ -77,8 +73,8 @@ def shaped(task: Task, loader: Any, models: Mapping[str, Any]) -> Task:
             return task.shaped_by(batch, _width(task, model, batch, side))
     if not isinstance(batch.target, Tensor) or batch.target.is_floating_point():
         return task.shaped_by(batch, 1 if batch.target.ndim == 1 else batch.target.shape[-1])
-    if isinstance(task, Classification) and task.classes:
-        return task.shaped_by(batch, len(task.classes))
+    if task.answer.names:
+        return task.shaped_by(batch, len(task.answer.names))
     highest = max(int(task.from_loader(item).target.max()) for item in loader)
     return task.shaped_by(batch, highest + 1)
 
@@ -87,7 +83,7 @@ def _width(task: Task, model: nn.Module, batch: Batch, side: str) -> int:
     """How many numbers a module gives for one item; the module is left as it was."""
     if isinstance(batch.target, Tensor) and batch.target.is_floating_point():
         return 1 if batch.target.ndim == 1 else batch.target.shape[-1]
-    with Frozen().open(model, task, Needs(), side=side) as predict:
+    with Frozen().open(model, task.reading(side), DENSE) as predict:
         logits = predict(batch).logits
     if logits is None:
         raise RecipeError(f"the {side} gives no logits: return a tensor, or an object with `.logits`")

@@ -16,6 +16,7 @@ from decoct.api.arguments import data_of, model_of, shaped, task_of
 from decoct.api.export import export
 from decoct.artifact import Artifact
 from decoct.errors import RecipeError, did_you_mean
+from decoct.models.given import plain_network
 from decoct.models.saving import load_model
 from decoct.models.stored import Stored
 from decoct.objectives.base import Objective, as_objective
@@ -51,7 +52,7 @@ class Distilled:
     @property
     def student(self) -> nn.Module:
         """The trained student, in eval mode."""
-        return load_model(self.artifact, given=self._given)
+        return load_model(self.artifact, given=self._given).module
 
     @property
     def scores(self) -> dict[str, float]:
@@ -137,9 +138,10 @@ def _opened(
     subject: nn.Module | Stored, task: Task, needs: Needs, side: str, device: torch.device
 ) -> AbstractContextManager[Predictor]:
     """A module under the teacher contract, or a store; it answers on `device`."""
+    reading = task.reading(side)
     if isinstance(subject, Stored):
-        return StoredTeacher().open(subject.open(), task, needs, side=side, device=device)
-    return Frozen().open(subject, task, needs, side=side, device=device)
+        return StoredTeacher().open(subject.open(), reading, needs, device=device)
+    return Frozen().open(subject, reading, needs, device=device)
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -231,7 +233,7 @@ class Distiller(nn.Module):
             if any(True for _ in self._criterion().parameters()):
                 raise RecipeError("this objective has terms that learn; give `example=inputs`, then make the optimizer")
         taught = {name: teacher(batch) for name, teacher in self._teachers.items()}
-        said = self.task.forward(self.student, batch, self._needs["student"], "student")
+        said = self._forward(batch)
         return self._criterion()(said, taught, batch, Clock(progress=progress))
 
     def _decided(self, batch: Batch) -> Objective:
@@ -249,11 +251,14 @@ class Distiller(nn.Module):
         assert self.criterion is not None
         return self.criterion
 
+    def _forward(self, batch: Batch) -> Outputs:
+        reading = self.task.reading("student")
+        return reading.forward(plain_network(self.student, reading.kind), batch, self._needs["student"])
+
     def _batch(self, inputs: Any, target: Any) -> Batch:
         return self.task.from_loader((inputs, target))
 
     def _build(self, batch: Batch) -> None:
-        forward = lambda each: self.task.forward(self.student, each, self._needs["student"], "student")  # noqa: E731
         self.criterion = build_criterion(
-            self.objective, self.task, batch, forward, self._teachers, {"student": self.student}
+            self.objective, self.task, batch, self._forward, self._teachers, {"student": self.student}
         )

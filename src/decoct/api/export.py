@@ -20,6 +20,7 @@ from decoct.meters.macs import macs
 from decoct.meters.memory import peak_memory
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
+from decoct.models.interface import MAIN, Port, Program
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.models.saving import load_model
 from decoct.outputs import Batch
@@ -27,12 +28,14 @@ from decoct.quantization import CATALOGUE as SCHEMES
 from decoct.quantization.audit import audit
 from decoct.quantization.base import Feeds, Quantization
 from decoct.spec import Choice
-from decoct.steps.shipping.export import compare, write_program
-from decoct.steps.shipping.quantize import differences, quantization_record
+from decoct.steps.shipping.parity import against_float, compare
+from decoct.steps.shipping.quantize import quantization_record
 from decoct.targets.onnx import FILE, Onnx, graph, save
-from decoct.tasks.base import Task
+from decoct.tasks.base import Reading, Task
 
 CALIBRATION_SAMPLES = 256
+PLAIN = {"logits": Port(kind="logits")}
+"""What a plain module gives, of which nothing is known."""
 NAMES = ("int8", *SCHEMES)
 
 
@@ -94,12 +97,12 @@ def _export_module(
     program, feed = _program(model, example)
     axes = {name: {0: "batch"} for name in feed}
     if scheme is not None:
-        proto = graph(program, feed, axes=axes, output="logits", opset=Onnx().opset)
+        proto = graph(Program(program, feed, axes, PLAIN), opset=Onnx().opset)
         feeds = _feeds(calibration, lambda item: _like("calibration", _named(item, list(feed)), feed, axes))
         found = {name: value.numpy() for name, value in feed.items()}
         return _write_quantized(path, scheme, proto, program, found, feeds)
     with tempfile.TemporaryDirectory() as folder:
-        written = Onnx().write(program, feed, Path(folder), axes=axes)
+        written = Onnx().write({MAIN: Program(program, feed, axes, PLAIN)}, Path(folder))[MAIN]
         verified = _compared(program, open_session(written), feed)
         _within(path, verified, tolerance)
         write_whole(path, written.read_bytes())
@@ -114,20 +117,20 @@ def _export_artifact(
     task = Choice("decoct.tasks").validate(artifact.json("task.json"))
     assert isinstance(task, Task)
     side = str(artifact.meta["side"])
-    model = load_model(artifact, given=given)
-    program = task.program(model, side).eval()
-    batch = _samples(task, side, example)
+    reading = task.reading(side)
+    program = reading.programs(load_model(artifact, given=given).module)[MAIN]
+    feed = reading.feed(_samples(reading, example))
     with tempfile.TemporaryDirectory() as folder:
-        written = write_program(Onnx(), program, task, side, Path(folder))
-        verified = compare(program, open_session(written), [batch], task, side).data()
+        written = Onnx().write({MAIN: program}, Path(folder))[MAIN]
+        verified = compare(program.module, open_session(written), [feed], program.outputs).data()
         if example is None:
             verified["made_up"] = True
         _within(path, verified, tolerance)
-        assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in task.assets(side).items()}
+        assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in reading.assets().items()}
         for place, text in assets.items():
             write_whole(place, text)
         write_whole(path, written.read_bytes())
-    record = _record(path, program, task.example(side, 1), verified)
+    record = _record(path, program.module, reading.example(1), verified)
     return {**record, "assets": [str(each) for each in assets]} if assets else record
 
 
@@ -160,17 +163,18 @@ def _quantize_artifact(
     task = Choice("decoct.tasks").validate(artifact.json("task.json"))
     assert isinstance(task, Task)
     side = str(artifact.meta["side"])
-    program = task.program(load_model(artifact, given=given), side).eval()
+    reading = task.reading(side)
+    program = reading.programs(load_model(artifact, given=given).module)[MAIN]
 
     def feed_of(item: Any) -> Mapping[str, np.ndarray]:
-        batch = _samples(task, side, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)
-        return _like("calibration", task.feed(batch, side), task.example(side), task.axes(side))
+        batch = _samples(reading, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)
+        return _like("calibration", reading.feed(batch), program.example, program.axes)
 
-    proto = graph(program, task.example(side), axes=task.axes(side), output=task.output, opset=Onnx().opset)
-    feed = task.feed(_samples(task, side, example), side)
-    assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in task.assets(side).items()}
-    feeds, numbers = _feeds(calibration, feed_of), task.output == "values"
-    record = _write_quantized(path, scheme, proto, program, feed, feeds, numbers=numbers, assets=assets)
+    proto = graph(program, opset=Onnx().opset)
+    feed = reading.feed(_samples(reading, example))
+    assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in reading.assets().items()}
+    feeds = _feeds(calibration, feed_of)
+    record = _write_quantized(path, scheme, proto, program.module, feed, feeds, outputs=program.outputs, assets=assets)
     if example is None:
         record["verified"]["made_up"] = True
     return {**record, "assets": [str(each) for each in assets]} if assets else record
@@ -184,7 +188,7 @@ def _write_quantized(
     feed: Mapping[str, np.ndarray],
     feeds: Feeds | None,
     *,
-    numbers: bool = False,
+    outputs: Mapping[str, Port] | None = None,
     assets: Mapping[Path, str] | None = None,
 ) -> dict[str, Any]:
     """Quantizes a graph, runs the file on `feed` beside the float program, and writes it after its `assets`."""
@@ -192,10 +196,7 @@ def _write_quantized(
     inputs = {name: torch.from_numpy(value) for name, value in feed.items()}
     with tempfile.TemporaryDirectory() as folder:
         written = save(found.graph, Path(folder) / FILE)
-        with torch.no_grad():
-            expected = program(**inputs).double().numpy()
-        said = next(iter(open_session(written)(feed).values())).astype(np.float64)
-        verified = differences(said, expected, numbers=numbers)
+        verified = against_float(program, open_session(written), [feed], outputs or PLAIN)
         if not np.isfinite(verified["max_abs_diff"]):
             raise IntegrityError(f"{path}: the quantized file answers with numbers that are not finite")
         kernels = audit(written, found.changes)
@@ -243,9 +244,9 @@ def _named(item: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: torch.as_tensor(item[name]).detach().cpu().numpy() for name in names}
 
 
-def _samples(task: Task, side: str, example: Any) -> Batch:
+def _samples(reading: Reading, example: Any) -> Batch:
     """The batch to compare on: the user's raw inputs (tensors or arrays), or made-up ones."""
-    made_up = task.example(side, 2)
+    made_up, side = reading.example(2), reading.reader
     if example is None:
         return Batch({side: made_up if len(made_up) > 1 else next(iter(made_up.values()))})
     feed = dict(example) if isinstance(example, Mapping) else {next(iter(made_up)): example}
@@ -257,7 +258,7 @@ def _samples(task: Task, side: str, example: Any) -> Batch:
             raise RecipeError(
                 f"example: {name} is {value.dtype}, the artifact's task takes raw inputs, {made_up[name].dtype}"
             )
-    _like("example", feed, made_up, task.axes(side))
+    _like("example", feed, made_up, reading.axes())
     return Batch({side: feed if len(made_up) > 1 else next(iter(feed.values()))})
 
 

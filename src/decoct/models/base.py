@@ -1,35 +1,24 @@
-"""Model, the Spec from which a network is built, and Interface, what the task asks of it."""
+"""Model, the Spec from which a network is built; Network, one that stands."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from decoct.errors import did_you_mean
+from decoct.models.interface import Interface
 from decoct.spec import Spec, digest_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from decoct.artifact import Artifact
+    from decoct.outputs import Needs, Outputs
 
-
-class Interface(Spec):
-    """What a task puts in and expects out.
-
-    `shape` of one sample without the batch axis: image (C, H, W), tabular (F,), text (L,) with L the longest.
-    `outputs`: classes, or numbers predicted. `vocabulary` and `padding` (its id) for text.
-    """
-
-    kind: Literal["image", "text", "tabular"]
-    shape: tuple[int, ...]
-    outputs: int = Field(ge=1)
-    vocabulary: int | None = None
-    padding: int | None = None
+__all__ = ["Interface", "KeptModel", "Model", "Network", "OutsideModel", "identity", "shorthand"]
 
 
 class Model(Spec):
@@ -41,8 +30,32 @@ class Model(Spec):
 
         `pretrained=False` asks for the structure alone: no download, no file but the config is read (used to rebuild
         an artifact, whose weights follow). Image nets take `[B, C, H, W]` and return logits `[B, outputs]` (or an
-        object with `.logits`); text nets take `input_ids=` and `attention_mask=` `[B, L]`; tabular nets `[B, F]`.
+        object with `.logits`); text nets take `input_ids=` and `attention_mask=` `[B, L]`; tabular nets `[B, F]`. Where
+        the interface asks for an answer at each position, logits are `[B, L, outputs]` (images: `[B, outputs, H, W]`).
         """
+
+    def run(self, module: nn.Module, inputs: Any, interface: Interface, needs: Needs, target: Any = None) -> Outputs:
+        """What a network of this kind says about prepared inputs: its raw result, read.
+
+        Features of `needs` are captured. `target` is given where `needs.losses` asks for what the module computes
+        itself (a detector). A model whose result is no plain logits says here what it means.
+        """
+        from decoct.models.calls import run_plainly
+
+        return run_plainly(module, inputs, interface, needs)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module with the Spec that reads its results, and the interface it was built for."""
+
+    module: nn.Module
+    spec: Model
+    interface: Interface
+
+    def run(self, inputs: Any, needs: Needs, target: Any = None) -> Outputs:
+        """What it says about prepared inputs."""
+        return self.spec.run(self.module, inputs, self.interface, needs, target)
 
 
 class KeptModel(Model):

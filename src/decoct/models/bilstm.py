@@ -31,7 +31,7 @@ class BiLSTM(Model):
         require_kind(interface, self.use, "text")
         if interface.vocabulary is None:
             raise RecipeError("bilstm needs the size of the vocabulary, and the task has none")
-        return BiLSTMNet(self, interface.vocabulary, interface.padding, interface.outputs)
+        return BiLSTMNet(self, interface.vocabulary, interface.padding, interface.width)
 
 
 class BiLSTMNet(nn.Module):

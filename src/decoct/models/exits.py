@@ -88,7 +88,7 @@ class ExitNet(nn.Module):
             inner = find_module(net, path)
             parent, _, name = path.rpartition(".")
             find_module(net, parent)._modules[name] = Tap(inner)
-        self.heads = nn.ModuleList(nn.Linear(width, interface.outputs) for width in self._widths(interface))
+        self.heads = nn.ModuleList(nn.Linear(width, interface.width) for width in self._widths(interface))
 
     def _widths(self, interface: Interface) -> list[int]:
         """Channels at each exit, seen by a sample of zeros in eval mode; RecipeError where the order is another."""

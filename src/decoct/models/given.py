@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from decoct.errors import RecipeError, did_you_mean
-from decoct.models.base import Interface, Model
+from decoct.models.base import Interface, Model, Network
+from decoct.models.interface import InputKind
 
 
 class GivenModel(Model):
@@ -60,6 +61,11 @@ def instance(spec: GivenModel, given: Mapping[str, Any]) -> nn.Module:
             f"given[{spec.name!r}] is a {type_name(module)}, the model was a {spec.type}; pass one of that class"
         )
     return module
+
+
+def plain_network(module: nn.Module, kind: InputKind) -> Network:
+    """A module of which nothing is known but what it takes; its result is logits."""
+    return Network(module, GivenModel(name="given"), Interface(kind=kind))
 
 
 def fresh(spec: Model, interface: Interface, given: Mapping[str, Any], *, pretrained: bool = True) -> nn.Module:

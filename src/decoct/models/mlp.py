@@ -26,7 +26,7 @@ class MLP(Model):
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
         require_kind(interface, self.use, "tabular", "image")
-        return MLPNet(math.prod(interface.shape), self.hidden, interface.outputs, self.dropout)
+        return MLPNet(math.prod(interface.shape), self.hidden, interface.width, self.dropout)
 
 
 class MLPNet(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from decoct.artifact import Artifact, Draft
 from decoct.capture import capture
 from decoct.errors import CannotRebuild, RecipeError
-from decoct.models.base import Interface, Model, OutsideModel
+from decoct.models.base import Interface, Model, Network, OutsideModel
 from decoct.models.given import fresh
 from decoct.models.modes import evaluating
 from decoct.models.rewrites import parse, rewritten
@@ -26,7 +26,8 @@ from decoct.spec import Choice
 
 WEIGHTS = "model.safetensors"
 STRUCTURE = "model.json"
-Probe = Callable[[nn.Module], Tensor]
+Probe = Callable[[nn.Module], Sequence[Tensor]]
+"""All that a network says of some batch."""
 
 
 def save_model(
@@ -68,17 +69,19 @@ def save_model(
         _compare(module, again, probe)
 
 
-def load_model(artifact: Artifact, *, given: Mapping[str, Any] | None = None) -> nn.Module:
-    """The network of an artifact of kind "model", on the CPU, in eval mode.
+def load_model(artifact: Artifact, *, given: Mapping[str, Any] | None = None) -> Network:
+    """The network of an artifact of kind "model", on the CPU, in eval mode; its `module` is what was trained.
 
     A class of the user's comes from `given[name]`: an instance (copied) or a zero-argument factory; RecipeError says
     what to pass. Weights are loaded strictly. torch's random state is left as it was.
     """
     if artifact.kind != "model":
         raise RecipeError(f"{artifact.folder} holds a {artifact.kind} artifact, no model")
+    record = artifact.json(STRUCTURE)
     with torch.random.fork_rng(devices=[]):
         weights = read_safetensors(artifact.file(WEIGHTS))
-        return _build(artifact.json(STRUCTURE), weights, given or {}, str(artifact.folder)).eval()
+        module = _build(record, weights, given or {}, str(artifact.folder)).eval()
+    return Network(module, _spec(record["base"]), Interface.parse(record["interface"]))
 
 
 def load_spec(artifact: Artifact) -> tuple[Model, Interface, str]:
@@ -150,10 +153,10 @@ def _compare(module: nn.Module, again: nn.Module, probe: Probe | None) -> None:
     device = next((tensor.device for tensor in all_tensors(module).values()), torch.device("cpu"))
     again.to(device)
     with evaluating(module, again), torch.no_grad():
-        if _same(probe(module), probe(again)):
+        if _all_same(probe(module), probe(again)):
             return
         with _laid_out_plainly(module):
-            if _same(probe(module), probe(again)):
+            if _all_same(probe(module), probe(again)):
                 return
             path = _first_difference(module, again, probe)
     raise CannotRebuild(
@@ -188,6 +191,10 @@ def _laid_out_plainly(module: nn.Module) -> Iterator[None]:
     finally:
         for tensor, data in held.values():
             tensor.data = data
+
+
+def _all_same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(map(_same, left, right))
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

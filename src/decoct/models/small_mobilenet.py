@@ -28,7 +28,7 @@ class SmallMobileNet(Model):
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
         require_kind(interface, self.use, "image")
-        net = SmallMobileNetNet(self, interface.shape[0], interface.outputs)
+        net = SmallMobileNetNet(self, interface.shape[0], interface.width)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

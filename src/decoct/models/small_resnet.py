@@ -26,7 +26,7 @@ class SmallResNet(Model):
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
         require_kind(interface, self.use, "image")
-        net = SmallResNetNet(interface.shape[0], interface.outputs, self.width, self.depths, self.stem_stride)
+        net = SmallResNetNet(interface.shape[0], interface.width, self.width, self.depths, self.stem_stride)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

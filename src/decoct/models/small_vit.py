@@ -42,7 +42,7 @@ class SmallViT(Model):
         if self.width % self.heads:
             raise RecipeError(f"small_vit: width is {self.width} and heads {self.heads}; heads must divide width")
         count = (height // self.patch) * (width // self.patch)
-        return SmallViTNet(channels, interface.outputs, count, self)
+        return SmallViTNet(channels, interface.width, count, self)
 
 
 class SmallViTNet(nn.Module):

@@ -34,7 +34,7 @@ class Timm(Model):
             raise RecipeError(f"timm has no model {self.name!r}; {_suggest(plain, timm.list_models())}")
         settings = timm.models.get_pretrained_cfg(self.name)
         channels, *size = interface.shape
-        options: dict[str, Any] = {"num_classes": interface.outputs, "in_chans": channels}
+        options: dict[str, Any] = {"num_classes": interface.width, "in_chans": channels}
         if settings is not None and settings.fixed_input_size:
             options["img_size"] = tuple(size)
         if self.pretrained and pretrained:

@@ -41,7 +41,7 @@ class Torchvision(Model):
             raise RecipeError(f"torchvision has no classifier {self.name!r}; {did_you_mean(self.name, known)}")
         weights = self._weights(models) if self.weights is not None else None
         try:
-            module = models.get_model(self.name, weights=None, num_classes=interface.outputs, **self._extra(interface))
+            module = models.get_model(self.name, weights=None, num_classes=interface.width, **self._extra(interface))
         except FAILURES as error:
             raise RecipeError(f"torchvision/{self.name} for {interface.shape}: {error}") from error
         adapt_stem(module, interface.shape[0])

@@ -114,7 +114,7 @@ def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
             f"tokenizer for the task, or leave pad_token_id out of config"
         )
     with _errors_named(f"config of model_type {kind!r}"):
-        return auto.for_model(**{**full, "num_labels": interface.outputs})
+        return auto.for_model(**{**full, "num_labels": interface.width})
 
 
 def _loaded(path: Path, config: Any, attention: str) -> nn.Module:

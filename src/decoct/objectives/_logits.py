@@ -135,4 +135,4 @@ class LogitsTerm(Term):
         return objective.value(own, theirs, target, student.mask, clock)
 
     def items(self, batch: Batch) -> Tensor | int:
-        return self._task.items(batch) if self._positions else len(batch)
+        return self._task.answer.items(batch) if self._positions else len(batch)

@@ -141,7 +141,7 @@ class Criterion(nn.Module):
             elif term.selection == "index":
                 counts[each.label] = term.items(chosen(seen, keep))
             else:
-                counts[each.label] = self._task.items(seen) if self._positions else keep.sum()
+                counts[each.label] = self._task.answer.items(seen) if self._positions else keep.sum()
         return counts
 
     def forward(

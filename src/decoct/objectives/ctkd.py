@@ -115,7 +115,7 @@ class CTKDTerm(Term):
         return {"temperature": float(self.last)}
 
     def items(self, batch: Batch) -> Tensor | int:
-        return self._task.items(batch) if self._positions else len(batch)
+        return self._task.answer.items(batch) if self._positions else len(batch)
 
 
 class _Reversal(torch.autograd.Function):

@@ -38,7 +38,7 @@ class TaskLossTerm(Term):
         self._task = task
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
-        return self._task.loss(student, batch)
+        return self._task.answer.loss(student, batch)
 
     def items(self, batch: Batch) -> Tensor | int:
-        return self._task.items(batch)
+        return self._task.answer.items(batch)

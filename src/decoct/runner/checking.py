@@ -33,7 +33,6 @@ from decoct.steps.learning.teachers import alignment_of, task_of, to_combined
 from decoct.steps.learning.views import STORE, views_with
 from decoct.steps.self_distill import SelfDistill
 from decoct.store.codecs.base import Codec
-from decoct.store.codecs.dense import DenseCodec
 from decoct.store.layout import Layout
 from decoct.store.reading import Store
 from decoct.store.sizes import size_text
@@ -162,15 +161,9 @@ def _labelled(
     if step.combine is None:
         first, alignment = _unaligned(recipe, next(iter(inputs.values())), made, task, context)
         said = first.predict
-    stored = _stored(
-        said, DenseCodec(dtype="float32") if task.output == "values" else step.keep, step.features, step.name
-    )
+    stored = _stored(said, step.codec(task), step.features, step.name)
     stored(few(context, PROBE_SAMPLES), Needs(features=frozenset(step.features)))
     return StandIn(stored if alignment is None else _aligned(stored, alignment), store=store), note
-
-
-def _codec(keep: Codec, task: Task) -> Codec:
-    return DenseCodec(dtype="float32") if task.output == "values" else keep
 
 
 def _stored(predict: Predict, codec: Codec, features: Sequence[str], name: str) -> Predict:
@@ -278,10 +271,12 @@ def _opened(value: Model) -> Any:
 
 
 def _answering(student: Student, task: Task) -> StandIn:
+    network = student.network(task)
+
     def predict(batch: Batch, needs: Needs) -> Outputs:
         student.module.eval()
         with torch.no_grad():
-            return task.forward(student.module, batch, needs, student.side)
+            return task.forward(network, batch, needs, student.side)
 
     return StandIn(predict, student)
 
@@ -291,7 +286,7 @@ def _zeros(task: Task) -> Predict:
         if needs.features:
             path = sorted(needs.features)[0]
             raise PathError(f"feature {path!r} is wanted of a teacher that is a file or an estimator; it has no layers")
-        return Outputs(Dense(torch.zeros(len(batch), task.interface("teacher").outputs)))
+        return task.answer.zeros(batch)
 
     return predict
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from decoct.recipe.recipe import Recipe
-    from decoct.steps.shipping.export import Parity
+    from decoct.steps.shipping.parity import Parity
     from decoct.tasks.base import Task
 
 RECIPE, RESULTS = "recipe.yaml", "results.json"
@@ -122,6 +122,7 @@ def _parity(exported: Artifact, offline: bool) -> str:
     from decoct.runner import execution
     from decoct.steps.base import Context
     from decoct.steps.shipping import export
+    from decoct.steps.shipping.parity import compare
     from decoct.targets import CATALOGUE
     from decoct.targets.base import Target
 
@@ -137,8 +138,9 @@ def _parity(exported: Artifact, offline: bool) -> str:
     context = Context(task, data, exported.name, exported.folder, exported.folder, seed=0)
     program = _program(source, task, record["side"])
     session = target.load(exported.file(record["file"]))
-    samples = export.verification(context, count)
-    found = export.compare(program, session, samples, task, record["side"])
+    reading = task.reading(record["side"])
+    feeds = [reading.feed(batch) for batch in export.verification(context, count)]
+    found = compare(program, session, feeds, reading.outputs)
     worst, mean = _allowed(record, found, tolerance)
     if not (found.max_abs_diff <= worst and found.mean <= mean):
         raise IntegrityError(
@@ -173,7 +175,7 @@ def _program(source: Artifact, task: Task, side: str) -> nn.Module:
 
     if source.kind == "exported":
         return FileProgram(open_session(source.file(FILE)))
-    return task.program(load_model(source), side).eval()
+    return task.reading(side).program(load_model(source).module).eval()
 
 
 def _allowed(record: Mapping[str, Any], found: Parity, tolerance: float) -> tuple[float, float]:

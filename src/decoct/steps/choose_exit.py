@@ -41,7 +41,7 @@ class ChooseExit(Step):
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         spec, _, side = load_spec(inputs["model"])
-        net = load_model(inputs["model"], given=context.given)
+        net = load_model(inputs["model"], given=context.given).module
         if not isinstance(spec, WithExits) or not isinstance(net, ExitNet):
             raise RecipeError("inputs.model: it has no exits; give one that self_distill made")
         if self.exit is not None and self.exit not in spec.at:

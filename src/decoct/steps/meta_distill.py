@@ -89,19 +89,20 @@ class MetaDistill(Learning):
 
     def _update(self, at_work: Lesson, criterion: Criterion, multipliers: Multipliers, needs: Needs) -> Meta:
         task, student = at_work.context.task, at_work.student
+        network = student.network(task)
         tuned = [each for term in criterion.terms if isinstance(term, CTKDTerm) for each in term.parameters()]
         tuned = tuned if "temperature" in self.tune else []
         others = [each for each in criterion.parameters() if all(each is not one for one in tuned)]
 
         def answer(model: nn.Module, batch: Batch) -> Outputs:
-            return task.forward(model, batch, needs, student.side)
+            return task.forward(replace(network, module=model), batch, needs, student.side)
 
         return Meta(
             Answering(student.module, answer),
             at_work.teachers,
             criterion,
             multipliers,
-            task.loss,
+            task.answer.loss,
             self.optimizer.build([*student.module.parameters(), *others]),
             self.meta_optimizer.build([*multipliers.parameters(), *tuned]),
             at_work.engine,

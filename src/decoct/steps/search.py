@@ -14,12 +14,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from decoct.artifact import MANIFEST, Artifact, write_whole, writing
 from decoct.errors import BudgetMissed, did_you_mean
+from decoct.models.interface import MAIN
 from decoct.models.saving import load_model
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, Measured, measured
-from decoct.steps.shipping.export import write_program
 from decoct.targets.onnx import Onnx
 
 RECORD = "search.json"
@@ -179,9 +179,9 @@ class Search(Step, Budgets):
 
     def _measured(self, artifact: Artifact, context: Context) -> Measured:
         side, target = str(artifact.meta["side"]), Onnx()
-        program = context.task.program(load_model(artifact, given=context.given), side).eval()
+        programs = context.task.reading(side).programs(load_model(artifact, given=context.given).module)
         with tempfile.TemporaryDirectory() as folder:
-            path = write_program(target, program, context.task, side, Path(folder))
+            path = target.write(programs, Path(folder))[MAIN]
             return measured(self, target, path, context, side)
 
 

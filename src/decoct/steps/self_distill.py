@@ -108,5 +108,5 @@ class SelfDistill(Learning):
 
 
 def _standalone(spec: Model, context: Context) -> Model:
-    interface = context.task.interface("student")
+    interface = context.task.reading("student").interface
     return spec.standalone(interface) if isinstance(spec, OutsideModel) else spec

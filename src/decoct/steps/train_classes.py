@@ -18,7 +18,6 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.lesson import learn
 from decoct.steps.learning.settings import Learning
-from decoct.tasks.classification import Classification
 
 
 class TrainClasses(Learning):
@@ -40,20 +39,21 @@ class TrainClasses(Learning):
 def among(context: Context, classes: Sequence[str]) -> Context:
     """The same context with these classes alone, their samples renumbered."""
     task = context.task
-    if not isinstance(task, Classification) or "given" in context.data.info:
+    names = task.answer.names
+    if "label" not in task.answer.target_columns or "given" in context.data.info:
         raise RecipeError("train_classes: it needs a classification task and a data set with named splits")
     for name in classes:
-        if name not in task.classes:
-            raise RecipeError(f"classes: {name!r} is none of the task's; {did_you_mean(name, task.classes)}")
+        if name not in names:
+            raise RecipeError(f"classes: {name!r} is none of the task's; {did_you_mean(name, names)}")
     if len(set(classes)) < len(classes):
         raise RecipeError(f"classes: {', '.join(classes)} names one of them twice")
-    numbers = np.full(len(task.classes), -1)
-    numbers[[task.classes.index(name) for name in classes]] = np.arange(len(classes))
+    numbers = np.full(len(names), -1)
+    numbers[[names.index(name) for name in classes]] = np.arange(len(classes))
     splits = {name: _of_classes(split, numbers) for name, split in context.data.splits.items()}
     if not len(splits["train"]):
         raise DataError(f"no labelled training sample is of the classes {', '.join(classes)}")
     data = replace(context.data, splits=splits, classes=tuple(classes))
-    return replace(context, task=task.replace(classes=tuple(classes)), data=data)
+    return replace(context, task=task.with_values({}, task.answer.renamed(tuple(classes))), data=data)
 
 
 def _of_classes(split: Split, numbers: np.ndarray) -> Split:

@@ -19,6 +19,7 @@ from decoct.data.splits import keep_labels
 from decoct.errors import DataError, IntegrityError, RecipeError
 from decoct.models.estimators.base import Estimator, is_classes
 from decoct.models.estimators.trees import fill
+from decoct.models.interface import MAIN
 from decoct.models.onnx_file import open_session
 from decoct.outputs import Batch
 from decoct.spec import Choice
@@ -50,12 +51,12 @@ class TrainEstimator(Step):
     labels: int | None = Field(default=None, ge=1)
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
-        if self.labels is not None and context.task.output == "values":
+        if self.labels is not None and context.task.answer.scaled:
             raise RecipeError(f"labels is {self.labels} and the task is regression; give data.labels: {self.labels}")
         features, target = _table(_training(context, self.labels), context, self.side)
         context.progress(0, 3, f"{self.estimator.use} on {len(features)} samples")
         fitted = self._fit(features, target, context.seed)
-        module = self.estimator.module(fitted, context.task.interface(self.side).outputs)
+        module = self.estimator.module(fitted, context.task.reading(self.side).interface.width)
         context.progress(1, 3, "writing")
         meta = {"side": self.side, "seed": context.run_seed, "parameters": module.parameters_learned}
         with writing(
@@ -83,14 +84,8 @@ class TrainEstimator(Step):
             raise RecipeError(f"estimator: {self.estimator.use} cannot learn from these data: {error}") from error
 
     def _write(self, module: nn.Module, context: Context, folder: Path) -> Path:
-        task = context.task
-        proto = onnx.graph(
-            task.program(module, self.side),
-            task.example(self.side),
-            axes=task.axes(self.side),
-            output=task.output,
-            opset=OPSET,
-        )
+        reading = context.task.reading(self.side)
+        proto = onnx.graph(reading.programs(module)[MAIN], opset=OPSET)
         fill(proto, module)
         return onnx.save(proto, folder / FILE)
 
@@ -104,7 +99,7 @@ def _training(context: Context, labels: int | None) -> Iterator[Batch]:
 
 def _table(batches: Iterator[Batch], context: Context, side: str) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 `[N, F]` and target of the labelled samples."""
-    preprocessing = context.task.preprocessing(side).eval()
+    preprocessing = context.task.reading(side).preprocessing().eval()
     features, targets = [], []
     for batch in batches:
         target = batch.target.numpy()
@@ -130,17 +125,17 @@ def _features(preprocessing: nn.Module, batch: Batch, side: str) -> np.ndarray:
 
 def _verified(fitted: Any, path: Path, context: Context, side: str) -> dict[str, float]:
     """The largest difference between the file and scikit-learn on real samples, and on how many classes agree."""
-    task = context.task
-    predict = file_predictor(open_session(path), task, side)
-    preprocessing = task.preprocessing(side).eval()
+    reading = context.task.reading(side)
+    predict = file_predictor(open_session(path), reading)
+    preprocessing = reading.preprocessing().eval()
     worst, agreed, seen = 0.0, 0, 0
-    limit = TOLERANCE if task.output == "logits" else 10 * TOLERANCE
+    limit = TOLERANCE if reading.distribution else 10 * TOLERANCE
     for batch in _verification(context):
         answer = predict(batch).logits
         assert answer is not None
         features = _features(preprocessing, batch, side)
         ours = answer.double().numpy()
-        if task.output == "logits":
+        if reading.distribution:
             ours = np.exp(ours)
             theirs = np.zeros_like(ours)
             theirs[:, fitted.classes_] = fitted.predict_proba(features)
@@ -166,4 +161,4 @@ def _verification(context: Context) -> Iterator[Batch]:
 def _validation(path: Path, context: Context, side: str) -> Mapping[str, float]:
     if not has_split(context, "validation"):
         return {}
-    return scores(file_predictor(open_session(path), context.task, side), context, "validation")
+    return scores(file_predictor(open_session(path), context.task.reading(side)), context, "validation")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from decoct.artifact import damaged, read_manifest, sha256
 from decoct.errors import DataError, IntegrityError
@@ -221,17 +220,6 @@ def _index(path: Path, table: list[Shard], verify: Verify) -> tuple[np.ndarray, 
     return seen, locations
 
 
-def _tensors(outputs: Outputs) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    outputs.map(keep)
-    return found
-
-
 def _bytes(outputs: Outputs) -> int:
     """Bytes of all tensors."""
-    return sum(each.numel() * each.element_size() for each in _tensors(outputs))
+    return sum(each.numel() * each.element_size() for each in outputs.tensors())

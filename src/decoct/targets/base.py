@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decoct.models.interface import Program
 from decoct.spec import Spec
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
 
 Session = Callable[["Mapping[str, np.ndarray]"], "dict[str, np.ndarray]"]
 """A loaded file: inputs by name -> outputs by name."""
@@ -21,17 +21,11 @@ class Target(Spec):
     """A format; a program is preprocessing ∘ model ∘ postprocessing with plain tensors in and out."""
 
     @abstractmethod
-    def write(
-        self,
-        program: nn.Module,
-        example: Mapping[str, Tensor],
-        folder: Path,
-        *,
-        axes: Mapping[str, Mapping[int, str]],
-        output: str = "logits",
-    ) -> Path:
-        """Exports `program` (eval mode, its own copy) into `folder`; returns the file. RecipeError names the operator
-        and module that the format cannot take."""
+    def write(self, programs: Mapping[str, Program], folder: Path) -> dict[str, Path]:
+        """Exports programs (eval mode, each its own copy) into `folder`; returns the file of each, by name.
+
+        RecipeError names the operator and module that the format cannot take.
+        """
 
     @abstractmethod
     def load(self, path: Path, *, threads: int = 1) -> Session:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from decoct.artifact import write_whole
 from decoct.errors import RecipeError
+from decoct.models.interface import MAIN, Program
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.targets.base import Target
 from decoct.targets.lowering import with_onnx_forms
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-FILE = "model.onnx"
+FILE = f"{MAIN}.onnx"
 LARGEST = 2**31 - 1
 """Bytes that one ONNX file without external data can hold."""
 
@@ -41,16 +42,8 @@ class Onnx(Target):
     use: ClassVar[str] = "onnx"
     opset: int = Field(default=20, ge=18, le=23)
 
-    def write(
-        self,
-        program: nn.Module,
-        example: Mapping[str, Tensor],
-        folder: Path,
-        *,
-        axes: Mapping[str, Mapping[int, str]],
-        output: str = "logits",
-    ) -> Path:
-        return save(graph(program, example, axes=axes, output=output, opset=self.opset), folder / FILE)
+    def write(self, programs: Mapping[str, Program], folder: Path) -> dict[str, Path]:
+        return {name: save(graph(each, opset=self.opset), folder / f"{name}.onnx") for name, each in programs.items()}
 
     def load(self, path: Path, *, threads: int = 1) -> FileSession:
         return open_session(path, threads=threads)
@@ -60,22 +53,16 @@ class Onnx(Target):
         return "onnxruntime"
 
 
-def graph(
-    program: nn.Module,
-    example: Mapping[str, Tensor],
-    *,
-    axes: Mapping[str, Mapping[int, str]],
-    output: str,
-    opset: int,
-) -> onnx.ModelProto:
+def graph(program: Program, *, opset: int) -> onnx.ModelProto:
     """The ONNX graph of a program, from a copy in eval mode; RecipeError names the operator and the module."""
     import torch
 
-    program = with_onnx_recurrence(with_onnx_forms(copy.deepcopy(program).eval()))
-    example = {name: of_two(value, axes.get(name, {})) for name, value in example.items()}
+    axes = program.axes
+    module = with_onnx_recurrence(with_onnx_forms(copy.deepcopy(program.module).eval()))
+    example = {name: of_two(value, axes.get(name, {})) for name, value in program.example.items()}
     with quiet(), torch.no_grad():
-        exported = trace(program, example, axes)
-        proto = _convert(exported, example, output, opset)
+        exported = trace(module, example, axes)
+        proto = _convert(exported, example, list(program.outputs), opset)
     found = [each.name for each in proto.graph.input]
     if sorted(found) != sorted(example):
         raise RecipeError(f"ONNX: the program takes {', '.join(example)}, its graph takes {', '.join(found)}")
@@ -128,7 +115,7 @@ def trace(
 
 
 def _convert(
-    exported: torch.export.ExportedProgram, example: Mapping[str, Tensor], output: str, opset: int
+    exported: torch.export.ExportedProgram, example: Mapping[str, Tensor], outputs: list[str], opset: int
 ) -> onnx.ModelProto:
     import torch
 
@@ -142,7 +129,7 @@ def _convert(
             dynamo=True,
             external_data=False,
             verbose=False,
-            output_names=[output],
+            output_names=outputs,
             opset_version=opset,
             optimize=not packed,
         )

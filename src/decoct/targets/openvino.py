@@ -16,12 +16,12 @@ import numpy as np
 from pydantic import Field
 
 from decoct.errors import IntegrityError, RecipeError, ResourceError
+from decoct.models.interface import MAIN, Program
 from decoct.targets.base import Session, Target
 from decoct.targets.onnx import graph, save
 
 if TYPE_CHECKING:
     import onnx
-    from torch import Tensor, nn
 
 FILE = "model.xml"
 TELEMETRY = "openvino_telemetry"
@@ -39,17 +39,9 @@ class OpenVINO(Target):
     opset: int = Field(default=20, ge=18, le=23)
     precision: Literal["f32", "auto"] = "f32"
 
-    def write(
-        self,
-        program: nn.Module,
-        example: Mapping[str, Tensor],
-        folder: Path,
-        *,
-        axes: Mapping[str, Mapping[int, str]],
-        output: str = "logits",
-    ) -> Path:
+    def write(self, programs: Mapping[str, Program], folder: Path) -> dict[str, Path]:
         library()
-        return convert(graph(program, example, axes=axes, output=output, opset=self.opset), folder)
+        return {name: convert(graph(each, opset=self.opset), folder, name) for name, each in programs.items()}
 
     def load(self, path: Path, *, threads: int = 1) -> Session:
         if not path.is_file():
@@ -84,8 +76,8 @@ class OpenVINOSession:
         return {name: np.array(said[name]) for name in self._outputs}
 
 
-def convert(proto: onnx.ModelProto, folder: Path) -> Path:
-    """An ONNX graph as model.xml and model.bin in `folder`; RecipeError names what OpenVINO cannot take."""
+def convert(proto: onnx.ModelProto, folder: Path, name: str = MAIN) -> Path:
+    """An ONNX graph as NAME.xml and NAME.bin in `folder`; RecipeError names what OpenVINO cannot take."""
     openvino = library()
     with tempfile.TemporaryDirectory() as place:
         path = save(proto, Path(place) / "model.onnx")
@@ -93,11 +85,11 @@ def convert(proto: onnx.ModelProto, folder: Path) -> Path:
             model = openvino.Core().read_model(str(path))
         except RuntimeError as error:
             raise RecipeError(f"OpenVINO cannot take this graph: {_last_line(error)}; export to onnx instead") from None
-        made = Path(place) / FILE
+        made = Path(place) / f"{name}.xml"
         openvino.save_model(model, str(made), compress_to_fp16=False)
         for each in (made, made.with_suffix(".bin")):
             shutil.copyfile(each, folder / each.name)
-    return folder / FILE
+    return folder / made.name
 
 
 def library() -> ModuleType:

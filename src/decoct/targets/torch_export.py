@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from decoct.errors import IntegrityError, RecipeError
+from decoct.models.interface import Program
 from decoct.targets.base import Session, Target
 from decoct.targets.inspection import why_unsafe
 from decoct.targets.onnx import of_two, quiet, trace
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 FILE = "model.pt2"
 OUTPUT = "output"
@@ -34,25 +35,8 @@ class TorchExport(Target):
 
     use: ClassVar[str] = "torch_export"
 
-    def write(
-        self,
-        program: nn.Module,
-        example: Mapping[str, Tensor],
-        folder: Path,
-        *,
-        axes: Mapping[str, Mapping[int, str]],
-        output: str = "logits",
-    ) -> Path:
-        import torch
-
-        refuse_recurrence(program, axes)
-        own = copy.deepcopy(program).eval()
-        inputs = {name: of_two(value, axes.get(name, {})) for name, value in example.items()}
-        with quiet(), torch.no_grad():
-            exported = trace(own, inputs, axes, form="torch.export")
-            exported._example_inputs = None  # would be a pickle in the file
-            torch.export.save(exported, folder / FILE, extra_files={OUTPUT: output})
-        return folder / FILE
+    def write(self, programs: Mapping[str, Program], folder: Path) -> dict[str, Path]:
+        return {name: _written(each, folder / f"{name}.pt2") for name, each in programs.items()}
 
     def load(self, path: Path, *, threads: int = 1) -> Session:
         import torch
@@ -68,7 +52,7 @@ class TorchExport(Target):
         extra = {OUTPUT: ""}
         with quiet():
             program = torch.export.load(path, extra_files=extra).module(check_guards=False)
-        return ProgramSession(program, extra[OUTPUT])
+        return ProgramSession(program, extra[OUTPUT].split("\n"))
 
     @property
     def runtime(self) -> str:
@@ -78,15 +62,30 @@ class TorchExport(Target):
 class ProgramSession:
     """A loaded program: arrays by input name in, arrays by output name out."""
 
-    def __init__(self, program: nn.Module, output: str) -> None:
-        self._program, self._output = program, output
+    def __init__(self, program: nn.Module, outputs: Sequence[str]) -> None:
+        self._program, self._outputs = program, outputs
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import torch
 
         with torch.no_grad():
             said = self._program(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        return {self._output: said.numpy()}
+        parts = said if isinstance(said, tuple) else (said,)
+        return {name: part.numpy() for name, part in zip(self._outputs, parts, strict=True)}
+
+
+def _written(program: Program, path: Path) -> Path:
+    import torch
+
+    axes = program.axes
+    refuse_recurrence(program.module, axes)
+    own = copy.deepcopy(program.module).eval()
+    inputs = {name: of_two(value, axes.get(name, {})) for name, value in program.example.items()}
+    with quiet(), torch.no_grad():
+        exported = trace(own, inputs, axes, form="torch.export")
+        exported._example_inputs = None  # would be a pickle in the file
+        torch.export.save(exported, path, extra_files={OUTPUT: "\n".join(program.outputs)})
+    return path
 
 
 def refuse_recurrence(program: nn.Module, axes: Mapping[str, Mapping[int, str]]) -> None:

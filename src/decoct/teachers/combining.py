@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,6 @@ from torch import Tensor
 from decoct.outputs import Batch, Outputs, Predictor
 from decoct.spec import Spec
 from decoct.teachers.classes import in_full
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 COMBINED = "combined"
 """The role under which objectives hear the combination."""
@@ -32,11 +28,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a combination is made in: the task, how many logits the student has, and labelled samples held out."""
+    """What a combination is made in: how many logits the student has, labelled samples held out, whether answers are
+    distributions over classes; of numbers the `error` of a teacher on these samples."""
 
-    task: Task
     outputs: int
     held_out: Callable[[], Iterable[Batch]]
+    distribution: bool = True
+    error: Callable[[Predictor], float] | None = None
 
 
 class Combination(Spec):

@@ -143,10 +143,10 @@ class Ensemble(Combination):
             raise RecipeError(
                 f"combine.average is 'logits', and {', '.join(partly)} does not know all classes; use 'probabilities'"
             )
-        numbers = setting.task.metric[1] == "min"
+        numbers = not setting.distribution
         if numbers and (self.average == "probabilities" or self.weights in ("confidence", "entropy", "learned")):
             raise RecipeError(
-                f"combine: {setting.task.use} predicts numbers; set average to 'logits' and weights to 'equal', "
+                "combine: the task predicts numbers; set average to 'logits' and weights to 'equal', "
                 "'validation' or numbers"
             )
 
@@ -211,9 +211,8 @@ def stacked(members: Mapping[str, Member], batch: Batch, outputs: int) -> Tensor
 
 def _worth(role: str, member: Member, setting: Setting) -> float:
     """What a teacher's answers on the held-out samples are worth: more is better."""
-    task = setting.task
-    if task.metric[1] == "min":
-        return 1 / max(task.score(member.predict, setting.held_out())[task.metric[0]], LEAST)
+    if setting.error is not None:
+        return 1 / max(setting.error(member.predict), LEAST)
     right = seen = 0
     for batch in setting.held_out():
         logits = stacked({role: member}, batch, setting.outputs)[0]

@@ -7,18 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 
 from decoct.models.onnx_file import open_session
 from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
-from decoct.teachers.base import Teacher
+from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.onnx import file_of, file_predictor, refuse_needs, unchanged
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 
 class EstimatorTeacher(Teacher):
@@ -35,27 +32,25 @@ class EstimatorTeacher(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
         """A predictor while the body runs; `subject` is the Artifact."""
         refuse_needs(needs, self.use)
-        path, side = file_of(subject, side)
-        return self._predictor(path, task, side)
+        return self._predictor(file_of(subject), reading)
 
     @contextmanager
-    def _predictor(self, path: Path, task: Task, side: str) -> Iterator[Predictor]:
+    def _predictor(self, path: Path, reading: Reading) -> Iterator[Predictor]:
         with unchanged(path):
             session = open_session(path, threads=self.threads or torch.get_num_threads())
-            answer = file_predictor(session, task, side)
+            answer = file_predictor(session, reading)
 
             def predict(batch: Batch) -> Outputs:
                 outputs = answer(batch)
-                if task.output != "logits" or outputs.logits is None:
+                if not reading.distribution or outputs.logits is None:
                     return outputs
                 return replace(outputs, distribution=Dense(outputs.logits.clamp(min=math.log(self.floor))))
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from decoct.errors import RecipeError
+from decoct.models.base import Network
+from decoct.models.given import plain_network
 from decoct.outputs import Batch, Needs, Outputs, Predictor
-from decoct.teachers.base import Teacher
+from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.contract import frozen
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 
 class Frozen(Teacher):
@@ -30,42 +30,43 @@ class Frozen(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
-        """A predictor while the body runs; RecipeError for a subject that is no module."""
-        if not isinstance(subject, nn.Module):
+        """A predictor while the body runs; RecipeError for a subject that is neither a module nor a Network."""
+        if isinstance(subject, nn.Module):
+            subject = plain_network(subject, reading.kind)
+        if not isinstance(subject, Network):
             raise RecipeError(
                 f"a frozen teacher is a torch module, not {type(subject).__name__}; load the module first"
             )
         if needs.gradient:
             raise RecipeError("a frozen teacher answers without gradients, and a term asks for those of its inputs")
-        return _predictor(subject, task, needs, side, device, autocast)
+        return _predictor(subject, reading, needs, device, autocast)
 
 
 @contextmanager
 def _predictor(
-    subject: nn.Module,
-    task: Task,
+    subject: Network,
+    reading: Reading,
     needs: Needs,
-    side: str,
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager[Any]] | None,
 ) -> Iterator[Predictor]:
-    with frozen(subject, device) as module:
+    with frozen(subject.module, device) as module:
         parts = list(module.modules())
+        network = replace(subject, module=module)
 
         def predict(batch: Batch) -> Outputs:
             if True in [each.training for each in parts]:
                 module.eval()
             with torch.no_grad():
                 if autocast is None:
-                    return task.forward(module, batch, needs, side)
+                    return reading.forward(network, batch, needs)
                 with autocast():
-                    return task.forward(module, batch, needs, side)
+                    return reading.forward(network, batch, needs)
 
         yield predict

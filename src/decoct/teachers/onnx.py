@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,11 +14,8 @@ from pydantic import Field
 from decoct.artifact import Artifact, sha256
 from decoct.errors import IntegrityError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.onnx_file import FileSession, files_of, open_session
-from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
-from decoct.teachers.base import Teacher
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.teachers.base import Reading, Teacher
 
 FILE = "model.onnx"
 
@@ -39,58 +36,53 @@ class OnnxTeacher(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
         """A predictor while the body runs; `subject` is an Artifact with a model.onnx, or the path of a file."""
         refuse_needs(needs, self.use)
-        path, side = file_of(subject, side)
-        return self._predictor(path, task, side)
+        return self._predictor(file_of(subject), reading)
 
     @contextmanager
-    def _predictor(self, path: Path, task: Task, side: str) -> Iterator[Predictor]:
+    def _predictor(self, path: Path, reading: Reading) -> Iterator[Predictor]:
         with unchanged(path):
             session = open_session(path, threads=self.threads or torch.get_num_threads())
-            yield file_predictor(session, task, side, output=self.output, preprocessed=self.preprocessed)
+            yield file_predictor(session, reading, output=self.output, preprocessed=self.preprocessed)
 
 
 def file_predictor(
-    session: FileSession, task: Task, side: str, *, output: str | None = None, preprocessed: bool = False
+    session: FileSession, reading: Reading, *, output: str | None = None, preprocessed: bool = False
 ) -> Predictor:
     """What a file says about a batch, as Outputs on the batch's device.
 
-    The inputs come from `task.feed`; where file and task have one input each, its name does not matter. Numbers in
-    their own units (the task's output is "values") are brought to the scale of logits. RecipeError where names or
-    types do not fit.
+    The inputs come from `reading.feed`; where file and task have one input or one output each, its name does not
+    matter. Numbers in their own units are brought to the scale of logits. RecipeError where names or types do not fit.
     """
-    name = _output(session, output, task.output)
-    preprocessing = task.preprocessing(side).eval() if preprocessed else None
+    names = _outputs(session, output, list(reading.outputs))
+    preprocessing = reading.preprocessing().eval() if preprocessed else None
 
     def predict(batch: Batch) -> Outputs:
-        feed = task.feed(batch, side)
+        feed = reading.feed(batch)
         if preprocessing is not None:
             with torch.no_grad():
-                prepared = preprocessing(batch.to("cpu").side(side))
+                prepared = preprocessing(reading.of(batch.to("cpu")))
             feed = {next(iter(feed)): prepared.numpy()}
-        answer = session(_named(session, feed))[name]
-        tensor = torch.from_numpy(answer)
-        if task.output == "values":
-            tensor = task.target_of(tensor)
-        return Outputs(Dense(tensor.to(_device(batch, side))))
+        said = session(_named(session, feed))
+        found = reading.from_file({own: said[name] for own, name in zip(reading.outputs, names)}, batch)
+        return found.to(_device(reading.of(batch)))
 
     return predict
 
 
-def file_of(subject: Any, side: str) -> tuple[Path, str]:
-    """The ONNX file of an artifact or path, and the side whose inputs it takes."""
+def file_of(subject: Any) -> Path:
+    """The ONNX file of an artifact, or a path."""
     if isinstance(subject, Artifact):
-        return subject.file(FILE), str(subject.meta.get("side", side))
+        return subject.file(FILE)
     if isinstance(subject, str | Path):
-        return Path(subject), side
+        return Path(subject)
     raise RecipeError(f"an ONNX teacher is an exported artifact or the path of a file, not {type(subject).__name__}")
 
 
@@ -119,15 +111,16 @@ def refuse_needs(needs: Needs, use: str) -> None:
         raise RecipeError(f"teacher {use}: a file gives no gradients, and a term asks for those of its inputs")
 
 
-def _output(session: FileSession, asked: str | None, expected: str) -> str:
+def _outputs(session: FileSession, asked: str | None, expected: list[str]) -> list[str]:
+    """The file's outputs in the order of those expected."""
     names = [port.name for port in session.outputs]
     if asked is not None:
         if asked not in names:
             raise RecipeError(f"teacher.output: {asked!r} is no output of the file; {did_you_mean(asked, names)}")
-        return asked
-    if len(names) == 1:
-        return names[0]
-    if expected in names:
+        return [asked]
+    if len(names) == len(expected) == 1:
+        return names
+    if set(expected) <= set(names):
         return expected
     raise RecipeError(f"the file has outputs {', '.join(names)}; say which one answers by `output`")
 
@@ -148,7 +141,6 @@ def _named(session: FileSession, feed: Mapping[str, np.ndarray]) -> dict[str, np
     return dict(feed)
 
 
-def _device(batch: Batch, side: str) -> torch.device:
-    inputs = batch.side(side)
+def _device(inputs: Any) -> torch.device:
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")

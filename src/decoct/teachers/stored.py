@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -15,10 +15,7 @@ from decoct.data.views import seen_of
 from decoct.errors import RecipeError, did_you_mean
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.store.reading import Store
-from decoct.teachers.base import Teacher
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+from decoct.teachers.base import Reading, Teacher
 
 
 class StoredTeacher(Teacher):
@@ -34,10 +31,9 @@ class StoredTeacher(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoct.tasks.inputs.tokenizers import WordPiece
 from safetensors.torch import load_file
 
 from decoct.artifact import Artifact
@@ -34,7 +35,6 @@ from decoct.steps.train import Train
 from decoct.tasks.base import Task
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.text_classification import TextClassification
-from decoct.tasks.tokenizers import WordPiece
 from decoct.training.budget import Budget
 
 MODEL = SmallResNet(width=8, depths=(1, 1))

@@ -11,6 +11,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from decoct.tasks.inputs.augment import Augment
 from torch import nn
 
 from decoct.artifact import Artifact
@@ -27,7 +28,6 @@ from decoct.steps.labelling.step import Label
 from decoct.steps.train import Train
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.reading import Store
-from decoct.tasks.augment import Augment
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.mixing.mixup import Mixup
 from label_toys import CROP, SHORT, Net, context, done, given, label, tree

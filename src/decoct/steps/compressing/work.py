@@ -131,7 +131,7 @@ def taken_by(module: nn.Module, at_work: Lesson) -> tuple[tuple[Any, ...], dict[
     """Arguments that the task gives a module for the lesson's few samples."""
     spy = _Spy(module)
     with evaluating(module), torch.no_grad():
-        at_work.context.task.forward(spy, at_work.batch, Needs(), at_work.student.side)
+        replace(at_work.student, module=spy).forward(at_work.context.task, Needs())(at_work.batch)
     return spy.args, spy.kwargs
 
 
@@ -177,10 +177,10 @@ def _made_by(step: Compressing) -> dict[str, Any]:
 
 
 def _facts(module: nn.Module, at_work: Lesson) -> dict[str, Any]:
-    task, side = at_work.context.task, at_work.student.side
-    program = task.program(module, side)
+    reading = at_work.context.task.reading(at_work.student.side)
+    program = reading.program(module)
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
-    example = {name: value.to(device) for name, value in task.example(side, 1).items()}
+    example = {name: value.to(device) for name, value in reading.example(1).items()}
     count = parameters(module)
     return {
         "parameters": count.total,

@@ -43,7 +43,6 @@ from decoct.store.finish import salvage, seal
 from decoct.store.layout import Layout
 from decoct.store.shards import Shard, finished, packed, put, shard_name
 from decoct.store.sizes import ROW_BYTES, refuse_small_disk, summary
-from decoct.tasks.classification import Classification
 from decoct.tasks.mixing.base import Mixing
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import Combination
@@ -119,15 +118,7 @@ class Label(Step):
 
     def codec(self, task: Task) -> Codec:
         """How the answers are kept: predicted numbers as they are. RecipeError where `keep` says otherwise."""
-        if task.output != "values":
-            return self.keep
-        whole = DenseCodec(dtype="float32")
-        if self.keep not in (whole, DenseCodec()):
-            raise RecipeError(
-                f"keep is {self.keep.use}, and task {task.use!r} predicts numbers, which are kept in float32; leave "
-                "keep (top_k, tail, dtype) out"
-            )
-        return whole
+        return task.answer.codec(self.keep)
 
     def refuse_another(self, inputs: Inputs, context: Context) -> None:
         """RecipeError where `context.folder` holds anything but a store of the same teacher, data and settings."""
@@ -151,7 +142,7 @@ class Label(Step):
             "preprocessing": _task(inputs, context, self.combine).digest(),
             "data": context.data.fingerprint,
             "splits": list(self.splits),
-            "classes": list(_classes(context.task)),
+            "classes": list(context.task.answer.names),
             "views": sight.plain(self.mix),
             "keep": self.keep.plain(),
             "features": list(self.features),
@@ -234,7 +225,7 @@ class Label(Step):
         if _is_loader(context, self.splits):
             return None
         rows = sum(map(len, pieces_of(self, context)))
-        classes = task.interface("teacher").outputs
+        classes = task.reading("teacher").interface.width
         codec = self.codec(task)
         return rows, rows * (codec.width(classes) + ROW_BYTES)
 
@@ -259,7 +250,7 @@ class _Packer:
         self._step, self._context, self._heard = step, context, heard
         self._answers = Answers(step, inputs, context, loader=loader)
         self._codec = step.codec(context.task)
-        self._classes = context.task.output != "values"
+        self._classes = context.task.answer.distribution
 
     def __call__(self, piece: Piece) -> bytes:
         shard, content = self.shard(piece)
@@ -342,15 +333,10 @@ def _task(inputs: Inputs, context: Context, combine: Combination | None) -> Task
     task = context.task
     if combine is None:
         return task_of(next(iter(inputs.values())), task)
-    if not isinstance(task, Classification) or not task.classes:
-        return task
-    known = {name for value in inputs.values() for name in _classes(task_of(value, task))}
-    classes = tuple(name for name in task.classes if name in known)
-    return task if classes == task.classes else task.replace(classes=classes)
-
-
-def _classes(task: Task) -> tuple[str, ...]:
-    return task.classes if isinstance(task, Classification) else ()
+    names = task.answer.names
+    known = {name for value in inputs.values() for name in task_of(value, task).answer.names}
+    classes = tuple(name for name in names if name in known)
+    return task if classes == names else task.with_values({}, task.answer.renamed(classes))
 
 
 def _fingerprint(value: Any) -> str:

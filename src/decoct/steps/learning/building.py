@@ -21,15 +21,15 @@ from decoct.spec import Choice
 from decoct.steps.learning.saving import Student
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Side, Task
+    from decoct.tasks.base import Task
 
 
-def build_student(value: Any, task: Task, side: Side, given: Mapping[str, Any]) -> Student:
+def build_student(value: Any, task: Task, side: str, given: Mapping[str, Any]) -> Student:
     """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further."""
     if not isinstance(value, Artifact):
-        return Student(fresh(value, task.interface(side), given), value, side)
+        return Student(fresh(value, task.reading(side).interface, given), value, side)
     spec = Choice("decoct.models").validate(value.json("model.json")["base"])
-    return Student(load_model(value, given=given), spec, value.meta["side"])
+    return Student(load_model(value, given=given).module, spec, value.meta["side"])
 
 
 def build_criterion(

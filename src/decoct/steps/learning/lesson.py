@@ -135,7 +135,7 @@ class Lesson:
     def measure(self) -> Callable[[Outputs, Mapping[str, Outputs]], Mapping[str, Tensor]] | None:
         """What is logged beside the terms where there are several teachers: who agrees with whom, and their weights."""
         roles = [role for role in self.teachers if role != COMBINED]
-        if len(roles) < 2 or self.context.task.metric[1] == "min":
+        if len(roles) < 2 or not self.context.task.answer.distribution:
             return None
 
         def measured(student: Outputs, taught: Mapping[str, Outputs]) -> Mapping[str, Tensor]:
@@ -247,7 +247,7 @@ def lesson(
     as one, under the role "combined".
     """
     task = context.task
-    if step.labels is not None and task.output == "values":
+    if step.labels is not None and task.answer.scaled:
         raise RecipeError(
             f"labels is {step.labels} and the task is regression, whose scale comes from every labelled sample of the "
             f"data; leave it out of the step and give data.labels: {step.labels}"

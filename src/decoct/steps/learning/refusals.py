@@ -10,7 +10,7 @@ from decoct.errors import RecipeError
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import Criterion
 from decoct.steps.base import Context, Inputs
-from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.base import STUDENT
 
 if TYPE_CHECKING:
     from decoct.steps.learning.settings import Learning
@@ -21,7 +21,7 @@ Scores = Callable[[], dict[str, float]]
 def refuse_what_cannot_mix(step: Learning, objective: Objective, inputs: Inputs, context: Context) -> None:
     """RecipeError for mixed views under an objective that reads class ids, or before a file that takes whole pixels;
     for several views of a task that augments nothing."""
-    if step.teacher_views > 1 and not (isinstance(context.task, ImageClassification) and context.task.augment):
+    if step.teacher_views > 1 and context.task.inputs(STUDENT).variation is None:
         raise RecipeError(
             f"teacher_views is {step.teacher_views}, and task {context.task.use!r} augments nothing, so that all views "
             "are the same; give task.augment, or leave teacher_views out"

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from decoct.artifact import MANIFEST, Artifact, Draft, writing
-from decoct.errors import RecipeError
-from decoct.models.base import Model
+from decoct.models.base import Model, Network
 from decoct.models.saving import save_model
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.steps.base import Context
@@ -23,7 +22,7 @@ from decoct.training.fit import History
 from decoct.training.processes import ONE
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Side, Task
+    from decoct.tasks.base import Task
 
 PROBE_SAMPLES = 4
 PARTS = "parts"
@@ -36,11 +35,16 @@ class Student:
 
     module: nn.Module
     spec: Model
-    side: Side
+    side: str
 
     def forward(self, task: Task, needs: Needs) -> Callable[[Batch], Outputs]:
         """The predictor of this student as it is now, capturing `needs`."""
-        return lambda batch: task.forward(self.module, batch, needs, self.side)
+        network = self.network(task)
+        return lambda batch: task.forward(network, batch, needs, self.side)
+
+    def network(self, task: Task) -> Network:
+        """The module with what reads its results."""
+        return Network(self.module, self.spec, task.reading(self.side).interface)
 
 
 def save_student(
@@ -69,11 +73,10 @@ def _write_student(
     module, task = student.module.cpu().eval(), context.task
     batch = few(context, PROBE_SAMPLES)
 
-    def probe(candidate: nn.Module) -> torch.Tensor:
-        logits = task.forward(candidate, batch, Needs(), student.side).logits
-        if logits is None:
-            raise RecipeError(f"{type(candidate).__name__} returns no logits")
-        return logits
+    network = student.network(task)
+
+    def probe(candidate: nn.Module) -> list[torch.Tensor]:
+        return task.forward(replace(network, module=candidate), batch, Needs(), student.side).tensors()
 
     with writing(
         context.folder,
@@ -87,7 +90,7 @@ def _write_student(
             draft,
             module,
             student.spec,
-            task.interface(student.side),
+            network.interface,
             side=student.side,
             probe=probe,
             given=context.given,

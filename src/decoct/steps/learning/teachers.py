@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from decoct.artifact import Artifact
 from decoct.errors import RecipeError
+from decoct.models.base import Network
 from decoct.models.black_box import BlackBox
 from decoct.models.given import fresh
 from decoct.models.onnx_model import OnnxFile
@@ -19,8 +20,7 @@ from decoct.outputs import Batch, Needs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
-from decoct.tasks.classification import Classification
-from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.base import STUDENT
 from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.classes import Alignment, align
@@ -73,7 +73,7 @@ def heard(
             if isinstance(opened, Ahead):
                 ahead.append(opened)
             if averaged:
-                opened = over_views(opened, numbers=task.output == "values")
+                opened = over_views(opened, numbers=not task.answer.distribution)
             alignment = alignment_of(inputs[role], task, role)
             teachers[role] = opened if alignment is None else alignment(opened)
             if alignment is not None and alignment.known is not None:
@@ -81,13 +81,26 @@ def heard(
         if combine is not None:
             teachers = {role: Once(each) for role, each in teachers.items()}
             members = {role: Member(each, known.get(role)) for role, each in teachers.items()}
-            outputs = task.interface("student").outputs
+            outputs = task.reading("student").interface.width
             joined = joined_classes(members, outputs)
-            setting = Setting(task, outputs, lambda: _held_out(context, engine, labels))
+            setting = _setting(outputs, context, engine, labels)
             teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
             if joined is not None:
                 known[COMBINED] = joined
         yield Heard(teachers, known, tuple(ahead))
+
+
+def _setting(outputs: int, context: Context, engine: Engine, labels: int | None) -> Setting:
+    task = context.task
+
+    def held_out() -> Iterator[Batch]:
+        return _held_out(context, engine, labels)
+
+    def error(predict: Predictor) -> float:
+        return task.score(predict, held_out())[task.metric[0]]
+
+    numbers = not task.answer.distribution
+    return Setting(outputs, held_out, not numbers, error if numbers else None)
 
 
 def _narrowed(predict: Predictor, known: tuple[int, ...] | None) -> Predictor:
@@ -121,13 +134,16 @@ def open_teacher(
     elif isinstance(value, Artifact):
         suited = for_kind(value)
         if value.kind == "model":
-            subject, side = load_model(value, given=context.given), value.meta["side"]
+            subject = load_model(value, given=context.given)
     else:
-        subject, suited = fresh(value, context.task.interface(side), context.given), "frozen"
+        interface = context.task.reading(side).interface
+        subject, suited = Network(fresh(value, interface, context.given), value, interface), "frozen"
     if kind is None:
         kind = cast(Teacher, TEACHERS.resolve(suited)())
-    task = task_of(value, context.task)
-    return kind.open(subject, task, needs, side=side, device=engine.device, autocast=engine.autocast)
+    if isinstance(value, Artifact):
+        side = str(value.meta.get("side", side))
+    reading = task_of(value, context.task).reading(side)
+    return kind.open(subject, reading, needs, device=engine.device, autocast=engine.autocast)
 
 
 def _asked(value: BlackBox, context: Context) -> Any:
@@ -150,7 +166,7 @@ def to_combined(objective: Objective) -> Objective:
 def task_of(value: Any, task: Task) -> Task:
     """The task in which a teacher answers: `task` with the classes that its artifact names.
 
-    Images are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
+    Its inputs are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
     """
     if isinstance(value, Remote):
         plain = value.info()["task"]
@@ -159,26 +175,20 @@ def task_of(value: Any, task: Task) -> Task:
     else:
         return task
     theirs = Choice("decoct.tasks").validate(plain)
-    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
-        return task
-    pixels = isinstance(task, ImageClassification) and isinstance(theirs, ImageClassification)
-    if pixels and not task.raw and not theirs.raw:
-        return theirs
-    return task if task.classes == theirs.classes else task.replace(classes=theirs.classes)
+    return task.as_taught_by(theirs)
 
 
 def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
     """How the classes of a teacher, as its artifact names them, meet the task's; None where they are the same."""
     theirs = task_of(value, task)
-    if not isinstance(task, Classification) or not isinstance(theirs, Classification):
-        return None
-    unnamed = theirs.raw and task.raw and numbered(theirs.classes) and numbered(task.classes)
-    if unnamed and len(theirs.classes) != len(task.classes):
+    own, known = task.answer.names, theirs.answer.names
+    raw = theirs.inputs(STUDENT).raw and task.inputs(STUDENT).raw
+    if raw and numbered(known) and numbered(own) and len(known) != len(own):
         raise RecipeError(
-            f"{role}: it knows {len(theirs.classes)} classes and the student has {len(task.classes)}, and neither has "
+            f"{role}: it knows {len(known)} classes and the student has {len(own)}, and neither has "
             "names by which they could be matched; give task.classes, or a student of as many"
         )
-    return align(theirs.classes, task.classes, role) if theirs.classes and task.classes else None
+    return align(known, own, role) if known and own else None
 
 
 def numbered(classes: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from decoct.errors import DataError, RecipeError
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import few, splits_of
 from decoct.store.reading import Store
-from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.base import STUDENT
 from decoct.tasks.mixing.base import Mixer, Mixing
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def taught_stores(inputs: Inputs) -> dict[str, Artifact]:
 def augmentation_of(context: Context) -> Mapping[str, Any] | None:
     """How the task varies its samples; None where it does not."""
     task = context.task
-    return task.augment.plain() if isinstance(task, ImageClassification) and task.augment else None
+    return task.inputs(STUDENT).variation
 
 
 def views_of(step: Learning, inputs: Inputs, context: Context) -> Views | None:
@@ -160,7 +160,7 @@ def _seen(
     task, keys = context.task, split.keys[indices]
 
     def look(split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> np.ndarray:
-        return task.seen(split, indices, seeds) if isinstance(task, ImageClassification) else split.keys[indices]
+        return task.inputs(STUDENT).seen(split, indices, seeds)
 
     if views is None:
         return look(split, indices, None)

@@ -13,18 +13,18 @@ import torch
 from pydantic import Field
 
 from decoct.artifact import Artifact, writing
-from decoct.errors import RecipeError, did_you_mean
+from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.meters.latency import Latency, measure
 from decoct.meters.machine import machine
 from decoct.meters.memory import peak_memory
 from decoct.meters.size import file_bytes
-from decoct.outputs import Batch
+from decoct.outputs import Batch, Outputs
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches
 from decoct.steps.shipping.candidates import Candidate, kernels_of, open_candidate, source_of
 from decoct.steps.shipping.compared import compared
 from decoct.steps.shipping.export import head
-from decoct.tasks.classification import Classification
+from decoct.tasks.answers.base import Scores
 
 RECORDS = "records.json"
 MAIN_PAIR = ("student", "student_alone")
@@ -39,6 +39,7 @@ class Judged:
     quality: Mapping[str, float]
     calibration: Mapping[str, float]
     fidelity: Mapping[str, float]
+    confusion: dict[str, Any] | None = None
 
 
 class Benchmark(Step):
@@ -69,9 +70,8 @@ class Benchmark(Step):
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         artifacts = {name: _by_seed(value, context.run_seed) for name, value in inputs.items()}
         self._check_names(artifacts)
-        batches = list(evaluation_batches(context, self.split))
         with _torch_threads(self.threads):
-            records = self._records(artifacts, batches, context)
+            records = self._records(artifacts, context)
         result = {
             "models": list(records.values()),
             "comparisons": [
@@ -85,51 +85,66 @@ class Benchmark(Step):
             draft.write_json(RECORDS, finite(result))
         return Artifact.load(context.folder)
 
-    def _records(
-        self, artifacts: Mapping[str, Mapping[int, Artifact]], batches: Sequence[Batch], context: Context
-    ) -> dict[str, dict[str, Any]]:
-        said: dict[str, dict[int, Answers]] = {}
-        first: dict[str, Candidate] = {}
-        for done, (name, seeds) in enumerate(artifacts.items()):
-            context.progress(done, len(artifacts) + 1, f"quality of {name}")
-            said[name] = {}
-            for seed, artifact in seeds.items():
-                candidate = open_candidate(artifact, context, self.threads)
-                said[name][seed] = Answers(candidate, batches)
-                first.setdefault(name, candidate)
-        context.progress(len(artifacts), len(artifacts) + 1, "latency")
-        small = head(batches[0], self.batch)
-        if len(small) < self.batch:
-            raise RecipeError(
-                f"batch is {self.batch}, the first batch of {self.split} has {len(small)}; give at most that"
-            )
+    def _records(self, artifacts: Mapping[str, Mapping[int, Artifact]], context: Context) -> dict[str, dict[str, Any]]:
+        opened = {
+            name: {seed: open_candidate(artifact, context, self.threads) for seed, artifact in seeds.items()}
+            for name, seeds in artifacts.items()
+        }
+        judged, count = self._judged(opened, context)
+        first = {name: next(iter(seeds.values())) for name, seeds in opened.items()}
+        context.progress(1, 2, "latency")
+        small = self._small(context)
         latencies = measure(
             {name: candidate.call(small) for name, candidate in first.items()},
             repeats=self.repeats,
             warmup=self.warmup,
             seconds=self.seconds,
         )
-        reference = said.get(self.reference or "")
-        records = {}
-        for name, candidate in first.items():
-            judged = [
-                _judge(seed, answers, None if name == self.reference else _partner(reference, seed), context)
-                for seed, answers in said[name].items()
-            ]
-            artifact = candidate.artifact
-            records[name] = {
+        return {
+            name: {
                 "name": name,
-                "step": artifact.name,
-                "path": artifact.folder.name,
-                "artifact": f"{artifact.folder.name}/{candidate.path.name}",
+                "step": candidate.artifact.name,
+                "path": candidate.artifact.folder.name,
+                "artifact": f"{candidate.artifact.folder.name}/{candidate.path.name}",
                 "split": self.split,
-                "n": sum(len(batch) for batch in batches),
-                **_summary(judged),
+                "n": count,
+                **_summary(judged[name]),
                 **self._costs(candidate, small),
                 "latency": self._latency(latencies[name], candidate, small),
-                "confusion": _confusion(next(iter(said[name].values())), context),
+                "confusion": judged[name][0].confusion,
             }
-        return records
+            for name, candidate in first.items()
+        }
+
+    def _judged(
+        self, opened: Mapping[str, Mapping[int, Candidate]], context: Context
+    ) -> tuple[dict[str, list[Judged]], int]:
+        """What each model scored under each seed, in one pass over the split; and how many samples that was."""
+        tallies = {(name, seed): context.task.answer.tally() for name, seeds in opened.items() for seed in seeds}
+        reference = opened.get(self.reference or "", {})
+        count = 0
+        for batch in evaluation_batches(context, self.split):
+            count += len(batch)
+            context.progress(0, 2, f"quality on {count} samples")
+            known = {seed: candidate.predict(batch) for seed, candidate in reference.items()}
+            for (name, seed), tally in tallies.items():
+                if name == self.reference:
+                    tally.add(batch, known[seed])
+                else:
+                    tally.add(batch, opened[name][seed].predict(batch), _partner(known, seed))
+        found: dict[str, list[Judged]] = {}
+        for (name, seed), tally in tallies.items():
+            found.setdefault(name, []).append(_judge(seed, tally.scores()))
+        return found, count
+
+    def _small(self, context: Context) -> Batch:
+        """As many samples as one call takes."""
+        small = head(next(iter(evaluation_batches(context, self.split))), self.batch)
+        if len(small) < self.batch:
+            raise RecipeError(
+                f"batch is {self.batch}, the first batch of {self.split} has {len(small)}; give at most that"
+            )
+        return small
 
     def _costs(self, candidate: Candidate, small: Batch) -> dict[str, Any]:
         peak = None
@@ -180,17 +195,6 @@ class Benchmark(Step):
         return [MAIN_PAIR] if set(MAIN_PAIR) <= set(records) else []
 
 
-class Answers:
-    """What a candidate said about each batch, kept, so that every metric reads the same run."""
-
-    def __init__(self, candidate: Candidate, batches: Sequence[Batch]) -> None:
-        self.batches = batches
-        self._said = {id(batch): candidate.predict(batch) for batch in batches}
-
-    def __call__(self, batch: Batch) -> Any:
-        return self._said[id(batch)]
-
-
 def finite(value: Any) -> Any:
     """The same data with None for numbers that are not finite, and NumPy's numbers as Python's."""
     if isinstance(value, Mapping):
@@ -214,22 +218,25 @@ def _by_seed(value: Any, seed: int) -> dict[int, Artifact]:
     return found
 
 
-def _judge(seed: int, answers: Answers, reference: Answers | None, context: Context) -> Judged:
-    scores = context.task.score(answers, answers.batches)
-    fidelity = {} if reference is None else context.task.fidelity(answers, reference, answers.batches)
+def _judge(seed: int, found: Scores) -> Judged:
+    if not found.quality:
+        raise DataError("there is no labelled sample to score on")
+    confusion = None
+    if found.confusion is not None:
+        names, matrix = found.confusion
+        confusion = {"labels": list(names), "matrix": matrix.tolist()}
     return Judged(
         seed,
-        {name: value for name, value in scores.items() if name not in CALIBRATION},
-        {name: value for name, value in scores.items() if name in CALIBRATION},
-        fidelity,
+        {name: value for name, value in found.quality.items() if name not in CALIBRATION},
+        {name: value for name, value in found.quality.items() if name in CALIBRATION},
+        found.fidelity,
+        confusion,
     )
 
 
-def _partner(reference: Mapping[int, Answers] | None, seed: int) -> Answers | None:
-    """The reference under the same seed, or its only one."""
-    if not reference:
-        return None
-    return reference.get(seed, next(iter(reference.values())))
+def _partner(reference: Mapping[int, Outputs], seed: int) -> Outputs | None:
+    """What the reference said under the same seed, or its only one."""
+    return reference.get(seed, next(iter(reference.values()))) if reference else None
 
 
 def _summary(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -256,13 +263,6 @@ def _deviation(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _shared(scores: Sequence[Mapping[str, float]]) -> list[str]:
     return [name for name in scores[0] if all(name in each for each in scores)]
-
-
-def _confusion(answers: Answers, context: Context) -> dict[str, Any] | None:
-    if not isinstance(context.task, Classification):
-        return None
-    labels, matrix = context.task.confusion(answers, answers.batches)
-    return {"labels": list(labels), "matrix": matrix.tolist()}
 
 
 @contextlib.contextmanager

@@ -107,10 +107,10 @@ def measured(budgets: Budgets, target: Target, path: Path, context: Context, sid
         if "min_quality" in asked:
             if not has_split(context, "validation"):
                 raise RecipeError("min_quality needs a validation split, and the data have none; leave it out")
-            predict = session_predictor(session, context.task, side)
+            predict = session_predictor(session, context.task.reading(side))
             found["min_quality"] = scores(predict, context, "validation")[name]
         if "max_latency_ms" in asked:
-            feed = context.task.feed(Batch(few(context, 1, _any_split(context)).inputs), side)
+            feed = context.task.reading(side).feed(Batch(few(context, 1, _any_split(context)).inputs))
             feed = {key: value[:1] for key, value in feed.items()}
             timed = measure({"file": lambda: session(feed)}, repeats=REPEATS, warmup=WARMUP, seconds=SECONDS)
             found["max_latency_ms"] = timed["file"].p50_ms

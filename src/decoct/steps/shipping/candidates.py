@@ -16,7 +16,7 @@ from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.models.onnx_file import FileSession
 from decoct.models.saving import WEIGHTS, load_model
-from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
+from decoct.outputs import DENSE, Batch, Outputs, Predictor
 from decoct.quantization.audit import audit
 from decoct.spec import Choice
 from decoct.steps.base import Context
@@ -25,7 +25,7 @@ from decoct.targets.onnx import FILE, Onnx
 from decoct.teachers.onnx import file_predictor
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.tasks.base import Reading
 
 KERNEL = ("layer", "operator", "runs", "cause")
 
@@ -65,14 +65,14 @@ def open_candidate(artifact: Artifact, context: Context, threads: int) -> Candid
             f"benchmark.inputs: {artifact.name!r} is of kind {artifact.kind}; give a model or exported file"
         )
     target, path = target_of(artifact)
-    task, side = context.task, str(artifact.meta["side"])
+    reading = context.task.reading(str(artifact.meta["side"]))
     session = target.load(path, threads=threads)
     return Candidate(
         artifact,
         path,
         target.runtime,
-        session_predictor(session, task, side),
-        lambda batch: task.feed(batch, side),
+        session_predictor(session, reading),
+        reading.feed,
         session,
         artifact.meta["parameters"],
         artifact.meta.get("macs"),
@@ -117,26 +117,21 @@ def _has_quantizers(path: Path) -> bool:
     return any(node.op_type == "DequantizeLinear" for node in nodes)
 
 
-def session_predictor(session: Session, task: Task, side: str) -> Predictor:
+def session_predictor(session: Session, reading: Reading) -> Predictor:
     """What a loaded file says about a batch, as Outputs."""
     if isinstance(session, FileSession):
-        return file_predictor(session, task, side)
-
-    def predict(batch: Batch) -> Outputs:
-        answer = torch.from_numpy(session(task.feed(batch, side))[task.output])
-        return Outputs(Dense(task.target_of(answer) if task.output == "values" else answer))
-
-    return predict
+        return file_predictor(session, reading)
+    return lambda batch: reading.from_file(session(reading.feed(batch)), batch)
 
 
 def _module(artifact: Artifact, context: Context) -> Candidate:
-    task, side = context.task, str(artifact.meta["side"])
-    model = load_model(artifact, given=context.given).eval()
-    program = task.program(model, side).eval()
+    reading = context.task.reading(str(artifact.meta["side"]))
+    network = load_model(artifact, given=context.given)
+    program = reading.program(network.module).eval()
 
     def predict(batch: Batch) -> Outputs:
         with torch.no_grad():
-            return task.forward(model, batch, Needs(), side)
+            return reading.forward(network, batch, DENSE)
 
     def run(feed: dict[str, np.ndarray]) -> Any:
         with torch.no_grad():
@@ -147,9 +142,9 @@ def _module(artifact: Artifact, context: Context) -> Candidate:
         artifact.file(WEIGHTS),
         "torch",
         predict,
-        lambda batch: task.feed(batch, side),
+        reading.feed,
         run,
-        parameters(model).total,
-        macs(program, task.example(side, 1)).total,
+        parameters(network.module).total,
+        macs(program, reading.example(1)).total,
         (artifact.file(WEIGHTS),),
     )

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import nn
 
 from decoct.artifact import Artifact, writing
 from decoct.errors import IntegrityError, RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
-from decoct.models.base import Model
+from decoct.models.base import Model, Network
 from decoct.models.given import fresh
+from decoct.models.interface import MAIN
 from decoct.models.onnx_file import opset
 from decoct.models.onnx_model import OnnxFile
 from decoct.models.saving import load_model
@@ -30,12 +27,13 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches, has_split
 from decoct.steps.shipping.budgets import Budgets, keep
-from decoct.targets.base import Session, Target
+from decoct.steps.shipping.parity import compare
+from decoct.targets.base import Target
 from decoct.targets.lowering import has_onnx_forms
 from decoct.targets.onnx import FILE, Onnx
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.tasks.base import Reading
 
 RECORD = "exported.json"
 SPLITS = ("test", "validation", "train")
@@ -45,25 +43,6 @@ model: the two add up in another order, and a value that falls on the other side
 ROUNDED_MEAN = 0.01
 """The same for the mean over all answers: few values lie so near a half (measured: at most 0.0003 on convolutional
 nets, MLPs and transformers at 4 and 8 bits), while a wrong scale or bias moves all of them."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far a file is from torch: the largest difference of an output (`scale` 1: absolute; else divided by it), the
-    share of samples answered alike, over how many samples, the standard deviation of torch's outputs, and the mean
-    difference."""
-
-    max_abs_diff: float
-    agreement: float
-    samples: int
-    scale: float = 1.0
-    spread: float = 0.0
-    mean: float = 0.0
-
-    def data(self) -> dict[str, float]:
-        """As it stands in results."""
-        extra = {"scale": self.scale} if self.scale != 1.0 else {}
-        return {"max_abs_diff": self.max_abs_diff, "agreement": self.agreement, "samples": self.samples, **extra}
 
 
 class Export(Step, Budgets):
@@ -101,7 +80,7 @@ class Export(Step, Budgets):
             target = Onnx() if facts["file"] == FILE else self.target
             kept = keep(self, target, draft.folder / facts["file"], context, inputs, side)
             facts |= {"budgets": kept} if kept else {}
-            for name, text in context.task.assets(side).items():
+            for name, text in context.task.reading(side).assets().items():
                 (draft.folder / name).write_text(text, encoding="utf-8")
             draft.meta.update({name: facts[name] for name in ("parameters", "macs", "verified")})
             draft.scores.update(source.scores if made else {})
@@ -115,19 +94,21 @@ class Export(Step, Budgets):
                 f"{source.path} is an ONNX file already; decoct.benchmark measures it, and it may teach in distill"
             )
         if isinstance(source, Model):
-            module = fresh(source, context.task.interface(side), context.given)
-            return self._exported(module, context, side, folder)
+            interface = context.task.reading(side).interface
+            network = Network(fresh(source, interface, context.given), source, interface)
+            return self._exported(network, context, side, folder)
         if source.kind == "estimator":
             return _shipped(source, folder)
         return self._exported(load_model(source, given=context.given), context, side, folder)
 
-    def _exported(self, model: nn.Module, context: Context, side: str, folder: Path) -> dict[str, Any]:
-        task = context.task
-        program = task.program(model, side).eval()
-        path = write_program(self.target, program, task, side, folder)
-        session = self.target.load(path)
+    def _exported(self, network: Network, context: Context, side: str, folder: Path) -> dict[str, Any]:
+        reading = context.task.reading(side)
+        programs = reading.programs(network.module)
+        paths = self.target.write(programs, folder)
+        path, program = paths[MAIN], programs[MAIN].module
         context.progress(1, 2, "comparing the file with torch")
-        parity = compare(program, session, verification(context, self.samples), task, side)
+        feeds = [reading.feed(batch) for batch in verification(context, self.samples)]
+        parity = compare(program, self.target.load(path), feeds, programs[MAIN].outputs)
         rounds = has_onnx_forms(program)
         allowed = max(self.tolerance, ROUNDED * parity.spread / parity.scale) if rounds else self.tolerance
         if not parity.max_abs_diff <= allowed:
@@ -141,13 +122,13 @@ class Export(Step, Budgets):
                 f"{context.name}: the file differs from torch by {parity.mean:.2g} on average over {parity.samples} "
                 f"real samples, more than values that are rounded the other way can do ({most:.2g}); look at the model"
             )
-        count, one = parameters(model), task.example(side, 1)
+        count, one = parameters(network.module), reading.example(1)
         return {
             "verified": parity.data() | ({"tolerance": allowed} if rounds else {}),
             **(self._kernels(path, context) if rounds else {}),
             "parameters": count.total,
             "macs": macs(program, one).total,
-            **describe(path, task, side, self.target),
+            **describe(path, reading, self.target, paths),
         }
 
     def _kernels(self, path: Path, context: Context) -> dict[str, Any]:
@@ -158,38 +139,6 @@ class Export(Step, Budgets):
         if kernels.warning():
             warnings.warn(f"{context.name}: {kernels.warning()}", stacklevel=4)
         return {"audit": kernels.data()}
-
-
-def write_program(target: Target, program: nn.Module, task: Task, side: str, folder: Path) -> Path:
-    """The file of a task's program in `folder`."""
-    return target.write(program, task.example(side), folder, axes=task.axes(side), output=task.output)
-
-
-def compare(program: nn.Module, session: Session, batches: Sequence[Batch], task: Task, side: str) -> Parity:
-    """Runs file and torch program on the same real inputs, whole batches and the first sample alone.
-
-    Class logits are compared as they are; numbers are divided by the standard deviation of torch's answers.
-    """
-    ours, theirs = [], []
-    for feed in [*(task.feed(batch, side) for batch in batches), _first(task.feed(batches[0], side))]:
-        with torch.no_grad():
-            expected = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        theirs.append(expected.double().numpy())
-        ours.append(session(feed)[task.output].astype(np.float64))
-    found, expected_all = np.concatenate(ours), np.concatenate(theirs)
-    scale = 1.0
-    if task.output == "values":
-        scale = float(expected_all.std()) or 1.0
-    difference = np.abs(found - expected_all) / scale
-    if task.output == "values":
-        alike = (difference <= 1e-3).all(axis=-1)
-    else:
-        alike = found.argmax(axis=-1) == expected_all.argmax(axis=-1)
-    worst = float(difference.max())
-    worst = worst if np.isfinite(worst) else float("inf")
-    return Parity(
-        worst, float(alike.mean()), len(found) - 1, scale, float(expected_all.std()), float(difference.mean())
-    )
 
 
 def verification(context: Context, samples: int) -> list[Batch]:
@@ -210,26 +159,33 @@ def verification(context: Context, samples: int) -> list[Batch]:
 
 def head(batch: Batch, count: int) -> Batch:
     """The inputs of the first `count` samples."""
-    return Batch({side: _cut(value, count) for side, value in batch.inputs.items()})
+    return Batch(batch.take(slice(count)).inputs)
 
 
-def describe(path: Path, task: Task, side: str, target: Target | None = None) -> dict[str, Any]:
-    """Facts about a file: its bytes (of all that belong to it), inputs and, of ONNX, the opset."""
+def describe(
+    path: Path, reading: Reading, target: Target | None = None, paths: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """Facts about a file: its bytes (of all that belong to it), inputs, outputs and, of ONNX, the opset; `paths`: all
+    programs that ship, where there are several."""
     target = Onnx() if target is None else target
-    axes = task.axes(side)
+    axes = reading.axes()
     inputs = [
         {
             "name": name,
             "type": str(tensor.dtype).removeprefix("torch."),
             "shape": [axes.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)],
         }
-        for name, tensor in task.example(side).items()
+        for name, tensor in reading.example().items()
     ]
+    outputs = list(reading.outputs)
+    every = [path] if paths is None else list(paths.values())
     return {
         "file": path.name,
-        "file_bytes": sum(file_bytes(each) for each in target.files(path)),
+        "file_bytes": sum(file_bytes(each) for one in every for each in target.files(one)),
         "inputs": inputs,
-        "output": task.output,
+        "output": outputs[0],
+        **({"outputs": outputs} if len(outputs) > 1 else {}),
+        **({"programs": {name: each.name for name, each in (paths or {}).items()}} if len(every) > 1 else {}),
         **({"opset": opset(path)} if isinstance(target, Onnx) else {}),
     }
 
@@ -245,11 +201,3 @@ def _shipped(source: Artifact, folder: Path) -> dict[str, Any]:
         "file_bytes": file_bytes(folder / FILE),
         "opset": opset(folder / FILE),
     }
-
-
-def _cut(value: Any, count: int) -> Any:
-    return {name: _cut(each, count) for name, each in value.items()} if isinstance(value, Mapping) else value[:count]
-
-
-def _first(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value[:1] for name, value in feed.items()}

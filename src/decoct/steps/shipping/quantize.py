@@ -20,12 +20,12 @@ from decoct.data.sources import ordered
 from decoct.errors import DataError, IntegrityError, RecipeError, did_you_mean
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
+from decoct.models.interface import MAIN
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.models.saving import load_model
 from decoct.outputs import Batch
 from decoct.quantization.audit import audit
 from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
-from decoct.quantization.sensitivity import sqnr_db
 from decoct.quantization.static import Static
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
@@ -33,6 +33,7 @@ from decoct.steps.learning.batches import has_split, scores, splits_of
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.export import RECORD, describe, head, verification
+from decoct.steps.shipping.parity import against_float
 from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.teachers.onnx import file_predictor
 from decoct.training.compression import Change
@@ -40,12 +41,9 @@ from decoct.training.compression import Change
 if TYPE_CHECKING:
     import onnx
 
-    from decoct.tasks.base import Task
 
 SPLITS = ("train", "validation")
 CALIBRATION_BATCH = 32
-NEAR = 0.1
-"""How near, in standard deviations of the output, two numbers count as the same answer."""
 
 
 class Quantize(Step, Budgets):
@@ -99,7 +97,7 @@ class Quantize(Step, Budgets):
             }
             kept = keep(self, Onnx(), path, context, inputs, side)
             record |= {"budgets": kept} if kept else {}
-            for name, text in context.task.assets(side).items():
+            for name, text in context.task.reading(side).assets().items():
                 (draft.folder / name).write_text(text, encoding="utf-8")
             numbers = {name: value for name, value in record["verified"].items() if isinstance(value, float | int)}
             draft.meta.update({"parameters": record["parameters"], "macs": record["macs"], "verified": numbers})
@@ -139,11 +137,10 @@ def open_float(source: Artifact, context: Context, opset: int) -> Floating:
     side = str(source.meta["side"])
     if source.kind == "exported":
         return _exported(source, side)
-    task = context.task
-    program = task.program(load_model(source, given=context.given), side).eval()
-    proto = graph(program, task.example(side), axes=task.axes(side), output=task.output, opset=opset)
-    total = macs(program, task.example(side, 1)).total
-    return Floating(proto, program, side, parameters(program).total, total)
+    reading = context.task.reading(side)
+    program = reading.programs(load_model(source, given=context.given).module)[MAIN]
+    total = macs(program.module, reading.example(1)).total
+    return Floating(graph(program, opset=opset), program.module, side, parameters(program.module).total, total)
 
 
 def _exported(source: Artifact, side: str) -> Floating:
@@ -157,15 +154,16 @@ def _exported(source: Artifact, side: str) -> Floating:
 
 
 class FileProgram(nn.Module):
-    """An ONNX file with one output, called as the program that it was made from."""
+    """An ONNX file, called as the program that it was made from."""
 
     def __init__(self, session: FileSession) -> None:
         super().__init__()
         self.session = session
 
-    def forward(self, **inputs: Tensor) -> Tensor:
+    def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         said = self.session({name: value.numpy() for name, value in inputs.items()})
-        return torch.from_numpy(next(iter(said.values())))
+        found = tuple(torch.from_numpy(each) for each in said.values())
+        return found if len(found) > 1 else found[0]
 
 
 def has_quantizers(proto: onnx.ModelProto) -> bool:
@@ -183,7 +181,7 @@ def calibration(context: Context, side: str, name: str, count: int) -> Feeds:
     batches = list(_drawn(context, name, count))
     if not batches:
         raise DataError(f"calibration_split: the loader of split {name!r} gave no batch; give one with samples")
-    return lambda: (context.task.feed(batch, side) for batch in batches)
+    return lambda: (context.task.reading(side).feed(batch) for batch in batches)
 
 
 def _drawn(context: Context, name: str, count: int) -> Iterator[Batch]:
@@ -210,7 +208,7 @@ def judge_of(context: Context, side: str) -> Judge | None:
     def judge(proto: onnx.ModelProto) -> float:
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(save(proto, Path(folder) / FILE))
-        score = scores(file_predictor(session, context.task, side), context, "validation")[name]
+        score = scores(file_predictor(session, context.task.reading(side)), context, "validation")[name]
         return score if better == "max" else -score
 
     return judge
@@ -220,7 +218,7 @@ def scores_of(path: Path, context: Context, side: str) -> dict[str, float]:
     """The figures of the file itself on the validation split; none without such a split."""
     if not has_split(context, "validation"):
         return {}
-    return scores(file_predictor(open_session(path), context.task, side), context, "validation")
+    return scores(file_predictor(open_session(path), context.task.reading(side)), context, "validation")
 
 
 def written(
@@ -230,8 +228,9 @@ def written(
 
     A warning where layers run in float, or activations between them; IntegrityError where answers are not finite.
     """
-    task, side = context.task, floating.side
-    verified = against_float(floating.program, open_session(path), verification(context, samples), task, side)
+    reading = context.task.reading(floating.side)
+    feeds = [reading.feed(batch) for batch in verification(context, samples)]
+    verified = against_float(floating.program, open_session(path), feeds, reading.outputs)
     if not np.isfinite(verified["max_abs_diff"]):
         raise IntegrityError(f"{context.name}: the quantized file answers with numbers that are not finite")
     kernels = audit(path, changes)
@@ -243,47 +242,7 @@ def written(
         "macs": floating.macs,
         "float_bytes": floating.graph.ByteSize(),
         "audit": kernels.data(),
-        **describe(path, task, side),
-    }
-
-
-def against_float(
-    program: nn.Module, session: FileSession, batches: Sequence[Batch], task: Task, side: str
-) -> dict[str, Any]:
-    """How the answers of a quantized file differ from the float model's on the same real inputs.
-
-    `max_abs_diff` and `mean_abs_diff` of logits (numbers: in standard deviations of the float answers, `scale`),
-    `agreement` the share of samples with the same class (numbers: all within 0.1 standard deviations), `sqnr_db` the
-    signal-to-noise ratio of the answers, 10 log10(sum of squares / sum of squared differences).
-    """
-    ours, theirs = [], []
-    for batch in batches:
-        feed = task.feed(batch, side)
-        with torch.no_grad():
-            said = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        theirs.append(said.double().numpy())
-        ours.append(session(feed)[task.output].astype(np.float64))
-    return differences(np.concatenate(ours), np.concatenate(theirs), numbers=task.output == "values")
-
-
-def differences(found: np.ndarray, expected: np.ndarray, *, numbers: bool = False) -> dict[str, Any]:
-    """The record of `against_float` for answers `[N, ...]`, the class axis last."""
-    scale = (float(expected.std()) or 1.0) if numbers else 1.0
-    noise = found - expected
-    off = np.abs(noise) / scale
-    if numbers:
-        alike = (off <= NEAR).reshape(len(off), -1).all(axis=1)
-    else:
-        alike = found.argmax(axis=-1) == expected.argmax(axis=-1)
-    worst = float(off.max())
-    return {
-        "against": "float",
-        "max_abs_diff": worst if np.isfinite(worst) else float("inf"),
-        "mean_abs_diff": float(off.mean()),
-        "agreement": float(alike.mean()),
-        "samples": len(found),
-        "sqnr_db": sqnr_db(found, expected),
-        **({"scale": scale} if numbers else {}),
+        **describe(path, reading),
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from decoct.artifact import Artifact, writing
 from decoct.models.saving import load_model
-from decoct.outputs import Needs
+from decoct.outputs import DENSE
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches
@@ -68,8 +68,9 @@ class Robustness(Step):
     def _scores(self, artifact: Artifact, context: Context) -> dict[str, float]:
         task, side = context.task, str(artifact.meta["side"])
         device = Engine(device=context.device).device
-        module = load_model(artifact, given=context.given).to(device).eval()
-        forward = lambda batch: task.forward(module, batch, Needs(), side)  # noqa: E731
+        network = load_model(artifact, given=context.given)
+        module = network.module.to(device).eval()
+        forward = lambda batch: task.forward(network, batch, DENSE, side)  # noqa: E731
         batches = [batch.to(device) for batch in evaluation_batches(context, self.split)]
         robust = under_attack(self.attack, module, forward, side)
         with torch.random.fork_rng(), torch.no_grad():

@@ -18,7 +18,7 @@ from decoct.errors import RecipeError
 from decoct.outputs import Batch
 from decoct.spec import Spec
 from decoct.tasks.base import Task
-from decoct.tasks.classification import IGNORED, Classification
+from decoct.tasks.inputs.base import STUDENT
 
 Look = Callable[[Split, np.ndarray, np.ndarray | None], np.ndarray]
 """uint64 `[B]` of (split, indices, seeds): what samples look like."""
@@ -65,7 +65,8 @@ class Mixer:
     def __init__(
         self, task: Task, mixing: Mixing, split: Split, seed: int, *, only: Literal["all", "labelled"] = "all"
     ) -> None:
-        if not isinstance(task, Classification) or task.kind != "image" or task.raw:
+        inputs = task.inputs(STUDENT)
+        if not (inputs.mixes_views and task.answer.mixes_targets) or inputs.raw:
             raise RecipeError(
                 f"mix is {mixing.use}, which mixes images that decoct reads and their classes; task {task.use!r} has "
                 "others: leave mix out"
@@ -116,26 +117,8 @@ class Mixer:
             found = np.where(self._known[indices], known, found)
         return found
 
-    def _target(self, own: Batch, other: Batch, shares: np.ndarray) -> Tensor:
-        classes = len(self._task.classes)
-        part = torch.from_numpy(shares.astype(np.float32)).unsqueeze(-1)
-        a, b = one_hot(own.target, classes), one_hot(other.target, classes)
-        mixed = torch.where(part < 1, part * a + (1 - part) * b, a)
-        known = own.target != IGNORED
-        if own.labelled is not None:
-            known = known & own.labelled
-        return torch.where(known.unsqueeze(-1), mixed, torch.nan)
-
-
-def one_hot(target: Tensor, classes: int) -> Tensor:
-    """float32 `[B, C]` of class ids `[B]`; NaN where they are -100.
-
-    >>> one_hot(torch.tensor([1, -100]), 2).tolist()
-    [[0.0, 1.0], [nan, nan]]
-    """
-    known = (target != IGNORED).unsqueeze(-1)
-    found = torch.zeros(len(target), classes).scatter(-1, target.clamp(min=0).unsqueeze(-1), 1.0)
-    return torch.where(known, found, torch.nan)
+    def _target(self, own: Batch, other: Batch, shares: np.ndarray) -> Any:
+        return self._task.answer.mixed(own, other, torch.from_numpy(shares.astype(np.float32)))
 
 
 def column(values: np.ndarray, like: Tensor) -> Tensor:

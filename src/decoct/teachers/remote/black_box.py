@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,11 +18,8 @@ from torch import Tensor
 from decoct.errors import DataError, RecipeError, ResourceError, did_you_mean
 from decoct.models.http_client import JSON, Client
 from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
-from decoct.teachers.base import Teacher
+from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Asking
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 Rows = Callable[[Batch], list[Any]]
 """The raw samples of a batch: texts, images, rows."""
@@ -63,10 +60,9 @@ class BlackBoxTeacher(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
@@ -75,15 +71,15 @@ class BlackBoxTeacher(Teacher):
             raise RecipeError(f"a black box is dc.BlackBox(function or url), not {type(subject).__name__}")
         if needs.features or needs.gradient:
             raise RecipeError("a black box gives classes alone, and a term asks for features or gradients")
-        names = tuple(map(str, task.plain().get("classes") or ()))
+        names = reading.names
         if len(names) < 2:
-            raise RecipeError(f"a black box names classes, and the task {task.use} has {len(names)} that have names")
+            raise RecipeError(f"a black box names classes, and the task has {len(names)} that have names")
         if self.confidence <= 1 / len(names):
             raise RecipeError(
                 f"teacher.confidence is {self.confidence}; above 1/{len(names)}, or the named class is no likelier "
                 "than the others"
             )
-        return self._opened(subject, names, side)
+        return self._opened(subject, names, reading.reader)
 
     @contextmanager
     def _opened(self, subject: BlackBox, names: tuple[str, ...], side: str) -> Iterator[Predictor]:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +17,11 @@ from pydantic import Field
 from decoct.errors import RecipeError, ResourceError
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
-from decoct.teachers.base import Teacher
+from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Asking
 from decoct.teachers.remote.faults import Fault
 from decoct.teachers.remote.opening import Opening, asked, opening
 from decoct.teachers.remote.wire import decoded, encoded
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 T = TypeVar("T")
 Message = tuple[bytes, list[np.ndarray]]
@@ -53,15 +50,14 @@ class RayTeacher(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
         """An OnRay while the body runs; `subject` a module, an artifact or the path of an ONNX file."""
-        told = opening(subject, task, needs, side=side, device=self.device, autocast=autocast, kind=self.teacher)
+        told = opening(subject, reading, needs, device=self.device, autocast=autocast, kind=self.teacher)
         return self._opened(told)
 
     @contextmanager
@@ -75,7 +71,7 @@ class RayTeacher(Teacher):
             )
             sent = [ray.put(told)]  # held here, so that an actor that starts again finds it
             actors = [kind.remote(sent, self.threads) for _ in range(self.workers)]
-            on_ray = OnRay(ray, actors, told.side, self.ahead)
+            on_ray = OnRay(ray, actors, told.reading.reader, self.ahead)
             try:
                 yield on_ray
                 on_ray.close()

@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from decoct.artifact import Artifact
 from decoct.errors import RecipeError, TeacherChanged
+from decoct.models.base import Network
 from decoct.models.saving import load_model
 from decoct.outputs import Batch, Needs, Outputs
-from decoct.teachers.base import Teacher, for_kind
+from decoct.teachers.base import Reading, Teacher, for_kind
 from decoct.teachers.contract import checksums
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,8 @@ class Opening:
 
     kind: Teacher
     subject: Any
-    task: Task
+    reading: Reading
     needs: Needs
-    side: str
     device: str = "cpu"
     autocast: torch.dtype | None = None
     sums: dict[str, Any] | None = None
@@ -44,13 +41,12 @@ class Opening:
         subject = self.subject
         if isinstance(subject, Artifact) and subject.kind == "model":
             subject = load_model(subject)
-        if self.sums is not None and checksums(subject) != self.sums:
+        module = subject.module if isinstance(subject, Network) else subject
+        if self.sums is not None and checksums(module) != self.sums:
             raise TeacherChanged(
-                f"the teacher {type(subject).__name__} changed between one worker's start and another's"
+                f"the teacher {type(module).__name__} changed between one worker's start and another's"
             )
-        opened = self.kind.open(
-            subject, self.task, self.needs, side=self.side, device=self.device, autocast=self._precision
-        )
+        opened = self.kind.open(subject, self.reading, self.needs, device=self.device, autocast=self._precision)
         with opened as predict:
             yield lambda batch: predict(batch.to(self.device))
 
@@ -62,10 +58,9 @@ class Opening:
 
 def opening(
     subject: Any,
-    task: Task,
+    reading: Reading,
     needs: Needs,
     *,
-    side: str,
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     kind: Teacher | None = None,
@@ -75,16 +70,16 @@ def opening(
 
     if needs.gradient:
         raise RecipeError("a teacher elsewhere answers without gradients, and a term asks for those of its inputs")
-    if not isinstance(subject, nn.Module | Artifact | str | Path):
+    if not isinstance(subject, nn.Module | Network | Artifact | str | Path):
         raise RecipeError(f"a teacher elsewhere is a module, an artifact or an ONNX file, not {type(subject).__name__}")
     if kind is None:
         suited = "onnx" if isinstance(subject, str | Path) else "frozen"
         suited = for_kind(subject) if isinstance(subject, Artifact) else suited
         kind = cast(Teacher, CATALOGUE.resolve(suited)())
     sums: dict[str, Any] | None = None
-    if isinstance(subject, nn.Module):
-        sums = checksums(subject)
-    return Opening(kind, subject, task, needs, side, str(device), _dtype(autocast, device), sums)
+    if isinstance(subject, nn.Module | Network):
+        sums = checksums(subject.module if isinstance(subject, Network) else subject)
+    return Opening(kind, subject, reading, needs, str(device), _dtype(autocast, device), sums)
 
 
 def asked(batch: Batch, side: str) -> Batch:

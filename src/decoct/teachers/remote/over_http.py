@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,12 +14,9 @@ from decoct.errors import PathError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.http_client import FINGERPRINT, TENSORS, Client
 from decoct.models.remote import VERSION, Remote, facts
 from decoct.outputs import Batch, Needs, Outputs, Predictor
-from decoct.teachers.base import Teacher
+from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Asking
 from decoct.teachers.remote.tensors import from_inputs, to_outputs
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 
 class HttpTeacher(Teacher):
@@ -37,10 +34,9 @@ class HttpTeacher(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
@@ -51,7 +47,7 @@ class HttpTeacher(Teacher):
             raise RecipeError(f"a teacher over HTTP is {{use: http, url: ...}}, not {type(subject).__name__}")
         if needs.gradient:
             raise RecipeError("a teacher elsewhere answers without gradients, and a term asks for those of its inputs")
-        return self._opened(subject.client(), needs, side)
+        return self._opened(subject.client(), needs, reading.reader)
 
     @contextmanager
     def _opened(self, client: Client, needs: Needs, side: str) -> Iterator[Predictor]:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
-from decoct.teachers.base import Teacher
+from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Ahead
 from decoct.teachers.remote.opening import Opening, asked, opening
 from decoct.teachers.remote.workers import Workers
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 
 class ProcessTeacher(Teacher):
@@ -42,10 +39,9 @@ class ProcessTeacher(Teacher):
     def open(
         self,
         subject: Any,
-        task: Task,
+        reading: Reading,
         needs: Needs,
         *,
-        side: str,
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
@@ -55,9 +51,8 @@ class ProcessTeacher(Teacher):
         """
         told = opening(
             subject,
-            task,
+            reading,
             needs,
-            side=side,
             device=self.device or device,
             autocast=autocast,
             kind=self.teacher,
@@ -69,7 +64,7 @@ class ProcessTeacher(Teacher):
         pool = Workers(told, workers=self.workers, threads=self.threads, restarts=self.restarts)
         orderly = False
         try:
-            yield InProcesses(pool, told.side, self.ahead)
+            yield InProcesses(pool, told.reading.reader, self.ahead)
             orderly = True
         finally:
             pool.close(orderly=orderly)

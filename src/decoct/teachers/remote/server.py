@@ -33,7 +33,7 @@ from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError
 from decoct.models.http_client import FINGERPRINT, JSON, TENSORS
 from decoct.models.remote import TOKEN
 from decoct.models.saving import load_model
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.contract import frozen
@@ -94,6 +94,7 @@ def answering(artifact: Artifact, device: str = "cpu") -> Iterator[tuple[dict[st
         raise IntegrityError(f"{artifact.folder} holds no task.json, so nobody knows what its teacher takes")
     task = cast("Task", Choice("decoct.tasks").validate(artifact.json("task.json")))
     side = str(artifact.meta.get("side", "teacher"))
+    reading = task.reading(side)
     info = {
         "decoct": version("decoct"),
         "task": task.plain(),
@@ -103,19 +104,20 @@ def answering(artifact: Artifact, device: str = "cpu") -> Iterator[tuple[dict[st
         "features": [],
     }
     if artifact.kind == "model":
-        with frozen(load_model(artifact), device) as module:
+        network = load_model(artifact)
+        with frozen(network.module, device) as module:
             info["features"] = [name for name, _ in module.named_modules() if name]
 
             def answer(inputs: Any, needs: Needs) -> Outputs:
                 with torch.no_grad():
-                    return task.forward(module, Batch({side: inputs}).to(device), needs, side)
+                    return reading.forward(network, Batch({side: inputs}).to(device), needs)
 
             yield info, answer
         return
     from decoct.teachers import CATALOGUE
 
     kind = cast(Teacher, CATALOGUE.resolve(for_kind(artifact))())
-    with kind.open(artifact, task, Needs(), side=side) as predict:
+    with kind.open(artifact, reading, DENSE) as predict:
         yield info, lambda inputs, needs: predict(Batch({side: inputs}))
 
 

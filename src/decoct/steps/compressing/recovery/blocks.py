@@ -105,9 +105,8 @@ def _upwards(path: str) -> list[str]:
 def _tried(paths: Sequence[str], original: nn.Module, at_work: Lesson) -> Iterator[tuple[str, Block | str]]:
     """Each path as a block, or why it is none, by running it alone on what the original took."""
     known = {name for name, _ in original.named_modules(remove_duplicate=False)}
-    task, side = at_work.context.task, at_work.student.side
     with recorded(original, [path for path in paths if path in known]) as calls:
-        task.forward(original, at_work.batch, Needs(), side)
+        replace(at_work.student, module=original).forward(at_work.context.task, Needs())(at_work.batch)
     for path in paths:
         if path not in calls:
             yield path, "the uncompressed network does not have it, or does not run it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -88,11 +89,12 @@ def _fit(
     at_work = begun.lesson
     engine, task = at_work.engine, at_work.context.task
     with frozen(original.module, engine.device) as module:
+        forward = replace(original, module=module).forward(task, Needs())
 
         def reference(batch: Batch) -> Calls:
             module.eval()
             with torch.no_grad(), engine.autocast(), recorded(module, blocks) as calls:
-                task.forward(module, batch, Needs(), original.side)
+                forward(batch)
             return calls
 
         blocks = scaled(blocks, reference, at_work)

@@ -34,13 +34,42 @@ def augmented(images: np.ndarray, seeds: np.ndarray, augment: Augment) -> np.nda
     count, height, width, _ = images.shape
     rows = np.broadcast_to(np.arange(height), (count, height))
     columns = np.broadcast_to(np.arange(width), (count, width))
+    flipped, down, right = _drawn(seeds, augment)
     if augment.flip:
-        flipped = keyed("flip", seeds) >> np.uint64(63) == 1
         columns = np.where(flipped[:, None], columns[:, ::-1], columns)
     if augment.crop:
-        span = np.uint64(2 * augment.crop + 1)
-        rows = rows + (keyed("down", seeds) % span).astype(np.int64)[:, None]
-        columns = columns + (keyed("right", seeds) % span).astype(np.int64)[:, None]
+        rows, columns = rows + down[:, None], columns + right[:, None]
         images = np.pad(images, ((0, 0), (augment.crop, augment.crop), (augment.crop, augment.crop), (0, 0)))
     result: np.ndarray = images[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return result
+
+
+def placed(seeds: np.ndarray, augment: Augment, width: int) -> np.ndarray:
+    """float32 `[B, 2, 3]`: from (x, y, 1) of an image to (x, y) of what `augmented` makes of it; pixel centres are
+    whole numbers.
+
+    >>> placed(np.zeros(1, np.uint64), Augment(), 4).tolist()
+    [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]
+    """
+    count = len(seeds)
+    flipped, down, right = _drawn(seeds, augment)
+    matrix = np.zeros((count, 2, 3), np.float32)
+    matrix[:, 0, 0] = np.where(flipped, -1.0, 1.0)
+    matrix[:, 1, 1] = 1.0
+    moved = augment.crop - right
+    matrix[:, 0, 2] = np.where(flipped, width - 1 - moved, moved)
+    matrix[:, 1, 2] = augment.crop - down
+    return matrix
+
+
+def _drawn(seeds: np.ndarray, augment: Augment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each image: whether it is mirrored, and from which row and column of the padded image it is cut."""
+    count = len(seeds)
+    flipped, down, right = np.zeros(count, bool), np.zeros(count, np.int64), np.zeros(count, np.int64)
+    if augment.flip:
+        flipped = keyed("flip", seeds) >> np.uint64(63) == 1
+    if augment.crop:
+        span = np.uint64(2 * augment.crop + 1)
+        down = (keyed("down", seeds) % span).astype(np.int64)
+        right = (keyed("right", seeds) % span).astype(np.int64)
+    return flipped, down, right

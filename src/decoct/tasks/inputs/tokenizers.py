@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
+from decoct.data.remember import Remembered
 from decoct.errors import DataError, RecipeError, ResourceError
 from decoct.spec import Catalogue, Spec
-from decoct.tasks.remember import Remembered
-from decoct.tasks.wordpiece import train_wordpiece
+from decoct.tasks.inputs.wordpiece import train_wordpiece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CATALOGUE = Catalogue(
     "tokenizer",
     {
-        "wordpiece": "decoct.tasks.tokenizers:WordPiece",
-        "pretrained": "decoct.tasks.tokenizers:Pretrained",
+        "wordpiece": "decoct.tasks.inputs.tokenizers:WordPiece",
+        "pretrained": "decoct.tasks.inputs.tokenizers:Pretrained",
     },
 )
 

@@ -1,0 +1,1 @@
+"""What models answer: classes, numbers, tags, boxes; one kind a file."""

@@ -1,0 +1,1 @@
+"""What models read: images, texts, words, tables; one kind a file."""

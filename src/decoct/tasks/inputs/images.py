@@ -1,0 +1,173 @@
+"""Images: uint8 pixels, scaled, resized and normalised inside the exported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from decoct.data.base import Dataset, Split
+from decoct.data.hashing import keyed
+from decoct.errors import DataError, RecipeError
+from decoct.models.calls import ImageProgram, Postprocessing
+from decoct.models.interface import InputKind, Port, input_ports
+from decoct.tasks.inputs.augment import Augment, augmented, placed
+from decoct.tasks.inputs.base import STUDENT, Inputs, Trace, as_arrays, made_up, refuse_but_tensor, sizes_of
+
+CHUNK = 4096
+
+
+class Images(Inputs):
+    """uint8 pixels in, scaled to [0, 1], resized, normalised inside the exported graph.
+
+    `shape` (C, H, W) of the raw images and `mean`, `std` by channel (of pixels in [0, 1]) come from the training data
+    where left out. `size`: the model's input is resized to so many pixels a side; `teacher_size`, `teacher_mean`,
+    `teacher_std`, `teacher_shape` where the teacher's side differs. `augment` varies training images.
+    """
+
+    kind: ClassVar[InputKind] = "image"
+    mixes_views: ClassVar[bool] = True
+    prepares: ClassVar[bool] = True
+    shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = Field(default=None, ge=1)
+    teacher_shape: tuple[int, ...] | None = None
+    teacher_mean: tuple[float, ...] | None = None
+    teacher_std: tuple[float, ...] | None = None
+    teacher_size: int | None = Field(default=None, ge=1)
+    augment: Augment = Augment()
+
+    def resolve_inputs(self, data: Dataset) -> dict[str, Any]:
+        if self.raw or (self.shape and self.mean and self.std):
+            return {}
+        images = images_of(data.splits["train"])
+        mean, std = (self.mean, self.std) if self.mean and self.std else channel_statistics(images)
+        height, width, channels = images.shape[1:]
+        for name in ("mean", "std", "teacher_mean", "teacher_std"):
+            value = mean if name == "mean" else std if name == "std" else getattr(self, name)
+            if value is not None and len(value) != channels:
+                raise RecipeError(f"task.{name}: {len(value)} numbers for images of {channels} channels")
+        return {"shape": (channels, height, width), "mean": self.mean or mean, "std": self.std or std}
+
+    def of(self, reader: str) -> Self:
+        own = dict.fromkeys(("teacher_shape", "teacher_mean", "teacher_std", "teacher_size"))
+        if reader == STUDENT:
+            return self.replace(**own)
+        return self.replace(
+            **own,
+            shape=self.teacher_shape or self.shape,
+            mean=self.teacher_mean or self.mean,
+            std=self.teacher_std or self.std,
+            size=self.teacher_size,
+        )
+
+    def read(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> tuple[Tensor, Trace | None]:
+        images = images_of(split, indices)
+        trace = None
+        if seeds is not None and self.augment:
+            images = augmented(images, seeds, self.augment)
+            trace = Trace(matrix=torch.from_numpy(placed(seeds, self.augment, images.shape[2])))
+        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), trace
+
+    def seen(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> np.ndarray:
+        keys = split.keys[indices]
+        if seeds is None or not self.augment:
+            return keys
+        return keyed("augmented", f"flip {self.augment.flip} crop {self.augment.crop}", keys, seeds)
+
+    @property
+    def variation(self) -> dict[str, Any] | None:
+        return self.augment.plain() if self.augment else None
+
+    def ports(self) -> dict[str, Port]:
+        shape = self._raw_shape()
+        if self.size is not None:
+            shape = (shape[0], self.size, self.size)
+        return input_ports("image", shape)
+
+    def preprocessing(self) -> nn.Module:
+        if self.raw:
+            return nn.Identity()
+        assert self.mean is not None, "preprocessing of a Task that is not resolved"
+        assert self.std is not None, "preprocessing of a Task that is not resolved"
+        return ImagePreprocessing(self.mean, self.std, self.size)
+
+    def program(self, model: nn.Module, postprocessing: Postprocessing | None) -> nn.Module:
+        return ImageProgram(self.preprocessing(), model, postprocessing)
+
+    def example(self, batch: int = 2) -> dict[str, Tensor]:
+        shape = (batch, *self._raw_shape())
+        return {"image": made_up(shape) if self.raw else made_up(shape, 256).to(torch.uint8)}
+
+    def axes(self) -> Mapping[str, Mapping[int, str]]:
+        return {"image": {0: "batch"}}
+
+    def feed(self, inputs: Any) -> dict[str, np.ndarray]:
+        return as_arrays(inputs, "image")
+
+    def refuse_other(self, reader: str, value: Any) -> None:
+        refuse_but_tensor(self.kind, reader, value)
+
+    def shapes_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"shape": sizes_of(inputs["student"]), "teacher_shape": sizes_of(inputs["teacher"])}
+
+    def _raw_shape(self) -> tuple[int, ...]:
+        if self.shape is None:
+            raise RecipeError("task.shape: not known; give the (channels, height, width) of the inputs")
+        if len(self.shape) != 3 and not self.raw:
+            raise RecipeError(f"task.shape: {self.shape}; images have (channels, height, width)")
+        return self.shape
+
+
+class ImagePreprocessing(nn.Module):
+    """uint8 `[B, C, H, W]` -> float32: x / 255, bilinear resize to `size` a side (no antialias), (x − mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], size: int | None) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = image.float() / 255.0
+        if self.size is not None and pixels.shape[-2:] != (self.size, self.size):
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", align_corners=False)
+        return (pixels - self.mean) / self.std
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel of pixels / 255 of uint8 `[N, H, W, C]`; a constant channel gets std 1."""
+    total = np.zeros(images.shape[-1])
+    squares = np.zeros(images.shape[-1])
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK].astype(np.uint32)
+        total += chunk.sum(axis=(0, 1, 2), dtype=np.uint64)
+        squares += (chunk * chunk).sum(axis=(0, 1, 2), dtype=np.uint64)
+    count = images.size / images.shape[-1]
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    std[std == 0] = 255.0
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def images_of(split: Split, indices: np.ndarray | None = None) -> np.ndarray:
+    """uint8 `[N, H, W, C]` of the samples at `indices` (None: all)."""
+    if "image" not in split.columns:
+        raise RecipeError(f"the data have {', '.join(split.columns)} and no images")
+    images = split.columns["image"]
+    if isinstance(images, np.ndarray):
+        return images if indices is None else images[indices]
+    if indices is not None:
+        images = [images[i] for i in indices]
+    if len({image.shape for image in images}) > 1:
+        raise DataError("images differ in size; bring them to one size (data.size)")
+    return np.stack(images)

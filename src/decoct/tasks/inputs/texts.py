@@ -1,0 +1,172 @@
+"""Texts: ids and attention mask, padded to the longest text of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from decoct.data.base import Dataset, Split
+from decoct.data.remember import Remembered
+from decoct.errors import RecipeError
+from decoct.models.calls import Postprocessing, TextProgram
+from decoct.models.interface import InputKind, Port, input_ports
+from decoct.spec import Choice
+from decoct.tasks.inputs.base import STUDENT, Inputs, as_arrays, made_up, refuse_but_ids, sizes_of
+from decoct.tasks.inputs.tokenizers import Tokenizer, WordPiece
+
+AnyTokenizer = Annotated[
+    Tokenizer, Choice("decoct.tasks.inputs.tokenizers", shorthand="decoct.tasks.inputs.tokenizers:as_tokenizer")
+]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of many texts end to end; text i is `ids[starts[i]:starts[i + 1]]`."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+_ENCODED: Remembered[Encoded] = Remembered()
+
+
+class Tokenized(Inputs):
+    """Inputs that start at ids: the fields and habits that all of them share.
+
+    `tokenizer` and `max_length` (ids, special ones included) of the student's side; `teacher_tokenizer` and
+    `teacher_max_length` where the teacher's differ. tokenizer.json ships beside an exported graph, which starts at
+    ids.
+    """
+
+    kind: ClassVar[InputKind] = "text"
+    tokenizer: AnyTokenizer = WordPiece()
+    max_length: int = Field(default=128, ge=1)
+    teacher_tokenizer: AnyTokenizer | None = None
+    teacher_max_length: int | None = Field(default=None, ge=1)
+
+    def of(self, reader: str) -> Self:
+        own = self.replace(teacher_tokenizer=None, teacher_max_length=None)
+        if reader == STUDENT:
+            return own
+        return own.replace(
+            tokenizer=self.teacher_tokenizer or self.tokenizer, max_length=self.teacher_max_length or self.max_length
+        )
+
+    def resolved_tokenizers(self, texts: list[str]) -> dict[str, Any]:
+        """Both tokenizers, trained on `texts` where they are to be trained."""
+        theirs = self.teacher_tokenizer
+        return {
+            "tokenizer": self.tokenizer.resolve(texts),
+            "teacher_tokenizer": None if theirs is None else theirs.resolve(texts),
+        }
+
+    @property
+    def open(self) -> bool:
+        """Whether a tokenizer is not known yet."""
+        theirs = self.teacher_tokenizer
+        return not self.raw and not (self.tokenizer.text and (theirs is None or theirs.text))
+
+    def ports(self) -> dict[str, Port]:
+        return input_ports("text", (self.max_length,))
+
+    @property
+    def vocabulary(self) -> int | None:
+        return None if self.raw else self.tokenizer.vocabulary_size()
+
+    @property
+    def padding(self) -> int | None:
+        return None if self.raw else self.tokenizer.padding_id()
+
+    def preprocessing(self) -> nn.Module:
+        return nn.Identity()
+
+    def prepared(self, inputs: Any) -> Any:
+        return inputs
+
+    def program(self, model: nn.Module, postprocessing: Postprocessing | None) -> nn.Module:
+        return TextProgram(model, postprocessing)
+
+    def example(self, batch: int = 2) -> dict[str, Tensor]:
+        length = min(self.max_length, 16)
+        ids = made_up((batch, length), 2 if self.raw else self.tokenizer.vocabulary_size())
+        mask = torch.ones_like(ids)
+        if batch > 1 and length > 1:
+            mask[-1, length // 2 :] = 0
+            ids[-1, length // 2 :] = 0 if self.raw else self.tokenizer.padding_id()
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def axes(self) -> Mapping[str, Mapping[int, str]]:
+        return {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}
+
+    def feed(self, inputs: Any) -> dict[str, np.ndarray]:
+        found = as_arrays(inputs, "input_ids")
+        return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+    def assets(self) -> dict[str, str]:
+        return {} if self.raw else {"tokenizer.json": self.tokenizer.shipped(self.max_length)}
+
+    def refuse_other(self, reader: str, value: Any) -> None:
+        refuse_but_ids(reader, value)
+
+    def shapes_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        longest = {name: sizes_of(inputs[name])[0] for name in ("student", "teacher")}
+        return {
+            "max_length": max(self.max_length, longest["student"]),
+            "teacher_max_length": max(self.teacher_max_length or self.max_length, longest["teacher"]),
+        }
+
+
+class Texts(Tokenized):
+    """Whole texts, each cut at `max_length` ids."""
+
+    def resolve_inputs(self, data: Dataset) -> dict[str, Any]:
+        return self.resolved_tokenizers(texts_of(data.splits["train"])) if self.open else {}
+
+    def read(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> tuple[dict[str, Tensor], None]:
+        key = self.tokenizer.text, self.max_length
+        encoded = _ENCODED.get(split, key, lambda: encode(self.tokenizer, self.max_length, texts_of(split)))
+        return padded(encoded, indices, self.tokenizer.padding_id()), None
+
+
+def encode(tokenizer: Tokenizer, max_length: int, texts: list[str]) -> Encoded:
+    """The ids of all texts."""
+    rows = [each.ids for each in tokenizer.engine(max_length).encode_batch(texts)]
+    return end_to_end(rows)
+
+
+def end_to_end(rows: list[list[int]]) -> Encoded:
+    """Rows of numbers, one after the other."""
+    starts = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=starts[1:])
+    ids = np.fromiter((i for row in rows for i in row), np.int64, count=int(starts[-1]))
+    return Encoded(ids, starts)
+
+
+def padded(encoded: Encoded, indices: np.ndarray, padding: int) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` int64 `[B, L]`, L the longest of these texts (at least 1)."""
+    ids, real = rows_of(encoded, indices, padding)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}
+
+
+def rows_of(encoded: Encoded, indices: np.ndarray, filling: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 `[B, L]` filled up to the longest (at least 1), and bool `[B, L]` where they are real."""
+    starts, ends = encoded.starts[indices], encoded.starts[indices + 1]
+    lengths = ends - starts
+    real = np.arange(max(1, int(lengths.max(initial=0)))) < lengths[:, None]
+    rows = np.full(real.shape, filling, np.int64)
+    rows[real] = np.concatenate([encoded.ids[start:end] for start, end in zip(starts, ends)])
+    return rows, real
+
+
+def texts_of(split: Split) -> list[Any]:
+    """The texts of a split; RecipeError where it has none."""
+    if "text" not in split.columns:
+        raise RecipeError(f"the data have {', '.join(split.columns)} and no texts")
+    texts: list[Any] = split.columns["text"]
+    return texts
