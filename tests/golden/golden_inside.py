@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 import decoct as dc
-from decoct import cli
+from decoct.cli import app
 from decoct.meters import machine
 from decoct.models.onnx_file import open_session
 from decoct.models.saving import load_model
 from decoct.spec import Choice
-from decoct.steps import benchmark
+from decoct.steps.shipping import benchmark
 from decoct.store.reading import Store
 
 LIBRARIES = ("torch", "numpy", "onnxruntime", "scikit-learn", "transformers")
@@ -36,7 +36,7 @@ STAND_IN: Mapping[str, Any] = {
 
 def call(*words: object) -> int:
     """The exit code of the command `decoct` with these words, in this process."""
-    return cli.call([str(each) for each in words])
+    return app.call([str(each) for each in words])
 
 
 def this_machine() -> str:
@@ -68,7 +68,7 @@ def answers(artifact: dc.Artifact, data: Any) -> dict[str, Any]:
         with torch.no_grad():
             return {"logits": task.forward(load_model(artifact), batch, dc.Needs(), side).logits.tolist()}
     (path,) = artifact.folder.glob("*.onnx")
-    return {name: each.tolist() for name, each in open_session(path)(task.feed(batch, side)).items()}
+    return {name: each.tolist() for name, each in open_session(path)(task.reading(side).feed(batch)).items()}
 
 
 def stored(folder: Path) -> dict[str, Any]:
