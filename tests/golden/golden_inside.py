@@ -1,8 +1,11 @@
 """What the golden tests take from inside of decoct: when a module moves, its new place is written here alone."""
 
+import hashlib
 import importlib.metadata as metadata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from decoct.cli import app
 from decoct.meters import machine
 from decoct.models.onnx_file import open_session
 from decoct.models.saving import load_model
+from decoct.recipe.graph import graph
+from decoct.runner.keys import key_of
 from decoct.spec import Choice
 from decoct.steps.shipping import benchmark
 from decoct.store.reading import Store
@@ -81,3 +86,34 @@ def stored(folder: Path) -> dict[str, Any]:
     if said.top is not None:
         found |= {"ids": said.top.ids.tolist(), "log_probs": said.top.log_probs.tolist()}
     return found | {name: each.flatten(1)[:, :8].tolist() for name, each in said.features.items()}
+
+
+@cache
+def opened(data: dc.Data) -> Any:
+    """A data set, read once."""
+    return data.open(offline=True)
+
+
+@dataclass(frozen=True)
+class Known(dc.Artifact):
+    """An artifact that nobody has made, known by its name alone."""
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+
+def keys_of(recipe: dc.Recipe, data: Any, task: Any) -> dict[str, str]:
+    """The key of each step under two seeds, and in bf16 where it takes the run's precision."""
+    found = {}
+    with on_the_stand_in():
+        for node in graph(recipe, (recipe.seed, recipe.seed + 1)):
+            values = {
+                role: [recipe.models.get(name) or Known(Path(name), "model", name) for name in names]
+                for role, names in node.inputs.items()
+            }
+            found[node.folder] = key_of(node.step, values, data, task, node.seed)
+            half = key_of(node.step, values, data, task, node.seed, "bf16")
+            if half != found[node.folder]:
+                found[f"{node.folder} in bf16"] = half
+    return found

@@ -3,16 +3,19 @@
 Only where a change is meant to change numbers, as CONTRIBUTING.md says; never for code that moves.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from golden_digests import all_digests_of, entries, keys, recipes
 from golden_inside import on_the_stand_in
 from golden_losses import alone, in_two, room
-from golden_numbers import record
+from golden_numbers import FOLDER, record, recorded
 from golden_old_runs import OLD_RUNS, archive, further, old_answers, pack
 from golden_recipes import RECIPES, TWO_PROCESSES
 
@@ -41,9 +44,31 @@ def old_run(name: str) -> None:
         record(f"old_{name}", old_answers(run) | further(name, run))
 
 
+def write_digests() -> None:
+    """The digests of every Spec."""
+    added("digests", {name: all_digests_of(name) for name in entries()})
+
+
+def write_keys() -> None:
+    """The keys of every recipe's steps, for which DECOCT_DATA must name the folder of data sets."""
+    root = Path(os.environ["DECOCT_DATA"])
+    with tempfile.TemporaryDirectory() as folder:
+        added("keys", {name: keys(recipe, Path(folder), root) for name, recipe in recipes().items()})
+
+
+def added(name: str, found: Mapping[str, Any]) -> None:
+    """Adds to a file what it does not hold yet; what it holds must be what is found."""
+    known = recorded(name) if (FOLDER / f"{name}.json").exists() else {}
+    changed = [each for each in known if found.get(each) != known[each]]
+    assert not changed, f"{', '.join(changed)}: changed; take it out of {name}.json by hand if it is meant to change"
+    record(name, known | found)
+
+
 RECORDERS: Mapping[str, Callable[[], None]] = {
     **{name: partial(losses, name) for name in RECIPES},
     "two_processes": two_processes,
+    "digests": write_digests,
+    "keys": write_keys,
     **{f"old_{name}": partial(old_run, name) for name in OLD_RUNS},
 }
 
