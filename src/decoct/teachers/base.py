@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from decoct.artifact import Artifact
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 
 class Teacher(Spec):

@@ -16,7 +16,7 @@ from decoct.spec import Spec
 from decoct.teachers.classes import in_full
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 COMBINED = "combined"
 """The role under which objectives hear the combination."""

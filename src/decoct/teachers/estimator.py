@@ -18,7 +18,7 @@ from decoct.teachers.base import Teacher
 from decoct.teachers.onnx import file_of, file_predictor, refuse_needs, unchanged
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 
 class EstimatorTeacher(Teacher):

@@ -15,7 +15,7 @@ from decoct.teachers.base import Teacher
 from decoct.teachers.contract import frozen
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 
 class Frozen(Teacher):

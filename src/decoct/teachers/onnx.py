@@ -18,7 +18,7 @@ from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.teachers.base import Teacher
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 FILE = "model.onnx"
 

@@ -19,7 +19,7 @@ from decoct.teachers.base import Teacher
 from decoct.teachers.remote.base import moved
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 
 class StoredTeacher(Teacher):

@@ -22,7 +22,7 @@ from decoct.teachers.base import Teacher
 from decoct.teachers.remote.base import Asking
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 Rows = Callable[[Batch], list[Any]]
 """The raw samples of a batch: texts, images, rows."""

@@ -24,7 +24,7 @@ from decoct.teachers.remote.opening import Opening, asked, opening
 from decoct.teachers.remote.wire import decoded, encoded
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 T = TypeVar("T")
 Message = tuple[bytes, list[np.ndarray]]

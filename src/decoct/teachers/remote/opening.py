@@ -19,7 +19,7 @@ from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.contract import checksums
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 
 @dataclass(frozen=True)

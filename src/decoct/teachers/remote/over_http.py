@@ -19,7 +19,7 @@ from decoct.teachers.remote.base import Asking
 from decoct.teachers.remote.tensors import from_inputs, to_outputs
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 
 class HttpTeacher(Teacher):

@@ -18,7 +18,7 @@ from decoct.teachers.remote.opening import Opening, asked, opening
 from decoct.teachers.remote.workers import Workers
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 
 class ProcessTeacher(Teacher):

@@ -40,7 +40,7 @@ from decoct.teachers.contract import frozen
 from decoct.teachers.remote.tensors import from_outputs, to_inputs
 
 if TYPE_CHECKING:
-    from decoct.tasks.base import Task
+    from decoct.teachers.task import Task
 
 MOST_BYTES = 256 << 20
 AT_A_TIME = 16
