@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from decoct.tasks.inputs.augment import Augment
 from torch import nn
 
 from decoct.artifact import Artifact
@@ -17,6 +16,7 @@ from decoct.models.given import given_model
 from decoct.steps.base import Context, Step
 from decoct.steps.labelling.step import Label
 from decoct.store.codecs.dense import DenseCodec
+from decoct.tasks.inputs.augment import Augment
 from decoct.training.budget import Budget
 
 EXACT = DenseCodec(dtype="float32")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoct.tasks.inputs.augment import Augment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from decoct.data.splits import keep_labels
 from decoct.data.views import Views, seen_of
 from decoct.outputs import Batch
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.augment import Augment
 from decoct.tasks.mixing.base import Mixer, Mixing
 from decoct.tasks.mixing.cutmix import CutMix
 from decoct.tasks.mixing.mixup import Mixup

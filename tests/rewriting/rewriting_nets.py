@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from decoct.models.calls import ImageProgram, TextProgram
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact, writing
 from decoct.models.base import Interface, Model
+from decoct.models.calls import ImageProgram, TextProgram
 from decoct.models.saving import load_model, save_model
 from decoct.models.small_resnet import SmallResNet
 from decoct.models.transformers import Transformers

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from decoct.tasks.inputs.augment import Augment
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -31,6 +30,7 @@ from decoct.steps.base import Context
 from decoct.steps.distill import Distill
 from decoct.steps.labelling.step import Label
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.augment import Augment
 from decoct.tasks.mixing.mixup import Mixup
 from decoct.tasks.tabular_classification import TabularClassification
 from decoct.teachers.remote.server import teaching

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from decoct.models.calls import ImageProgram, TextProgram
 
 import decoct as dc
 from decoct.models.base import Interface, Model
 from decoct.models.bilstm import BiLSTM, BiLSTMNet
+from decoct.models.calls import ImageProgram, TextProgram
 from decoct.models.onnx_file import open_session
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from decoct.tasks.inputs.augment import Augment, augmented
 
 from decoct.data.hashing import keyed
+from decoct.tasks.inputs.augment import Augment, augmented
 
 
 def one(image: np.ndarray, seed: int, augment: Augment) -> np.ndarray:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+
+from decoct.errors import DataError, Diverged, RecipeError
 from decoct.tasks.answers.metrics import (
     calibration_error,
     class_fidelity,
@@ -11,8 +13,6 @@ from decoct.tasks.answers.metrics import (
     log_softmax,
     regression_scores,
 )
-
-from decoct.errors import DataError, Diverged, RecipeError
 
 
 def made(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:

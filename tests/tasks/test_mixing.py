@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from decoct.tasks.inputs.augment import Augment, augmented
 from scipy import stats
 
 from decoct.data.base import Dataset, Split
@@ -14,6 +13,7 @@ from decoct.data.sources import Batches
 from decoct.errors import RecipeError
 from decoct.outputs import Outputs
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.augment import Augment, augmented
 from decoct.tasks.mixing.base import Mixer
 from decoct.tasks.mixing.cutmix import CutMix, boxes
 from decoct.tasks.mixing.mixup import Mixup

@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoct.tasks.inputs.augment import Augment
-from decoct.tasks.inputs.tokenizers import WordPiece
 from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
@@ -17,6 +15,8 @@ from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.tasks.base import Task
 from decoct.tasks.image_classification import ImageClassification, channel_statistics
+from decoct.tasks.inputs.augment import Augment
+from decoct.tasks.inputs.tokenizers import WordPiece
 from decoct.tasks.regression import Regression
 from decoct.tasks.tabular_classification import TabularClassification
 from decoct.tasks.text_classification import TextClassification

@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece
-from decoct.tasks.inputs.wordpiece import train_wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoct.errors import DataError, RecipeError
+from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece
+from decoct.tasks.inputs.wordpiece import train_wordpiece
 
 
 def slow_training(words: dict[str, int], size: int, least: int) -> list[str]:

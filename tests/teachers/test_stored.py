@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoct.tasks.inputs.augment import Augment
 from safetensors.torch import load_file
 
 from decoct.artifact import Artifact
@@ -34,6 +33,7 @@ from decoct.steps.train import Train
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.codecs.top_k import TopKCodec
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.augment import Augment
 from decoct.tasks.mixing.cutmix import CutMix
 from decoct.tasks.mixing.mixup import Mixup
 from decoct.teachers.stored import StoredTeacher

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoct.tasks.inputs.tokenizers import WordPiece
 from safetensors.torch import load_file
 
 from decoct.artifact import Artifact
@@ -34,6 +33,7 @@ from decoct.steps.learning.batches import few
 from decoct.steps.train import Train
 from decoct.tasks.base import Task
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.tokenizers import WordPiece
 from decoct.tasks.text_classification import TextClassification
 from decoct.training.budget import Budget
 

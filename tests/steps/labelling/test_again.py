@@ -11,7 +11,6 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from decoct.tasks.inputs.augment import Augment
 from torch import nn
 
 from decoct.artifact import Artifact
@@ -29,6 +28,7 @@ from decoct.steps.train import Train
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.reading import Store
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.augment import Augment
 from decoct.tasks.mixing.mixup import Mixup
 from label_toys import CROP, SHORT, Net, context, done, given, label, tree
 

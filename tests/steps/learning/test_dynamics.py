@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from decoct.tasks.inputs.augment import Augment
 
 from decoct.data.digits import Digits
 from decoct.errors import RecipeError
@@ -19,6 +18,7 @@ from decoct.steps.distill import Distill
 from decoct.steps.learning.batches import class_counts, training_source
 from decoct.steps.learning.refusals import refuse_what_cannot_mix
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.augment import Augment
 from decoct.teachers.views import mean_of_views, over_views
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "digits_dynamics.yaml"

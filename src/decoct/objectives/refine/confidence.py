@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from decoct.objectives._logits import Fraction, Temperature
+from decoct.objectives._fields import Fraction, Temperature
 from decoct.objectives._numeric import log_softmax
 from decoct.objectives.refine.base import Lesson, Refinement
 from decoct.outputs import Batch

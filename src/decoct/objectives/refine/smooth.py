@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from decoct.objectives._logits import Fraction
+from decoct.objectives._fields import Fraction
 from decoct.objectives._numeric import log_softmax
 from decoct.objectives.refine.base import Lesson, Refinement
 from decoct.outputs import Batch

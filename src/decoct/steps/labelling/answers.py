@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +18,13 @@ from decoct.data.views import Views, seen_of
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.steps.base import Context, Inputs
+from decoct.steps.labelling.settings import Labelling
 from decoct.steps.learning.batches import splits_of
 from decoct.steps.learning.teachers import heard, open_teacher
 from decoct.steps.learning.views import augmentation_of, collated, mixer_of
 from decoct.store.shards import Shard, described, map_shard
 from decoct.teachers.combining import COMBINED
 from decoct.training.engine import Engine
-
-if TYPE_CHECKING:
-    from decoct.steps.labelling.step import Label
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Sight:
 DEFAULT_VIEWS = 8
 
 
-def sight_of(step: Label, context: Context) -> Sight:
+def sight_of(step: Labelling, context: Context) -> Sight:
     """In which views the step labels: 8 by default where samples vary, one where they do not."""
     augmentation = augmentation_of(context) if step.augment else None
     augment = augmentation is not None
@@ -97,7 +95,7 @@ def sight_of(step: Label, context: Context) -> Sight:
     return Sight(step.views or Views(count=DEFAULT_VIEWS if varied else 1), augment, augmentation)
 
 
-def pieces_of(step: Label, context: Context) -> list[Piece]:
+def pieces_of(step: Labelling, context: Context) -> list[Piece]:
     """The shards of a store: every distinct sample of the splits in every view, in an order that their content decides.
 
     Texts stand by length, so that batches are padded little; no batch holds a single sample, whose answer would differ
@@ -110,7 +108,7 @@ def pieces_of(step: Label, context: Context) -> list[Piece]:
     return [Piece(number, tuple(parts)) for number, parts in enumerate(_groups(batches, step.shard))]
 
 
-def _splits(step: Label, context: Context) -> dict[str, Split]:
+def _splits(step: Labelling, context: Context) -> dict[str, Split]:
     found = splits_of(context)
     chosen = {}
     for name in step.splits:
@@ -121,7 +119,7 @@ def _splits(step: Label, context: Context) -> dict[str, Split]:
     return chosen
 
 
-def _parts(name: str, split: Split, step: Label, sight: Sight) -> Iterator[Part]:
+def _parts(name: str, split: Split, step: Labelling, sight: Sight) -> Iterator[Part]:
     order = _distinct(split, step)
     if "text" in split.columns:
         lengths = np.fromiter((len(split.columns["text"][i]) for i in order), np.int64, count=len(order))
@@ -132,7 +130,7 @@ def _parts(name: str, split: Split, step: Label, sight: Sight) -> Iterator[Part]
             yield Part(name, view, order[start:stop])
 
 
-def _distinct(split: Split, step: Label) -> np.ndarray:
+def _distinct(split: Split, step: Labelling) -> np.ndarray:
     """Indices of the first of each of the samples that are alike, in the order of their keys.
 
     Where they are mixed, an unlabelled sample may get another partner than a labelled one that has the same content.
@@ -165,7 +163,7 @@ def _groups(parts: Sequence[Part], size: int) -> Iterator[list[Part]]:
 class Answers:
     """The teacher at work on pieces: a predictor that is open until `close`."""
 
-    def __init__(self, step: Label, inputs: Inputs, context: Context, *, loader: bool = False) -> None:
+    def __init__(self, step: Labelling, inputs: Inputs, context: Context, *, loader: bool = False) -> None:
         self._step, self._context = step, context
         self._sight, self._splits = sight_of(step, context), {} if loader else _splits(step, context)
         self._collates = {name: self._collate(name, split) for name, split in self._splits.items()}
@@ -202,7 +200,7 @@ class Answers:
         return self._context.task.collate if mixer is None else mixer.collate
 
 
-def teacher_of(step: Label, inputs: Inputs, context: Context, engine: Engine) -> Any:
+def teacher_of(step: Labelling, inputs: Inputs, context: Context, engine: Engine) -> Any:
     """The teacher, or all of them as one, opened under the contract as a context manager."""
     needs = Needs(features=frozenset(step.features))
     if step.combine is None:
@@ -220,7 +218,7 @@ def teacher_of(step: Label, inputs: Inputs, context: Context, engine: Engine) ->
 class _Combined:
     """A context manager: several teachers, open, heard as one."""
 
-    def __init__(self, step: Label, inputs: Inputs, context: Context, engine: Engine) -> None:
+    def __init__(self, step: Labelling, inputs: Inputs, context: Context, engine: Engine) -> None:
         wanted = dict.fromkeys(inputs, Needs())
         self._opened = heard(inputs, wanted, context, engine, kinds=step.teachers, combine=step.combine)
 

@@ -10,20 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from decoct.artifact import Artifact, writing
 from decoct.data.base import Split
-from decoct.data.views import ViewsSetting
 from decoct.errors import DataError, RecipeError, TeacherChanged
 from decoct.models.base import Model, identity
 from decoct.outputs import Outputs
-from decoct.spec import Choice
-from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.base import Context, Inputs
 from decoct.steps.labelling.again import refuse_another, same_store
 from decoct.steps.labelling.answers import (
     Answered,
@@ -35,16 +32,14 @@ from decoct.steps.labelling.answers import (
     sight_of,
     unanswered,
 )
+from decoct.steps.labelling.settings import Labelling
 from decoct.steps.learning.batches import splits_of
 from decoct.steps.learning.teachers import task_of
 from decoct.store.codecs.base import Codec
-from decoct.store.codecs.dense import DenseCodec
 from decoct.store.finish import salvage, seal
 from decoct.store.layout import Layout
 from decoct.store.shards import Shard, finished, packed, put, shard_name
 from decoct.store.sizes import ROW_BYTES, refuse_small_disk, summary
-from decoct.tasks.mixing.base import Mixing
-from decoct.teachers.base import Teacher
 from decoct.teachers.combining import Combination
 from decoct.teachers.remote.jobs import run_jobs
 
@@ -53,7 +48,7 @@ if TYPE_CHECKING:
     from decoct.tasks.base import Task
 
 
-class Label(Step):
+class Label(Labelling):
     """Writes what a teacher says about every sample, once; the store is a teacher like any other.
 
     `keep`: how logits are kept, `{use: dense, dtype: float16}` or `{use: top_k, k: 64, tail: bucket}`; `features`:
@@ -66,30 +61,6 @@ class Label(Step):
     """
 
     use: ClassVar[str] = "label"
-    gives: ClassVar[str] = "store"
-    unkeyed: ClassVar[tuple[str, ...]] = ("workers", "threads", "ray")
-    keyed_with: ClassVar[Mapping[str, str]] = {"labels": "mix", "features_dtype": "features"}
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "teacher": ("model", "estimator", "exported", "spec"),
-        "*": ("model", "estimator", "exported", "spec"),
-    }
-
-    keep: Annotated[Codec, Choice("decoct.store.codecs")] = DenseCodec()
-    features: tuple[str, ...] = ()
-    features_dtype: Literal["float16", "float32"] = "float16"
-    splits: tuple[str, ...] = Field(default=("train",), min_length=1)
-    views: ViewsSetting | None = None
-    augment: bool = True
-    mix: Annotated[Mixing, Choice("decoct.tasks.mixing")] | None = None
-    labels: int | None = Field(default=None, ge=1)
-    teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
-    combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = None
-    batch_size: int = Field(default=128, ge=2)
-    shard: int = Field(default=8192, ge=2)
-    precision: Literal["no", "bf16", "fp16"] | None = None
-    workers: int = Field(default=1, ge=1)
-    threads: int | None = Field(default=None, ge=1)
-    ray: str | None = None
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         """Labels what is not labelled yet; whole shards of the same store in `context.folder` are used again."""

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
@@ -38,9 +38,6 @@ from decoct.spec import Choice
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.contract import frozen
 from decoct.teachers.remote.tensors import from_outputs, to_inputs
-
-if TYPE_CHECKING:
-    from decoct.tasks.base import Task
 
 MOST_BYTES = 256 << 20
 AT_A_TIME = 16
@@ -92,7 +89,7 @@ def answering(artifact: Artifact, device: str = "cpu") -> Iterator[tuple[dict[st
     """What is told of an artifact's teacher, and what it says about inputs, under the teacher contract."""
     if not (artifact.folder / "task.json").is_file():
         raise IntegrityError(f"{artifact.folder} holds no task.json, so nobody knows what its teacher takes")
-    task = cast("Task", Choice("decoct.tasks").validate(artifact.json("task.json")))
+    task: Any = Choice("decoct.tasks").validate(artifact.json("task.json"))
     side = str(artifact.meta.get("side", "teacher"))
     reading = task.reading(side)
     info = {

@@ -1,0 +1,46 @@
+"""Labelling, the settings of the step that writes what a teacher says about every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from decoct.data.views import ViewsSetting
+from decoct.spec import Choice
+from decoct.steps.base import Step
+from decoct.store.codecs.base import Codec
+from decoct.store.codecs.dense import DenseCodec
+from decoct.tasks.mixing.base import Mixing
+from decoct.teachers.base import Teacher
+from decoct.teachers.combining import Combination
+
+
+class Labelling(Step):
+    """How a teacher is asked about every sample, and how its answers are kept."""
+
+    gives: ClassVar[str] = "store"
+    unkeyed: ClassVar[tuple[str, ...]] = ("workers", "threads", "ray")
+    keyed_with: ClassVar[Mapping[str, str]] = {"labels": "mix", "features_dtype": "features"}
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "teacher": ("model", "estimator", "exported", "spec"),
+        "*": ("model", "estimator", "exported", "spec"),
+    }
+
+    keep: Annotated[Codec, Choice("decoct.store.codecs")] = DenseCodec()
+    features: tuple[str, ...] = ()
+    features_dtype: Literal["float16", "float32"] = "float16"
+    splits: tuple[str, ...] = Field(default=("train",), min_length=1)
+    views: ViewsSetting | None = None
+    augment: bool = True
+    mix: Annotated[Mixing, Choice("decoct.tasks.mixing")] | None = None
+    labels: int | None = Field(default=None, ge=1)
+    teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
+    combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = None
+    batch_size: int = Field(default=128, ge=2)
+    shard: int = Field(default=8192, ge=2)
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    workers: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    ray: str | None = None
