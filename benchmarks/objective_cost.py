@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from decoct.objectives import CATALOGUE
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
-from decoct.outputs import Batch, Dense, Needs, Outputs
+from decoct.outputs import DENSE, Batch, Dense, Needs, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.text_classification import TextClassification
 from decoct.training.clock import Clock
@@ -238,7 +238,7 @@ def cost(pair: Pair, objective: Objective, key: str, rounds: int) -> tuple[str, 
     )
     boxes = pair.layers.get(key, {}).get("boxes")
     batch = pair.batch if boxes is None else replace(pair.batch, target={"boxes": boxes})
-    wanted = needs_of(objective, ["teacher"])
+    wanted = needs_of(objective, ["teacher"], DENSE)
     probe = Probe(pair.task, batch, student, {"teacher": pair.teacher}, {})
     criterion = Criterion.build(objective, probe)
 

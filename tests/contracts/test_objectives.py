@@ -10,7 +10,7 @@ import decoct.objectives
 from decoct.objectives.base import Objective, Probe, Sum
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.kd import KD
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Outputs
 from decoct.spec import Choice
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
@@ -321,7 +321,7 @@ def test_gradient_by_finite_differences(name):
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_needs_name_the_layers_of_both_sides(name):
-    wanted = needs_of(spec(name), ["teacher"])
+    wanted = needs_of(spec(name), ["teacher"], DENSE)
     objective = spec(name)
     layers = getattr(objective, "layers", None)
     if layers:

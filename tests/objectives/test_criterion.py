@@ -15,7 +15,7 @@ from decoct.objectives.jsd import JSD
 from decoct.objectives.kd import KD
 from decoct.objectives.logit_mse import LogitMSE
 from decoct.objectives.task_loss import TaskLoss
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
 from decoct.training.clock import Clock
@@ -98,7 +98,7 @@ def test_one_of_several_teachers():
     with pytest.raises(RecipeError, match="kd: it needs a teacher, and there is none"):
         build(KD(), s, {})
     layered = AttentionTransfer(layers={"a": "b"}, teacher="wide") + KD(teacher="big")
-    wanted = needs_of(layered, ["big", "wide"])
+    wanted = needs_of(layered, ["big", "wide"], DENSE)
     assert wanted["wide"].features == {"b"}
     assert wanted["student"].features == {"a"}
     assert not wanted["big"].features

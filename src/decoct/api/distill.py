@@ -201,7 +201,7 @@ class Distiller(nn.Module):
             if example is None:
                 raise RecipeError("this objective has layers: auto; give `example=inputs`, so that they can be chosen")
             self.objective = objective = self._decided(self._batch(example, target))
-        self._needs = needs_of(objective, tuple(self._subjects))
+        self._needs = needs_of(objective, tuple(self._subjects), self.task.answer.needs)
         self._stack: ExitStack | None = None
         self._teachers: dict[str, Any] = {}
         self.criterion: Criterion | None = None

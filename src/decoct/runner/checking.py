@@ -130,7 +130,7 @@ def _step(
         return found.predict(batch, needs)
 
     objective = choose_layers(objective, roles, look)
-    needs = needs_of(objective, roles)
+    needs = needs_of(objective, roles, task.answer.needs)
     heard = {
         role: _bound(_stand_in(recipe, inputs[role], made, task, context).predict, needs[role])
         for role in roles

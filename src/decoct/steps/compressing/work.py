@@ -48,7 +48,7 @@ def settled(step: Compressing, inputs: Inputs, context: Context) -> tuple[Object
     """The step's objective with its layers chosen, and what of each model must be captured for its losses."""
     roles = [role for role in inputs if role != "model"]
     objective = decided(step, inputs, context, step.lesson_for(roles), roles, kinds=step.teachers)
-    return objective, needs_of(objective, roles)
+    return objective, needs_of(objective, roles, context.task.answer.needs)
 
 
 def compress_and_learn(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
@@ -112,7 +112,9 @@ def evidence_of(at_work: Lesson, objective: Objective) -> Evidence:
 
     def losses(module: nn.Module) -> Iterator[Tensor]:
         seen = replace(at_work, student=replace(at_work.student, module=module))
-        forward = seen.forward(needs_of(objective, list(at_work.teachers))["student"])
+        forward = seen.forward(
+            needs_of(objective, list(at_work.teachers), at_work.context.task.answer.needs)["student"]
+        )
         criterion = seen.criterion(objective, forward)
         for batch in batches():
             taught = {role: teacher(batch) for role, teacher in at_work.teachers.items()}

@@ -114,7 +114,7 @@ def _splits(step: Labelling, context: Context) -> dict[str, Split]:
     for name in step.splits:
         if name not in found:
             raise RecipeError(f"splits: the data have no split {name!r}; {did_you_mean(name, found)}")
-        split = found[name]
+        split = context.rows(found[name])
         chosen[name] = keep_labels(split, step.labels) if step.labels is not None and name == "train" else split
     return chosen
 
@@ -197,7 +197,7 @@ class Answers:
 
     def _collate(self, name: str, split: Split) -> Collate:
         mixer = mixer_of(self._context, self._step.mix if name == "train" else None, split, self._sight.views)
-        return self._context.task.collate if mixer is None else mixer.collate
+        return self._context.collate if mixer is None else mixer.collate
 
 
 def teacher_of(step: Labelling, inputs: Inputs, context: Context, engine: Engine) -> Any:
@@ -207,7 +207,7 @@ def teacher_of(step: Labelling, inputs: Inputs, context: Context, engine: Engine
         if len(inputs) > 1:
             raise RecipeError(f"inputs: {', '.join(inputs)} are several teachers; say how they answer: combine")
         role, value = next(iter(inputs.items()))
-        return open_teacher(value, context, engine, needs, step.teachers.get(role))
+        return open_teacher(value, context, engine, needs, step.teachers.get(role), role=role)
     if step.features:
         raise RecipeError(
             "features: several teachers answer as one, which has no layers; leave combine or features out"

@@ -34,7 +34,7 @@ from decoct.steps.labelling.answers import (
 )
 from decoct.steps.labelling.settings import Labelling
 from decoct.steps.learning.batches import splits_of
-from decoct.steps.learning.teachers import task_of
+from decoct.steps.learning.teachers import own_readers, task_of
 from decoct.store.codecs.base import Codec
 from decoct.store.finish import salvage, seal
 from decoct.store.layout import Layout
@@ -64,6 +64,7 @@ class Label(Labelling):
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         """Labels what is not labelled yet; whole shards of the same store in `context.folder` are used again."""
+        context = replace(context, readers=own_readers(inputs, context.task))
         self.codec(context.task)
         described = self._described(inputs, context)
         shards = context.work / "shards"

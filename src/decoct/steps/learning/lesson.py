@@ -29,7 +29,7 @@ from decoct.steps.learning.building import build_criterion, build_student, seed_
 from decoct.steps.learning.refusals import observed, refuse_what_cannot_mix
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student, save_student
 from decoct.steps.learning.settings import Learning
-from decoct.steps.learning.teachers import heard, to_combined
+from decoct.steps.learning.teachers import heard, own_readers, to_combined
 from decoct.steps.learning.top_k import warn_of_tails
 from decoct.steps.learning.views import probe_batch, refuse_absent, taught_stores, views_of
 from decoct.teachers.base import Teacher
@@ -246,6 +246,7 @@ def lesson(
     `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
     as one, under the role "combined".
     """
+    context = replace(context, readers=own_readers(inputs, context.task))
     task = context.task
     if step.labels is not None and task.answer.scaled:
         raise RecipeError(
@@ -293,7 +294,7 @@ def learn(
     if combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]
     objective = decided(step, inputs, context, objective, roles, kinds=kinds)
-    needs = needs_of(objective, roles)
+    needs = needs_of(objective, roles, context.task.answer.needs)
     if COMBINED in needs and needs[COMBINED].features:
         raise RecipeError(
             "objective: a term on features listens to the combination, which has none; name its `teacher`: "

@@ -189,7 +189,7 @@ def _drawn(context: Context, name: str, count: int) -> Iterator[Batch]:
     batches: Iterable[Batch]
     if isinstance(split, Split):
         order = np.random.default_rng(0).permutation(len(split))[:count]
-        batches = ordered(split.take(np.sort(order)), context.task.collate, batch_size=CALIBRATION_BATCH)
+        batches = ordered(split.take(np.sort(order)), context.collate, batch_size=CALIBRATION_BATCH)
     else:
         batches = (context.task.from_loader(item) for item in split)
     for batch in batches:

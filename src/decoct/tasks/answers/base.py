@@ -15,7 +15,7 @@ from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, RecipeError
 from decoct.models.calls import Postprocessing
 from decoct.models.interface import Port
-from decoct.outputs import Batch, Outputs, Predictor
+from decoct.outputs import DENSE, Batch, Needs, Outputs, Predictor
 from decoct.spec import Spec
 from decoct.store.codecs.base import Codec
 from decoct.tasks.inputs.base import Inputs, Trace
@@ -118,6 +118,11 @@ class Answer(Spec):
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The supervised loss, mean over the labelled items of the batch (0 with gradient where there are none)."""
+
+    @property
+    def needs(self) -> Needs:
+        """What `loss` reads of a model; `losses` where the model computes them itself, from `model_target`."""
+        return DENSE
 
     @abstractmethod
     def kept(self, batch: Batch, over: Over, reader: str = "student") -> Tensor | None:
