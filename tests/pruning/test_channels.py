@@ -312,10 +312,10 @@ def test_the_companion_takes_the_proximal_step(score: str) -> None:
     rate, weight = 0.1, 0.5
     scheme = Channels(score=score, sparsity=weight)
     a, scale, b = (net[i].weight.detach().double().numpy().copy() for i in (0, 1, 3))
-    companion = scheme.companion(net, Evidence((x,)), 1.0)
-    assert companion.ready
+    callback = scheme.callback(net, Evidence((x,)), 1.0)
+    assert callback.ready
     with torch.no_grad():
-        logged = companion.after_step(Clock(0, 0, 0.0), torch.optim.SGD(net.parameters(), lr=rate))
+        logged = callback.after_step(Clock(0, 0, 0.0), torch.optim.SGD(net.parameters(), lr=rate))
     if score == "bn_scale":
         expected = np.sign(scale) * np.maximum(np.abs(scale) - rate * weight, 0)
         np.testing.assert_allclose(net[1].weight.detach(), expected, atol=1e-6)

@@ -161,8 +161,8 @@ class FileProgram(nn.Module):
         self.session = session
 
     def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        said = self.session({name: value.numpy() for name, value in inputs.items()})
-        found = tuple(torch.from_numpy(each) for each in said.values())
+        outputs = self.session({name: value.numpy() for name, value in inputs.items()})
+        found = tuple(torch.from_numpy(each) for each in outputs.values())
         return found if len(found) > 1 else found[0]
 
 
