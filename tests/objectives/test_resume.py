@@ -69,14 +69,14 @@ def net(width: int, seed: int) -> nn.Sequential:
 def trained(steps: int, work, seed: int = 5) -> tuple[nn.Module, nn.Module]:
     student, teacher, source = net(3, 1), net(4, 2), Repeated()
     needs = needs_of(OBJECTIVE, ["teacher"])
-    with Frozen().open(teacher, TASK, needs["teacher"], side="teacher") as heard:
+    with Frozen().open(teacher, TASK, needs["teacher"], side="teacher") as predict:
         forward = lambda batch: TASK.forward(student, batch, needs["student"], "student")  # noqa: E731
         torch.manual_seed(seed)
         criterion = build_criterion(
-            OBJECTIVE, TASK, next(iter(Repeated())), forward, {"teacher": heard}, {"student": student}
+            OBJECTIVE, TASK, next(iter(Repeated())), forward, {"teacher": predict}, {"student": student}
         )
         optimizer = torch.optim.Adam([*student.parameters(), *criterion.parameters()], lr=0.01)
-        update = Descent(forward, {"teacher": heard}, criterion, optimizer)
+        update = Descent(forward, {"teacher": predict}, criterion, optimizer)
         state = State(student=student, optimizer=optimizer, criterion=criterion)
         fit(update, source, state, dc.Budget(steps=steps), work=work, options=Options(log_every=2))
     return student, criterion

@@ -230,9 +230,9 @@ class Distiller(nn.Module):
             self._build(batch)
             if any(True for _ in self._criterion().parameters()):
                 raise RecipeError("this objective has terms that learn; give `example=inputs`, then make the optimizer")
-        taught = {name: teacher(batch) for name, teacher in self._teachers.items()}
-        said = self.task.forward(self.student, batch, self._needs["student"], "student")
-        return self._criterion()(said, taught, batch, Clock(progress=progress))
+        teacher_outputs = {name: teacher(batch) for name, teacher in self._teachers.items()}
+        outputs = self.task.forward(self.student, batch, self._needs["student"], "student")
+        return self._criterion()(outputs, teacher_outputs, batch, Clock(progress=progress))
 
     def _decided(self, batch: Batch) -> Objective:
         """The objective with its layers chosen from one batch."""

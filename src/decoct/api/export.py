@@ -194,8 +194,8 @@ def _write_quantized(
         written = save(found.graph, Path(folder) / FILE)
         with torch.no_grad():
             expected = program(**inputs).double().numpy()
-        said = next(iter(open_session(written)(feed).values())).astype(np.float64)
-        verified = differences(said, expected, numbers=numbers)
+        outputs = next(iter(open_session(written)(feed).values())).astype(np.float64)
+        verified = differences(outputs, expected, numbers=numbers)
         if not np.isfinite(verified["max_abs_diff"]):
             raise IntegrityError(f"{path}: the quantized file answers with numbers that are not finite")
         kernels = audit(written, found.changes)
@@ -350,8 +350,8 @@ class _Plain(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         given = {} if set(inputs) == {"input"} else inputs
-        said = self.model(**given) if given else self.model(inputs["input"])
-        logits: Tensor = said if isinstance(said, Tensor) else said.logits
+        outputs = self.model(**given) if given else self.model(inputs["input"])
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
         return logits
 
 

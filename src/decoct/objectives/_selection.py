@@ -49,8 +49,8 @@ def selected(
         if not keep.any():
             return zero(student)
         pick = picker(keep)
-        heard = {name: picked(each, pick) for name, each in teachers.items()}
-        result = term(picked(student, pick), heard, picked_batch(batch, pick), clock)
+        teacher_outputs = {name: picked(each, pick) for name, each in teachers.items()}
+        result = term(picked(student, pick), teacher_outputs, picked_batch(batch, pick), clock)
     assert isinstance(result, Tensor)
     return result
 

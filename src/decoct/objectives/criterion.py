@@ -178,8 +178,8 @@ class Criterion(nn.Module):
         if not each.plain:
             view = _view(each.objective, student, teachers, batch, self._known)
             return value_of(each.objective, each.term, *view, clock)
-        heard = {} if each.teacher is None else {each.teacher: teachers[each.teacher]}
-        return selected(each.term, kept(each.objective, each.term, batch), student, heard, batch, clock)
+        teacher_outputs = {} if each.teacher is None else {each.teacher: teachers[each.teacher]}
+        return selected(each.term, kept(each.objective, each.term, batch), student, teacher_outputs, batch, clock)
 
 
 def needs_of(objective: Objective, teachers: Sequence[str]) -> dict[str, Needs]:

@@ -99,7 +99,7 @@ class Step(Spec):
     """Whether all processes of a run do the step together; else the first does it alone."""
     machine_bound: ClassVar[bool] = False
     """Whether the result depends on the machine, which then is part of the key."""
-    unkeyed: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
+    not_in_key: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
     keyed_with: ClassVar[Mapping[str, str]] = {}
     """Settings that change the result only where another one is set; else their default stands in the key."""
     machine_bound_by: ClassVar[tuple[str, ...]] = ()

@@ -85,8 +85,8 @@ class ProgramSession:
         import torch
 
         with torch.no_grad():
-            said = self._program(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        return {self._output: said.numpy()}
+            outputs = self._program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        return {self._output: outputs.numpy()}
 
 
 def refuse_recurrence(program: nn.Module, axes: Mapping[str, Mapping[int, str]]) -> None:

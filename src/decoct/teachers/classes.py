@@ -28,9 +28,9 @@ class Alignment:
         columns = list(self.columns)
 
         def aligned(batch: Batch) -> Outputs:
-            said = predict(batch)
-            logits = None if said.logits is None else said.logits[..., columns]
-            return replace(said, logits=logits, top=None if said.top is None else self.of_top(said.top))
+            outputs = predict(batch)
+            logits = None if outputs.logits is None else outputs.logits[..., columns]
+            return replace(outputs, logits=logits, top=None if outputs.top is None else self.of_top(outputs.top))
 
         return aligned
 

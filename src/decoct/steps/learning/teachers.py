@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Heard:
+class OpenTeachers:
     """Teachers that are open: predictors by role, and of those that do not know all classes the ids of those known;
     `ahead`: those that may be asked before their answers are needed."""
 
@@ -45,7 +45,7 @@ class Heard:
 
 
 @contextlib.contextmanager
-def heard(
+def open_teachers(
     inputs: Inputs,
     needs: Mapping[str, Needs],
     context: Context,
@@ -55,7 +55,7 @@ def heard(
     combine: Combination | None = None,
     labels: int | None = None,
     averaged: bool = False,
-) -> Iterator[Heard]:
+) -> Iterator[OpenTeachers]:
     """Opens the inputs named in `needs` as teachers while the body runs, their classes matched by name.
 
     `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
@@ -87,7 +87,7 @@ def heard(
             teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
             if joined is not None:
                 known[COMBINED] = joined
-        yield Heard(teachers, known, tuple(ahead))
+        yield OpenTeachers(teachers, known, tuple(ahead))
 
 
 def _narrowed(predict: Predictor, known: tuple[int, ...] | None) -> Predictor:

@@ -33,7 +33,7 @@ def stores_of(inputs: Inputs) -> dict[str, Artifact]:
     return {role: each for role, each in inputs.items() if isinstance(each, Artifact) and each.kind == STORE}
 
 
-def taught_stores(inputs: Inputs) -> dict[str, Artifact]:
+def teaching_stores(inputs: Inputs) -> dict[str, Artifact]:
     """The soft-label stores among the inputs; RecipeError where one of them is what is to be trained."""
     found = stores_of(inputs)
     if "model" in found:

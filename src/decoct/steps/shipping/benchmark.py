@@ -88,14 +88,14 @@ class Benchmark(Step):
     def _records(
         self, artifacts: Mapping[str, Mapping[int, Artifact]], batches: Sequence[Batch], context: Context
     ) -> dict[str, dict[str, Any]]:
-        said: dict[str, dict[int, Answers]] = {}
+        answers_of: dict[str, dict[int, Answers]] = {}
         first: dict[str, Candidate] = {}
         for done, (name, seeds) in enumerate(artifacts.items()):
             context.progress(done, len(artifacts) + 1, f"quality of {name}")
-            said[name] = {}
+            answers_of[name] = {}
             for seed, artifact in seeds.items():
                 candidate = open_candidate(artifact, context, self.threads)
-                said[name][seed] = Answers(candidate, batches)
+                answers_of[name][seed] = Answers(candidate, batches)
                 first.setdefault(name, candidate)
         context.progress(len(artifacts), len(artifacts) + 1, "latency")
         small = head(batches[0], self.batch)
@@ -109,12 +109,12 @@ class Benchmark(Step):
             warmup=self.warmup,
             seconds=self.seconds,
         )
-        reference = said.get(self.reference or "")
+        reference = answers_of.get(self.reference or "")
         records = {}
         for name, candidate in first.items():
             judged = [
                 _judge(seed, answers, None if name == self.reference else _partner(reference, seed), context)
-                for seed, answers in said[name].items()
+                for seed, answers in answers_of[name].items()
             ]
             artifact = candidate.artifact
             records[name] = {
@@ -127,7 +127,7 @@ class Benchmark(Step):
                 **_summary(judged),
                 **self._costs(candidate, small),
                 "latency": self._latency(latencies[name], candidate, small),
-                "confusion": _confusion(next(iter(said[name].values())), context),
+                "confusion": _confusion(next(iter(answers_of[name].values())), context),
             }
         return records
 
@@ -185,10 +185,10 @@ class Answers:
 
     def __init__(self, candidate: Candidate, batches: Sequence[Batch]) -> None:
         self.batches = batches
-        self._said = {id(batch): candidate.predict(batch) for batch in batches}
+        self._outputs = {id(batch): candidate.predict(batch) for batch in batches}
 
     def __call__(self, batch: Batch) -> Any:
-        return self._said[id(batch)]
+        return self._outputs[id(batch)]
 
 
 def finite(value: Any) -> Any:

@@ -164,8 +164,8 @@ class FileProgram(nn.Module):
         self.session = session
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        said = self.session({name: value.numpy() for name, value in inputs.items()})
-        return torch.from_numpy(next(iter(said.values())))
+        outputs = self.session({name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(next(iter(outputs.values())))
 
 
 def has_quantizers(proto: onnx.ModelProto) -> bool:
@@ -260,8 +260,8 @@ def against_float(
     for batch in batches:
         feed = task.feed(batch, side)
         with torch.no_grad():
-            said = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        theirs.append(said.double().numpy())
+            outputs = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        theirs.append(outputs.double().numpy())
         ours.append(session(feed)[task.output].astype(np.float64))
     return differences(np.concatenate(ours), np.concatenate(theirs), numbers=task.output == "values")
 
