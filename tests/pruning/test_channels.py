@@ -307,7 +307,7 @@ def test_a_slim_attention_is_the_attention_it_came_from() -> None:
 
 
 @pytest.mark.parametrize("score", ["l2", "bn_scale"])
-def test_the_companion_takes_the_proximal_step(score: str) -> None:
+def test_the_callback_takes_the_proximal_step(score: str) -> None:
     net, x = conv_net()
     rate, weight = 0.1, 0.5
     scheme = Channels(score=score, sparsity=weight)
