@@ -44,7 +44,7 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def own_part(batch: Batch, rank: int, count: int) -> Batch:
-    """What process `rank` of `count` gets of a batch and of the one beside it; a Padding where nothing is left for it."""
+    """What process `rank` of `count` gets of a batch and of those beside it; a Padding where nothing is left."""
     start, stop = bounds(len(batch), rank, count)
     found = part(batch, start, stop) if start < stop else padding(part(batch, 0, 1))
     also = {name: own_part(each, rank, count) for name, each in batch.also.items()}
