@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from decoct.errors import DataError, RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Leaf = Tensor | np.ndarray
 Change = Callable[[Any], Any]
@@ -70,7 +73,7 @@ class Batch:
 
         What is there for one sample each (keys, seen, group) is changed too; `tickets` are no tensors and stay.
         """
-        walk = _Walk(change)
+        walk = _Walk.of(change)
         return replace(
             self,
             inputs=walk(self.inputs),
@@ -81,8 +84,8 @@ class Batch:
             seen=walk(self.seen),
             trace=walk(self.trace),
             group=walk(self.group),
-            also={name: each.map(change) for name, each in self.also.items()},
-            views=tuple(each.map(change) for each in self.views),
+            also={name: each.map(walk) for name, each in self.also.items()},
+            views=tuple(each.map(walk) for each in self.views),
         )
 
     def take(self, indices: Indices) -> Batch:
@@ -91,7 +94,9 @@ class Batch:
         Answers that were asked for ahead are those of the whole batch and are left out. DataError names what has
         another number of entries than the batch has samples.
         """
-        pick = Taking(len(self), indices)
+        return self._taken(Taking(len(self), indices))
+
+    def _taken(self, pick: Taking) -> Batch:
         return replace(
             self,
             inputs={reader: pick(value, f"inputs.{reader}") for reader, value in self.inputs.items()},
@@ -102,7 +107,7 @@ class Batch:
             seen=pick(self.seen, "seen"),
             trace={reader: pick(value, f"trace.{reader}") for reader, value in self.trace.items()},
             group=pick(self.group, "group"),
-            views=tuple(each.take(indices) for each in self.views),
+            views=tuple(each._taken(pick) for each in self.views),
             tickets={},
         )
 
@@ -113,9 +118,30 @@ class Batch:
         return replace(self, target=target, labelled=labelled)
 
     def regenerated(self, inputs: Mapping[str, Any], target: Any = None) -> Batch:
-        """A batch of other content in the place of this one: `keys` are made anew from it; `seen`, `views` and answers
-        asked for ahead belong to the old content and go."""
-        return Batch(inputs, target, keys=content_of(next(iter(inputs.values()))), view=self.view, also=self.also)
+        """A batch of other samples in the place of this one, all of which are labelled: `keys` are made anew from
+        their content; what belongs to the old samples (`seen`, `views`, traces, groups, answers asked for ahead) goes.
+        """
+        keys = content_of(next(iter(inputs.values())))
+        return replace(
+            self,
+            inputs=inputs,
+            target=target,
+            labelled=None,
+            keys=keys,
+            seen=None,
+            views=(),
+            tickets={},
+            trace={},
+            group=None,
+        )
+
+    def altered(self, inputs: Mapping[str, Any]) -> Batch:
+        """The same samples with these inputs in the place of those of the readers named: an attack, a mixture.
+
+        `keys`, targets and labels are the samples' and stay; `seen`, `views` and answers asked for ahead are of what
+        they looked like before, and go, so that no stored or asynchronous answer is taken for one about them.
+        """
+        return replace(self, inputs={**self.inputs, **inputs}, seen=None, views=(), tickets={})
 
 
 @dataclass(frozen=True)
@@ -297,6 +323,8 @@ class TopK:
 
 
 Distribution = Dense | TopK | Factored
+PARAMETERS = ("@weight", "@bias")
+"""How the path of a feature ends that is a parameter, of which no axis counts samples."""
 FORMS = frozenset(("dense", "top_k", "factored"))
 """The forms in which a model may say what it thinks of the classes."""
 
@@ -354,29 +382,41 @@ class Outputs:
         """The same with all its tensors on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    @property
+    def places(self) -> torch.Size | None:
+        """`[*B]`, the places at which it answers; None where it says nothing of classes. Multiplies nothing out."""
+        outputs = self.distribution
+        if isinstance(outputs, TopK):
+            return outputs.ids.shape[:-1]
+        if isinstance(outputs, Factored):
+            return outputs.hidden.shape[:-1]
+        return None if outputs is None else outputs.logits.shape[:-1]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same with `change` applied to every tensor in it."""
-        walk = _Walk(change)
+        """The same with `change` applied to every tensor in it; what is shared stays shared."""
+        walk = _Walk.of(change)
         outputs = self.distribution
         return replace(
             self,
-            distribution=outputs.each(change) if isinstance(outputs, TopK) else outputs and outputs.map(change),
+            distribution=outputs.each(walk) if isinstance(outputs, TopK) else outputs and outputs.map(walk),
             mask=walk(self.mask),
             values=walk(self.values),
             features=walk(self.features),
             losses=walk(self.losses),
-            heads={name: each.map(change) for name, each in self.heads.items()},
-            also={name: each.map(change) for name, each in self.also.items()},
+            heads={name: each.map(walk) for name, each in self.heads.items()},
+            also={name: each.map(walk) for name, each in self.also.items()},
         )
 
     def take(self, indices: Indices, samples: int) -> Outputs:
         """What was said about the samples at `indices` of `samples`.
 
         Features that do not belong to samples (those `apart`, and those with another number of entries) and losses,
-        which are of the whole batch, are left out; a head's weights stay as they are. DataError names logits or values
-        with another number of entries.
+        which are of the whole batch, are left out; parameters (`a.b@weight`) and a head's weights stay as they are.
+        DataError names logits or values with another number of entries.
         """
-        pick = Taking(samples, indices)
+        return self._taken(Taking(samples, indices))
+
+    def _taken(self, pick: Taking) -> Outputs:
         outputs = self.distribution
         if isinstance(outputs, Dense):
             outputs = Dense(pick(outputs.logits, "logits"))
@@ -384,15 +424,19 @@ class Outputs:
             outputs = outputs.each(lambda each: pick(each, "logits"))
         elif outputs is not None:
             outputs = replace(outputs, hidden=pick(outputs.hidden, "logits"))
-        kept = {name: each for name, each in self.features.items() if name not in self.apart and len(each) == samples}
+        features = {
+            name: each if name.endswith(PARAMETERS) else pick(each, name)
+            for name, each in self.features.items()
+            if name.endswith(PARAMETERS) or (name not in self.apart and pick.fits(each))
+        }
         return replace(
             self,
             distribution=outputs,
             mask=pick(self.mask, "mask"),
             values=pick(self.values, "values"),
-            features={name: pick(each, name) for name, each in kept.items()},
+            features=features,
             losses={},
-            heads={name: each.take(indices, samples) for name, each in self.heads.items()},
+            heads={name: each._taken(pick) for name, each in self.heads.items()},
         )
 
 
@@ -440,6 +484,11 @@ class _Walk:
         self._change = change
         self._done: dict[int, tuple[Any, Any]] = {}
 
+    @classmethod
+    def of(cls, change: Change) -> _Walk:
+        """The walk under way, or a new one: what is shared between the parts of one whole stays shared."""
+        return change if isinstance(change, _Walk) else cls(change)
+
     def __call__(self, value: Any) -> Any:
         if value is None or isinstance(value, int | float | str):
             return value
@@ -467,6 +516,10 @@ class Taking:
             self._done[id(value)] = value, self._taken(value, name)
         return self._done[id(value)][1]
 
+    def fits(self, value: Tensor) -> bool:
+        """Whether a tensor has one entry for each sample."""
+        return value.ndim > 0 and len(value) == self._samples
+
     def _taken(self, value: Any, name: str) -> Any:
         if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
             return value
@@ -492,7 +545,7 @@ class Taking:
 
 
 def _rebuilt(value: Any, change: Change) -> Any:
-    """A mapping, tuple, list or dataclass of tensors with its parts changed; anything else as it is."""
+    """A mapping, tuple, list or dataclass with its parts changed; anything else as it is."""
     if isinstance(value, Mapping):
         return {key: change(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -500,32 +553,101 @@ def _rebuilt(value: Any, change: Change) -> Any:
     if isinstance(value, tuple):
         parts = [change(each) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if _is_bundle(value):
+        return replace(value, **{each.name: change(getattr(value, each.name)) for each in fields(value) if each.init})
     return value
 
 
+def leaves(value: Any) -> Iterator[Leaf]:
+    """Every tensor and array in nested mappings, tuples, lists and dataclasses, in order.
+
+    >>> [each.shape for each in leaves({"a": (torch.ones(2), None), "b": [np.ones(3)]})]
+    [torch.Size([2]), (3,)]
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from leaves(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from leaves(each)
+    elif _is_bundle(value):
+        for each in fields(value):
+            yield from leaves(getattr(value, each.name))
+
+
+def _is_bundle(value: Any) -> TypeGuard[DataclassInstance]:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def device_of(value: Any) -> torch.device:
+    """The device of the first tensor in nested values; the CPU where there is none.
+
+    >>> device_of({"texts": ["a"], "ids": torch.ones(1)})
+    device(type='cpu')
+    """
+    return next((each.device for each in leaves(value) if isinstance(each, Tensor)), torch.device("cpu"))
+
+
 def samples_of(value: Any) -> int:
-    """Samples in a value: a mapping or tuple bundles several inputs, a list holds one entry for each sample."""
-    if isinstance(value, Mapping):
-        return samples_of(next(iter(value.values())))
-    if isinstance(value, tuple):
-        return samples_of(value[0])
-    return len(value)
+    """Samples in a value: a mapping or tuple bundles several inputs, a list holds one entry for each sample.
+
+    What has no entry for each sample (a number, a tensor without axes) does not say; DataError where nothing does.
+
+    >>> samples_of({"scale": torch.tensor(2.0), "x": (torch.ones(3, 1), torch.ones(3))})
+    3
+    """
+    found = _samples(value)
+    if found is None:
+        raise DataError(f"a batch with inputs of type {type(value).__name__} that hold no entry for any sample")
+    return found
+
+
+def _samples(value: Any) -> int | None:
+    if isinstance(value, Tensor | np.ndarray):
+        return len(value) if value.ndim else None
+    if isinstance(value, list):
+        return len(value)
+    parts: Any = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
+    if _is_bundle(value):
+        parts = (getattr(value, each.name) for each in fields(value))
+    return next((found for each in parts if (found := _samples(each)) is not None), None)
 
 
 def content_of(inputs: Any) -> np.ndarray:
     """uint64 `[B]`: the first 8 bytes of the SHA-256 of each sample's own inputs (of ids those that the attention mask
-    keeps, so that padding does not matter)."""
-    if isinstance(inputs, Mapping):
-        return _content_of_parts(inputs)
+    keeps, so that padding does not matter). What has no entry for each sample does not matter either."""
+    if isinstance(inputs, Mapping | tuple):
+        return _content_of_parts(dict(_parts(inputs)))
     if isinstance(inputs, list):
-        return np.array([content_of(_array(each)[None])[0] for each in inputs], np.uint64)
+        return np.array([_content_of_one(each) for each in inputs], np.uint64)
     array = _array(inputs)
     prefix = hashlib.sha256(f"{array.dtype.str} {array.shape[1:]}".encode())
     return _numbers(_digest(prefix, row.tobytes()) for row in array)
 
 
-def _content_of_parts(inputs: Mapping[str, Any]) -> np.ndarray:
-    arrays = {name: _array(value) for name, value in sorted(inputs.items())}
+def _content_of_one(value: Any) -> np.uint64:
+    """That of a batch of this one sample."""
+    bundle = isinstance(value, Mapping | tuple)
+    found: np.uint64 = content_of(_Walk(lambda leaf: leaf[None])(value) if bundle else _array(value)[None])[0]
+    return found
+
+
+def _parts(inputs: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """By dotted names what has one entry for each sample: arrays, and lists of arrays."""
+    if isinstance(inputs, Mapping | tuple):
+        named = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+        for name, value in named:
+            yield from _parts(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(inputs, list):
+        yield prefix, [np.asarray(_array(each) if isinstance(each, Tensor) else each) for each in inputs]
+    elif isinstance(inputs, Tensor | np.ndarray) and inputs.ndim:
+        yield prefix, _array(inputs)
+
+
+def _content_of_parts(parts: Mapping[str, Any]) -> np.ndarray:
+    arrays = dict(sorted(parts.items()))
     kept = arrays.pop("attention_mask", None)
     digests = []
     for row in range(len(next(iter(arrays.values())))):

@@ -20,6 +20,7 @@ from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
 from decoct.training.clock import Clock
 from decoct.training.schedules import Linear
+from position_toys import Tagging
 
 TASK = ImageClassification(raw=True, classes=tuple("abcd"))
 
@@ -120,14 +121,74 @@ def test_positions_that_do_not_count():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 3, 4, generator=generator)
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    s, t = Outputs(logits, mask=mask), Outputs(2 * logits, mask=mask)
-    b = Batch({"student": torch.zeros(2, 3)}, target=torch.where(mask, 1, -100))
-    criterion = build(KD() + DKD(), s, {"t": t}, b)
+    known = mask & torch.tensor([[True, False, True], [True, True, True]])
+    s, t = Outputs(logits), Outputs(2 * logits)
+    b = Batch({"student": mask.long()}, target=torch.where(known, 1, -100))
+    rest = mask & ~known
+    terms = KD() + CrossEntropy() + DKD() + KD(name="here", on="labelled") + KD(name="there", on="unlabelled")
+    criterion = build(terms, s, {"t": t}, b, Tagging())
     _, parts = criterion(s, {"t": t}, b, Clock())
-    assert parts["kd"].item() == pytest.approx(F.kd_loss(logits[mask], 2 * logits[mask]).item(), rel=1e-5)
-    assert int(criterion.items(b)["kd"]) == 3
-    with pytest.raises(RecipeError, match="mask of positions"):
-        build(KD(on="unlabelled"), s, {"t": t}, b)
+    wanted = {"kd": mask, "here": known, "there": rest}
+    for name, kept in wanted.items():
+        assert parts[name].item() == pytest.approx(F.kd_loss(logits[kept], 2 * logits[kept]).item(), rel=1e-5)
+    expected = torch.nn.functional.cross_entropy(logits[known], b.target[known])
+    assert parts["cross_entropy"].item() == pytest.approx(expected.item(), rel=1e-5)
+    found = {name: int(each) for name, each in criterion.items(b).items()}
+    assert found == {"kd": 3, "cross_entropy": 2, "dkd": 2, "here": 2, "there": 1}
+    assert criterion.splittable
+
+
+def test_a_mask_that_only_a_forward_pass_shows_cannot_be_counted():
+    logits, mask = torch.randn(6, 3, 4), torch.rand(6, 3, generator=torch.Generator().manual_seed(1)) < 0.7
+    s, t = Outputs(logits, mask=mask), {"t": Outputs(2 * logits, mask=mask)}
+    criterion = build(KD() + KD(on="labelled", name="again"), s, t)
+    assert not criterion.splittable
+    value = criterion(s, t, batch(), Clock())[1]["kd"].item()
+    assert value == pytest.approx(F.kd_loss(logits[mask], 2 * logits[mask]).item(), rel=1e-5)
+    some = torch.tensor([True, False, True, True, False, True])
+    value = criterion(s, t, batch(some), Clock())[1]["again"].item()
+    both = mask & some[:, None]
+    assert value == pytest.approx(F.kd_loss(logits[both], 2 * logits[both]).item(), rel=1e-5)
+    said_by_the_task = Batch({"student": mask.long()}, torch.ones(6, 3, dtype=torch.long))
+    assert build(KD(), Outputs(logits, mask=torch.ones_like(mask)), t, said_by_the_task, Tagging()).splittable
+
+
+def test_the_word_of_the_task_is_the_mask():
+    logits, mask = torch.randn(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
+    b = Batch({"student": mask.long()}, torch.ones(2, 3, dtype=torch.long))
+    s = Outputs(logits, mask=torch.ones_like(mask))
+    criterion = build(KD(), s, {"t": Outputs(2 * logits)}, b, Tagging())
+    value = criterion(s, {"t": Outputs(2 * logits)}, b, Clock())[0].item()
+    assert value == pytest.approx(F.kd_loss(logits[mask], 2 * logits[mask]).item(), rel=1e-5)
+    longer = Outputs(torch.randn(2, 5, 4))
+    with pytest.raises(RecipeError, match=r"counts of places \[2, 3\], and the student answers at \[2, 5\]"):
+        criterion(longer, {"t": longer}, b, Clock())
+
+
+def test_places_that_the_task_counts_by_sample_are_as_many_for_each():
+    s = Outputs(torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(2)))
+    criterion = build(KD() + KD(name="some", on="labelled"), s, {"t": s})
+    some = torch.tensor([True, False, True, True, False, True])
+    assert {name: int(each) for name, each in criterion.items(batch(some)).items()} == {"kd": 18, "some": 12}
+    longer = Outputs(torch.randn(6, 5, 4))
+    assert criterion(longer, {"t": longer}, batch(), Clock())[0].item() == 0
+    with pytest.raises(RecipeError, match="kd: samples with 5 and with 3 places in one window"):
+        criterion(longer, {"t": longer}, batch(), Clock(), {"kd": 0.5, "some": 0.5})
+
+
+def test_labels_of_several_heads_need_a_head():
+    heads = {name: outputs_of(3, classes=4) for name in ("a", "b")}
+    some = torch.tensor([True, False, True, True, False, True])
+    targets = {"a": torch.arange(6) % 4, "b": torch.where(some, torch.arange(6) % 4, -100)}
+    b = Batch({"student": torch.zeros(6, 1)}, targets, {"a": torch.ones(6, dtype=torch.bool), "b": some})
+    s = Outputs(outputs_of(4).logits, heads=heads)
+    criterion = build(CrossEntropy(head="a", name="a") + CrossEntropy(head="b", name="b"), s, {}, b)
+    assert {name: int(each) for name, each in criterion.items(b).items()} == {"a": 6, "b": 4}
+    value = criterion(s, {}, b, Clock())[1]["b"].item()
+    expected = torch.nn.functional.cross_entropy(heads["b"].logits[some], targets["b"][some])
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(RecipeError, match=r"kd: labels are by head \(a, b\); give the objective a `head`"):
+        build(KD(on="labelled"), s, {"t": s}, b)
 
 
 def test_what_cannot_work_is_refused_with_both_shapes():

@@ -12,7 +12,7 @@ from decoct.outputs import Batch, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
 from decoct.teachers.classes import align, in_full
-from decoct.teachers.combining import Member, Once, Setting, agreement, joined_classes
+from decoct.teachers.combining import COMBINED, Member, Once, Setting, agreement, compared, joined_classes
 from decoct.teachers.ensemble import Ensemble, mean_logits, mean_probabilities
 
 CLASSES = 5
@@ -48,6 +48,40 @@ def test_mean_of_probabilities_is_the_weighted_mean(seed, teachers, temperature)
     expected = np.einsum("kbc,bk->bc", p, weights) / weights.sum(1, keepdims=True)
     found = mean_probabilities(torch.from_numpy(logits), torch.from_numpy(weights), temperature=temperature)
     np.testing.assert_allclose(softmax(found.numpy() / temperature), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weights", ["confidence", "entropy", "equal", "validation", "learned"])
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_teachers_that_answer_at_positions(weights, average):
+    """Each position is answered as if it were a sample; how much each teacher counts is a mean over what is kept."""
+    outputs, kept = drawn(3, 2, 6, 4, CLASSES), torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+    target = torch.randint(CLASSES, (6, 4), generator=torch.Generator().manual_seed(1))
+    target = torch.where(kept, target, -100)
+    spec = Ensemble(weights=weights, average=average)
+    whole, flat = batch_of(6, target), batch_of(24, target.flatten())
+    found = joined(spec, {"a": member(outputs[0]), "b": member(outputs[1])}, whole, [whole])
+    rows = {role: member(each.reshape(24, CLASSES)) for role, each in zip("ab", outputs)}
+    wanted = joined(spec, rows, flat, [flat])
+    torch.testing.assert_close(found.logits.flatten(0, 1), wanted.logits)
+    shares = wanted.values["weights"].reshape(6, 4, 2)
+    log = compared(Outputs(found.logits), {"a": found, "b": Outputs(), COMBINED: found}, {}, kept)
+    assert [log["say.a"].item(), log["say.b"].item()] == pytest.approx(shares[kept].mean(0).tolist())
+    assert log["agreement.a"] == 1
+
+
+def test_what_is_logged_of_teachers_is_of_what_counts():
+    own, other = torch.eye(3).reshape(1, 3, 3), torch.eye(3).flip(0).reshape(1, 3, 3)
+    kept = torch.tensor([[True, True, False]])
+    teachers = {"a": Outputs(other), "b": Outputs(other), "far": Outputs(torch.zeros(1, 7, 3)), "none": Outputs()}
+    log = compared(Outputs(own), teachers, {}, kept)
+    assert {name: each.item() for name, each in log.items()} == {
+        "agreement.a": 0.5,
+        "agreement.b": 0.5,
+        "agreement.teachers": 1.0,
+    }
+    assert compared(Outputs(), teachers, {}, kept) == {}
+    assert compared(Outputs(own), teachers, {}, torch.zeros(1, dtype=torch.bool))["agreement.a"] == 0
+    assert compared(Outputs(own), teachers, {})["agreement.a"].item() == pytest.approx(1 / 3)
 
 
 def test_mean_of_logits():

@@ -30,6 +30,7 @@ from decoct.training.fit import Guard, Options, State, fit
 from decoct.training.processes import Processes, joined, refusing_other_batches
 from decoct.training.sharding import Sharded, ShardedOptimizer, local, shard
 from decoct.training.updates import Descent, Engine, descend, learned, take_step
+from position_toys import Tagging
 
 CLASSES, WIDTH, SAMPLES = 5, 6, 13
 CUTS: dict[str, tuple[int, ...]] = {"whole": (13,), "three": (7, 4, 2), "five": (1, 4, 2, 5, 1)}
@@ -107,7 +108,9 @@ def case(
     x = x.to(number) if x.is_floating_point() else x
     shape = x.shape if kind == "texts" else (SAMPLES,)
     y = torch.randint(CLASSES, shape, generator=random)
-    y = torch.where(x > 0, y, -100) if kind == "texts" else y
+    if kind == "texts":  # KD counts all tokens, cross-entropy those that have a label: more of them in later samples
+        share = torch.linspace(0.2, 1.0, SAMPLES).unsqueeze(1)
+        y = torch.where((x > 0) & (torch.rand(x.shape, generator=random) < share), y, -100)
     torch.manual_seed(0)
     student, teacher = found.model().to(number), found.model().to(number).eval()
 
@@ -122,8 +125,7 @@ def case(
         return type(part)({"student": rows}, target, part.labelled)
 
     def say(module: nn.Module, each: Batch) -> Outputs:
-        inputs = each.side("student")
-        return Outputs(module(inputs), mask=inputs > 0 if kind == "texts" else None)
+        return Outputs(module(each.side("student")))
 
     def answer_of_teacher(each: Batch) -> Outputs:
         with torch.no_grad():
@@ -134,7 +136,7 @@ def case(
 
     first = batch(torch.arange(4))
     student.eval()
-    task = dc.ImageClassification(raw=True)
+    task = Tagging() if kind == "texts" else dc.ImageClassification(raw=True)
     probe = Probe(task, first, answer(first), {"teacher": answer_of_teacher(first)}, {"student": student}, {}, None)
     criterion = Criterion.build(OBJECTIVES[objective], probe)
     student.train()
@@ -149,7 +151,7 @@ def case(
         criterion,
         torch.optim.SGD(student.parameters(), lr=0.1),
         engine,
-        measure=lambda outputs, teacher_outputs: {
+        measure=lambda outputs, teacher_outputs, batch: {
             "largest": teacher_outputs["teacher"].logits.double().square().flatten(1)[:, 0].mean()
         },
     )

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,6 +212,14 @@ class TestAttacks:
         best = clean + 4 * w.sign()
         for attack in (FGSM(epsilon=4), PGD(epsilon=4, step=1.5, steps=6), PGD(epsilon=4, steps=2, random_start=False)):
             torch.testing.assert_close(attack.perturb(lambda x: (x * w).sum(), clean), best)
+
+    def test_answers_about_clean_inputs_are_none_about_attacked_ones(self):
+        model, clean = network(), batch_of()
+        batch = replace(clean, keys=np.arange(len(clean)), seen=np.arange(len(clean)), tickets={"teacher": "an answer"})
+        found = attacked(PGD(low=-9, high=9, epsilon=0.1), model, predictor(model), batch, "student", label_loss)
+        assert (found.tickets, found.seen) == ({}, None)
+        assert found.keys is batch.keys
+        assert found.target is batch.target
 
     def test_attacked_inputs_stay_within_distance_and_range(self):
         clean = torch.tensor([[0.0, 3.0, 128.0, 253.0, 255.0]])

@@ -22,11 +22,13 @@ def started(words: Sequence[str], processes: int) -> list[tuple[int, str]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
+    toys = str(SCRIPT.parents[1])  # position_toys.py
+    paths = os.pathsep.join([toys, *filter(None, [os.environ.get("PYTHONPATH")])])
     commands, environments = [], []
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
         commands.append([sys.executable, *(each.replace("RANK", str(rank)) for each in words)])
-        environments.append({**os.environ, "OMP_NUM_THREADS": "1", **several, **own})
+        environments.append({**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **several, **own})
     return ended(commands, environments)
 
 

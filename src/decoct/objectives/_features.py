@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives._logits import only
 from decoct.objectives._numeric import promote, shape
+from decoct.objectives._positions import Positions
 from decoct.objectives.adapters import Adapter, Bridge, Needed, Widths, bridge
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.layers import embedding_pair, stage_pairs
@@ -47,7 +48,7 @@ class LayeredObjective(Objective):
     reshaped: ClassVar[bool] = True
     """Whether features are maps, tokens or vectors that may be viewed as one another."""
     positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "all"
-    """Over which positions the mean goes: all, or those that `attention_mask` of the student's inputs keeps."""
+    """Over which positions the mean goes: all, or those that are no padding (see `Positions`)."""
 
     layers: Layers
     adapter: Adapter = Field(default="auto", exclude_if=lambda value: value == "auto")
@@ -133,7 +134,8 @@ class FeatureTerm(Term):
             self._add(own, s, theirs, t, probe)
         shapes = [probe.student.features[own].shape for own in objective.chosen()]
         moved = any(made.moves for made in self.bridges if isinstance(made, Bridge))
-        self._masked = objective.positions != "all" and all(len(each) > 2 for each in shapes) and not moved
+        masked = objective.positions != "all" and all(len(each) > 2 for each in shapes) and not moved
+        self._positions = Positions(objective, probe, objective.chosen() if masked else ())
         self.splittable = objective.splittable and not normalises(self)
 
     def _add(self, own: str, student: Tensor, theirs: str, teacher: Tensor, probe: Probe) -> None:
@@ -158,7 +160,7 @@ class FeatureTerm(Term):
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         teacher = only(teachers)
-        mask = self._mask(batch)
+        mask = self._positions.kept(batch)
         total: Tensor | None = None
         for made, network, (own, theirs) in zip(self.bridges, self.networks, self.objective.chosen().items()):
             s = promote(feature(self.objective, "student", student, own))[0]
@@ -172,29 +174,16 @@ class FeatureTerm(Term):
         return self._shown
 
     def items(self, batch: Batch) -> Tensor | int:
-        mask = self._mask(batch)
+        mask = self._positions.kept(batch)
         if mask is None:
             return len(batch)
         return mask.sum(-1).square().sum() if self.objective.positions == "pairs kept" else mask.sum()
-
-    def _mask(self, batch: Batch) -> Tensor | None:
-        return kept_positions(batch) if self._masked else None
 
 
 def refuse_open(objective: Objective) -> None:
     """RecipeError where layers are still to be chosen."""
     if objective.undecided:
         raise RecipeError(f"{objective.label}: layers is auto and none were chosen; name the layers")
-
-
-def kept_positions(batch: Batch) -> Tensor | None:
-    """`[B, N]` bool, the tokens that `attention_mask` of the student's inputs keeps; None where there is none."""
-    inputs = batch.inputs.get("student")
-    if not isinstance(inputs, Mapping) or "attention_mask" not in inputs:
-        return None
-    mask = inputs["attention_mask"]
-    assert isinstance(mask, Tensor)
-    return mask.bool()
 
 
 def normalises(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from decoct.errors import RecipeError
 from decoct.objectives._fields import Fraction as Fraction
 from decoct.objectives._fields import Temperature as Temperature
+from decoct.objectives._selection import places_of
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.refine.base import all_classes
 from decoct.outputs import Batch, Outputs, TopK
@@ -90,7 +91,7 @@ def _top_of(objective: LogitsObjective, teachers: Mapping[str, Outputs]) -> TopK
 
 
 class LogitsTerm(Term):
-    """Feeds logits, target and mask to its objective's function. Items: samples, or positions that the mask keeps."""
+    """Feeds logits, target and mask to its objective's function. Items: the places at which the student answers."""
 
     selection = "mask"
 
@@ -98,8 +99,7 @@ class LogitsTerm(Term):
         super().__init__()
         self.objective = objective
         self.splittable = objective.splittable
-        self._positions = probe.student.mask is not None
-        self._task = probe.task
+        self._places = places_of(probe.student)
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         objective, label = self.objective, self.objective.label
@@ -113,4 +113,4 @@ class LogitsTerm(Term):
         return objective.value(own, theirs, target, student.mask, clock)
 
     def items(self, batch: Batch) -> Tensor | int:
-        return self._task.answer.items(batch) if self._positions else len(batch)
+        return len(batch) * self._places

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from decoct.errors import RecipeError
 from decoct.objectives._numeric import weighing
-from decoct.objectives._selection import chosen, kept, masked, selected, zero
-from decoct.objectives.base import Objective, Term
+from decoct.objectives._selection import Selection, both, chosen, masked, rows_of, selected, zero
+from decoct.objectives.base import Objective
 from decoct.objectives.refine.base import Lesson
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.training.clock import Clock
@@ -19,37 +19,44 @@ from decoct.training.schedules import Schedule
 
 
 def value_of(
-    objective: Objective, term: Term, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock
+    selection: Selection,
+    student: Outputs,
+    teachers: Mapping[str, Outputs],
+    batch: Batch,
+    clock: Clock,
+    *,
+    part: bool = False,
 ) -> Tensor:
-    """The term's value on the samples that count for it, under what its refinements make of the teacher's answer."""
-    keep = kept(objective, term, batch)
-    if objective.refine:
-        return _refined(objective, term, keep, student, teachers, batch, clock)
-    return selected(term, keep, student, teachers, batch, clock)
+    """The term's value on what counts for it, under what its refinements make of the teacher's answer; `part`: the
+    batch is one of several in a window."""
+    if not selection.objective.refine:
+        return selection.value(student, teachers, batch, clock, part=part)
+    if part:
+        selection.refuse_other_places(selection.kept(batch), student)
+    return _refined(selection, student, teachers, batch, clock)
 
 
-def try_refinements(
-    objective: Objective, term: Term, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch
-) -> None:
+def try_refinements(selection: Selection, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch) -> None:
     """Runs a term once as it will be run, so that RecipeError says before training what does not go together."""
+    objective, term = selection.objective, selection.term
     if term.selection == "own":
         raise RecipeError(f"{objective.label}: refine: this objective chooses its samples itself; leave refine out")
     mode = term.training
     with torch.no_grad():
-        value_of(objective, term.eval(), student, teachers, batch, Clock())
+        term.eval()
+        value_of(selection, student, teachers, batch, Clock())
     term.train(mode)
 
 
 def _refined(
-    objective: Objective,
-    term: Term,
-    keep: Tensor | None,
+    selection: Selection,
     student: Outputs,
     teachers: Mapping[str, Outputs],
     batch: Batch,
     clock: Clock,
 ) -> Tensor:
     """The term's value under the refined teacher; items that a refinement leaves out stay in the number of items."""
+    objective, term, keep = selection.objective, selection.term, selection.kept(batch)
     ((name, outputs),) = teachers.items()
     layers = objective.needs().get("teacher", Needs()).features
     lesson = Lesson(objective.label, outputs, layers=tuple(sorted(layers)))
@@ -67,14 +74,15 @@ def _refined(
         part = mask.sum().double() / (mask.numel() if before.mask is None else before.mask.sum().clamp(min=1))
         student, keep = replace(student, mask=mask), None
     elif lesson.keep is not None:
-        both = _of_samples(objective, lesson.keep) if keep is None else keep & _of_samples(objective, lesson.keep)
-        count = term.items(chosen(batch, both))
+        left = both(keep, _of_samples(objective, lesson.keep))
+        assert left is not None
+        count = term.items(chosen(batch, left))
         most = _at_least_one(term.items(_chosen_batch(batch, keep)))
-        part = torch.as_tensor(count, dtype=torch.float64, device=both.device) / most
-        keep = both
+        part = torch.as_tensor(count, dtype=torch.float64, device=left.device) / most
+        keep = left
     weight = lesson.weight
     if weight is not None and keep is not None and term.selection == "index":
-        weight = weight[keep] if len(weight) == len(keep) else weight
+        weight = weight[rows_of(keep)] if len(weight) == len(keep) else weight
     if keep is not None and term.selection == "index" and not keep.any():
         return zero(student)
     with weighing(objective.label, weight):

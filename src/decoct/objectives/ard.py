@@ -10,6 +10,7 @@ from torch import Tensor
 from decoct.objectives._adversarial import adversarial_logits
 from decoct.objectives._logits import Fraction, Temperature, logits_of, only
 from decoct.objectives._numeric import full_precision
+from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.cross_entropy import cross_entropy
@@ -60,15 +61,16 @@ class ARD(Objective):
 
     def build(self, probe: Probe) -> Term:
         adversarial_logits(probe.student, self.label)
-        return ARDTerm(self)
+        return ARDTerm(self, places_of(probe.student))
 
 
 class ARDTerm(Term):
-    """Feeds both answers of the student to `ard_loss`. Items: labelled samples."""
+    """Feeds both answers of the student to `ard_loss`. Items: labelled samples, or positions."""
 
-    def __init__(self, objective: ARD) -> None:
+    def __init__(self, objective: ARD, places: int) -> None:
         super().__init__()
-        self.objective = objective
+        self.objective, self._places = objective, places
+        self.selection = "index" if places == 1 else "mask"
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         label = self.objective.label
@@ -79,7 +81,8 @@ class ARDTerm(Term):
             batch.target,
             alpha=at(self.objective.alpha, clock),
             temperature=at(self.objective.temperature, clock),
+            mask=student.mask if self.selection == "mask" else None,
         )
 
     def items(self, batch: Batch) -> int:
-        return len(batch)
+        return len(batch) * self._places

@@ -14,6 +14,7 @@ from decoct.objectives.balance.base import Balance
 from decoct.objectives.refine.base import Refinement
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice, Spec
+from decoct.tasks.answers.base import Over
 from decoct.tasks.base import Task
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, Schedule, times
@@ -26,7 +27,7 @@ class Probe:
     `student` and `teachers` hold every feature that `needs` asked for, so shapes are known; `modules` the student
     (and teachers under their names) for Terms that read the architecture; `known` by teacher the ids of the classes
     that its logits are for, where these are not all; `counts` the labelled training samples of each class, where they
-    are known. No gradient flows here.
+    are known; `reader`: which inputs the student reads. No gradient flows here.
     """
 
     task: Task
@@ -36,14 +37,15 @@ class Probe:
     modules: Mapping[str, nn.Module]
     known: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: tuple[int, ...] | None = None
+    reader: str = "student"
 
 
 class Term(nn.Module, ABC):
     """One running loss term. Its own parameters (projectors, banks) are trained and checkpointed with the student.
 
-    `splittable`: the mean over a batch equals the item-weighted mean over any split of it. `selection`: how samples
-    that do not count are kept away: "mask" (the term reads `student.mask`), "index" (the samples that count are
-    picked before it sees them) or "own" (the term looks at `batch.labelled` itself).
+    `splittable`: the mean over a batch equals the item-weighted mean over any split of it. `selection`: how what does
+    not count is kept away: "mask" (the term averages over the places that `student.mask` keeps), "index" (the samples
+    that count are picked before it sees them) or "own" (the term looks at `batch.labelled` itself).
     """
 
     splittable: bool = True
@@ -55,7 +57,7 @@ class Term(nn.Module, ABC):
 
     @abstractmethod
     def items(self, batch: Batch) -> Tensor | int:
-        """How many items `forward` averages over; known from the batch alone."""
+        """How many items `forward` averages over where nothing is kept away; known from the batch alone."""
 
     def layers(self) -> list[dict[str, Any]]:
         """The pairs of layers that it compares: paths "student" and "teacher", their shapes, the "adapter" in words."""
@@ -97,6 +99,11 @@ class Objective(Spec):
         if self.refine and not self.taught:
             raise ValueError(f"refine works on a teacher's answer, and {self.use} listens to none; leave it out")
         return self
+
+    @property
+    def over(self) -> Over:
+        """What it averages over: where its targets count, or wherever a model answers."""
+        return "labelled" if self.supervised else "items"
 
     @property
     def label(self) -> str:

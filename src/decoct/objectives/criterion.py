@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives._refining import schedules, try_refinements, value_of
-from decoct.objectives._selection import chosen, kept, selected
+from decoct.objectives._selection import Selection
 from decoct.objectives.balance.base import Balancer
 from decoct.objectives.base import Objective, Probe, Sum, Term
 from decoct.outputs import Batch, Dense, Needs, Outputs
@@ -22,12 +22,15 @@ from decoct.training.schedules import Schedule, at
 class _Running:
     """A term, with what does not change from step to step.
 
-    `teacher`: whom it listens to; `plain`: it hears student and teacher as they are (no head, no refinement, all
-    classes); `schedules`: its settings that change, by the name in the log.
+    `selection`: what counts for it; `splittable`: whether a window may be split; `teacher`: whom it listens to;
+    `plain`: it hears student and teacher as they are (no head, no refinement, all classes); `schedules`: its settings
+    that change, by the name in the log.
     """
 
     objective: Objective
     term: Term
+    selection: Selection
+    splittable: bool
     label: str
     teacher: str | None
     plain: bool
@@ -35,9 +38,12 @@ class _Running:
 
     @classmethod
     def of(cls, objective: Objective, term: Term, probe: Probe) -> _Running:
+        student, _, batch = _view(objective, probe.student, probe.teachers, probe.batch, probe.known)
+        selection = Selection.of(objective, term, replace(probe, student=student))
+        splittable = selection.splittable(batch, student)
         teacher = teacher_name(objective, tuple(probe.teachers)) if objective.taught else None
         plain = objective.head is None and not objective.refine and teacher not in probe.known
-        return cls(objective, term, objective.label, teacher, plain, schedules(objective))
+        return cls(objective, term, selection, splittable, objective.label, teacher, plain, schedules(objective))
 
 
 class Criterion(nn.Module):
@@ -52,8 +58,6 @@ class Criterion(nn.Module):
         self.objectives = tuple(objectives)
         self.terms = nn.ModuleList(terms)
         self._running = tuple(_Running.of(each, term, probe) for each, term in zip(objectives, terms))
-        self._positions = probe.student.mask is not None
-        self._task = probe.task
         self._known = dict(probe.known)
         self.balancer: Balancer | None = None
 
@@ -69,13 +73,12 @@ class Criterion(nn.Module):
         for each in objectives:
             if each.on == "unlabelled" and each.supervised:
                 raise RecipeError(f"{each.label}: on is 'unlabelled', but it needs targets; allowed: all, labelled")
-            if each.on == "unlabelled" and probe.student.mask is not None:
-                raise RecipeError(f"{each.label}: on is 'unlabelled'; a task with a mask of positions allows: all")
             student, teachers, batch = _view(each, probe.student, probe.teachers, probe.batch, probe.known)
-            term = each.build(replace(probe, student=student, teachers=teachers, batch=batch))
+            seen = replace(probe, student=student, teachers=teachers, batch=batch)
+            term = each.build(seen)
             if each.refine:
                 _refuse_unknown_labels(each, teachers, probe.known)
-                try_refinements(each, term, student, teachers, batch)
+                try_refinements(Selection.of(each, term, seen), student, teachers, batch)
             terms.append(term)
         made = cls(objectives, terms, probe)
         if isinstance(objective, Sum) and objective.balance is not None:
@@ -95,9 +98,7 @@ class Criterion(nn.Module):
     @property
     def splittable(self) -> bool:
         """Whether every term's mean over a batch is the item-weighted mean over any split of it."""
-        return all(each.term.splittable for each in self._running) and (
-            self.balancer is None or self.balancer.splittable
-        )
+        return all(each.splittable for each in self._running) and (self.balancer is None or self.balancer.splittable)
 
     @property
     def watches(self) -> bool:
@@ -132,17 +133,7 @@ class Criterion(nn.Module):
 
     def items(self, batch: Batch) -> dict[str, Tensor | int]:
         """How many items each term averages over; known before any forward pass."""
-        counts: dict[str, Tensor | int] = {}
-        for each in self._running:
-            term, seen = each.term, replace(batch, target=_of_head(each.objective, batch.target))
-            keep = kept(each.objective, term, seen)
-            if keep is None:
-                counts[each.label] = term.items(seen)
-            elif term.selection == "index":
-                counts[each.label] = term.items(chosen(seen, keep))
-            else:
-                counts[each.label] = self._task.answer.items(seen) if self._positions else keep.sum()
-        return counts
+        return {each.label: each.selection.items(_of_head(each.objective, batch)) for each in self._running}
 
     def forward(
         self,
@@ -160,7 +151,8 @@ class Criterion(nn.Module):
         weights: dict[str, float] = {}
         parts: dict[str, Tensor] = {}
         for each in self._running:
-            value = values[each.label] = self._value(each, student, teachers, batch, clock)
+            part = shares is not None
+            value = values[each.label] = self._value(each, student, teachers, batch, clock, part)
             weights[each.label] = at(each.objective.weight, clock)
             parts[each.label] = value.detach()
         if self.balancer is not None:
@@ -173,13 +165,13 @@ class Criterion(nn.Module):
         return total, parts
 
     def _value(
-        self, each: _Running, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock
+        self, each: _Running, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock, part: bool
     ) -> Tensor:
         if not each.plain:
             view = _view(each.objective, student, teachers, batch, self._known)
-            return value_of(each.objective, each.term, *view, clock)
+            return value_of(each.selection, *view, clock, part=part)
         teacher_outputs = {} if each.teacher is None else {each.teacher: teachers[each.teacher]}
-        return selected(each.term, kept(each.objective, each.term, batch), student, teacher_outputs, batch, clock)
+        return each.selection.value(student, teacher_outputs, batch, clock, part=part)
 
 
 def needs_of(objective: Objective, teachers: Sequence[str], loss: Needs) -> dict[str, Needs]:
@@ -230,7 +222,7 @@ def _view(
     if objective.head is None:
         return student, chosen, batch
     picked = {name: _head(objective, each) if each.heads else each for name, each in chosen.items()}
-    return _head(objective, student), picked, replace(batch, target=_of_head(objective, batch.target))
+    return _head(objective, student), picked, _of_head(objective, batch)
 
 
 def _refuse_unknown_labels(
@@ -269,5 +261,5 @@ def _head(objective: Objective, outputs: Outputs) -> Outputs:
     return replace(head, features={**outputs.features, **head.features})
 
 
-def _of_head(objective: Objective, target: Any) -> Any:
-    return target[objective.head] if objective.head is not None and isinstance(target, Mapping) else target
+def _of_head(objective: Objective, batch: Batch) -> Batch:
+    return batch if objective.head is None else batch.of_head(objective.head)

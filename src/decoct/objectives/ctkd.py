@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError
 from decoct.objectives._logits import logits_of, only
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, logit_pair
+from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.outputs import Batch, Outputs
@@ -83,8 +84,7 @@ class CTKDTerm(Term):
     def __init__(self, objective: CTKD, probe: Probe, classes: int) -> None:
         super().__init__()
         self.objective = objective
-        self._positions = probe.student.mask is not None
-        self._task = probe.task
+        self._places = places_of(probe.student)
         self.theta = nn.Parameter(torch.ones(()))
         self.net: nn.Module | None = None
         if objective.per == "sample":
@@ -115,7 +115,7 @@ class CTKDTerm(Term):
         return {"temperature": float(self.last)}
 
     def items(self, batch: Batch) -> Tensor | int:
-        return self._task.answer.items(batch) if self._positions else len(batch)
+        return len(batch) * self._places
 
 
 class _Reversal(torch.autograd.Function):

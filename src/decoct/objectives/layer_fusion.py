@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
-from decoct.objectives._features import feature, kept_positions, refuse_open
+from decoct.objectives._features import feature, refuse_open
 from decoct.objectives._logits import Temperature, only
 from decoct.objectives._numeric import (
     element_mean,
@@ -20,6 +20,7 @@ from decoct.objectives._numeric import (
     refuse_unlike_mask,
     shape,
 )
+from decoct.objectives._positions import Positions
 from decoct.objectives._shapes import Loss, Mask, Tokenwise
 from decoct.objectives.adapters import Bridge, Needed, bridge
 from decoct.objectives.base import Objective, Probe, Term
@@ -135,11 +136,11 @@ class LayerFusionTerm(Term):
             with torch.no_grad():
                 layer_fusion_loss(made.student(s), views)
             self.bridges.append(made)
-        self._masked = tokens
+        self._positions = Positions(objective, probe, objective.groups() if tokens else ())
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         teacher, objective = only(teachers), self.objective
-        mask = kept_positions(batch) if self._masked else None
+        mask = self._positions.kept(batch)
         total: Tensor | None = None
         for made, (own, paths) in zip(self.bridges, objective.groups().items()):
             assert isinstance(made, Bridge)
@@ -154,5 +155,5 @@ class LayerFusionTerm(Term):
         return self._shown
 
     def items(self, batch: Batch) -> Tensor | int:
-        mask = kept_positions(batch) if self._masked else None
+        mask = self._positions.kept(batch)
         return len(batch) if mask is None else mask.sum()

@@ -10,6 +10,7 @@ from torch import Tensor
 from decoct.objectives._adversarial import adversarial_logits
 from decoct.objectives._logits import Fraction, logits_of, only
 from decoct.objectives._numeric import full_precision
+from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.kd import kd_loss
@@ -55,15 +56,16 @@ class RSLAD(Objective):
 
     def build(self, probe: Probe) -> Term:
         adversarial_logits(probe.student, self.label)
-        return RSLADTerm(self)
+        return RSLADTerm(self, places_of(probe.student))
 
 
 class RSLADTerm(Term):
-    """Feeds both answers of the student to `rslad_loss`. Items: samples."""
+    """Feeds both answers of the student to `rslad_loss`. Items: samples, or positions."""
 
-    def __init__(self, objective: RSLAD) -> None:
+    def __init__(self, objective: RSLAD, places: int) -> None:
         super().__init__()
-        self.objective = objective
+        self.objective, self._places = objective, places
+        self.selection = "index" if places == 1 else "mask"
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         label = self.objective.label
@@ -72,7 +74,8 @@ class RSLADTerm(Term):
             logits_of("student", student, label),
             logits_of("teacher", only(teachers), label),
             weight=at(self.objective.share, clock),
+            mask=student.mask if self.selection == "mask" else None,
         )
 
     def items(self, batch: Batch) -> int:
-        return len(batch)
+        return len(batch) * self._places

@@ -93,30 +93,38 @@ class ULD(Objective):
 
     def build(self, probe: Probe) -> Term:
         """The running term; RecipeError where a side gives no logits or other shapes."""
-        term = ULDTerm(self)
+        term = ULDTerm(self, probe)
         term(probe.student, probe.teachers, probe.batch, Clock())
         return term
 
 
 class ULDTerm(Term):
-    """Feeds both sides' logits and masks to `uld_loss`; items are samples."""
+    """Feeds both sides' logits and masks to `uld_loss`; items are samples.
 
-    def __init__(self, objective: ULD) -> None:
+    The mask of a side that has none is what the task says of its reader.
+    """
+
+    def __init__(self, objective: ULD, probe: Probe) -> None:
         super().__init__()
         self.objective = objective
+        self._task, self._reader = probe.task, probe.reader
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
-        own, kept = self._positions("student", student)
-        theirs, theirs_kept = self._positions("teacher", only(teachers))
+        role = next(iter(teachers))
+        own, kept = self._positions("student", student, self._reader, batch)
+        theirs, theirs_kept = self._positions("teacher", only(teachers), role, batch)
         temperature = at(self.objective.temperature, clock)
         return uld_loss(own, theirs, student_mask=kept, teacher_mask=theirs_kept, temperature=temperature)
 
-    def _positions(self, who: str, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    def _positions(self, who: str, outputs: Outputs, reader: str, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = logits_of(who, outputs, self.objective.label)
         logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
-        if outputs.mask is not None:
-            return logits, outputs.mask.reshape(logits.shape[:2])
-        return logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        mask = outputs.mask
+        if mask is None:
+            mask = self._task.answer.kept(batch, "items", reader if reader in batch.inputs else "teacher")
+        if mask is None or mask.ndim == 1:
+            return logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        return logits, mask.reshape(logits.shape[:2])
 
     def items(self, batch: Batch) -> Tensor | int:
         return len(batch)

@@ -143,7 +143,9 @@ def _step(
     counts = class_counts(context, step.labels)
     known = _known(recipe, {role: inputs[role] for role in roles if role != COMBINED}, task)
     modules = {"student": student.module}
-    criterion = build_criterion(objective, task, batch, forward, teachers, modules, known, counts=counts)
+    criterion = build_criterion(
+        objective, task, batch, forward, teachers, modules, known, counts=counts, reader=student.side
+    )
     return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
 
 

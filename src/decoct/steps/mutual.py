@@ -89,8 +89,10 @@ class MutualLearning(Learning):
 
         def criterion(own: str, other: str) -> Criterion:
             modules = {"student": peers[own].module, other: peers[other].module}
-            objective = objectives[own, other]
-            built = build_criterion(objective, task, at_work.batch, forwards[own], {other: forwards[other]}, modules)
+            objective, teacher_outputs = objectives[own, other], {other: forwards[other]}
+            built = build_criterion(
+                objective, task, at_work.batch, forwards[own], teacher_outputs, modules, reader=peers[own].side
+            )
             return built.to(at_work.engine.device)
 
         criteria = {own: {other: criterion(own, other) for other in peers if other != own} for own in peers}

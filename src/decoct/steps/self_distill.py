@@ -85,7 +85,9 @@ class SelfDistill(Learning):
         own = lambda batch: at_exit(forward(batch), head)  # noqa: E731
         modules = {"student": at_work.student.module}
         task = at_work.context.task
-        built = build_criterion(self.objective, task, at_work.batch, own, {END: forward}, modules)
+        built = build_criterion(
+            self.objective, task, at_work.batch, own, {END: forward}, modules, reader=at_work.student.side
+        )
         return built.to(at_work.engine.device)
 
     def _scoring(self, at_work: Lesson) -> Callable[[], dict[str, float]]:

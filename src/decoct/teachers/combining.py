@@ -44,7 +44,8 @@ class Combination(Spec):
     def join(self, members: Mapping[str, Member], setting: Setting) -> Predictor:
         """One predictor; its logits `[*B, outputs]`, -inf for a class that no member knows.
 
-        Its `values["weights"]` `[B, members]` say how much each member counted.
+        Its `values["weights"]` `[*B, members]` (`[B, members]` where they are one for all places of a sample) say how
+        much each member counted.
         """
 
 
@@ -70,9 +71,12 @@ def joined_classes(members: Mapping[str, Member], outputs: int) -> tuple[int, ..
 
 
 def agreement(
-    student: Tensor, teachers: Mapping[str, Tensor], known: Mapping[str, Sequence[int] | None]
+    student: Tensor,
+    teachers: Mapping[str, Tensor],
+    known: Mapping[str, Sequence[int] | None],
+    kept: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The share of items in which the highest logit is of the same class.
+    """The share of the items that `kept` `[*B]` keeps in which the highest logit is of the same class.
 
     `agreement.ROLE`: student and that teacher, among the classes that it knows; `agreement.teachers`: mean over the
     pairs of teachers, where there are several.
@@ -87,12 +91,61 @@ def agreement(
     found = {}
     for role, logits in logits_of.items():
         own = student.masked_fill(torch.isneginf(logits), float("-inf"))
-        found[f"agreement.{role}"] = _share(own, logits)
+        found[f"agreement.{role}"] = _share(own, logits, kept)
     pairs = list(combinations(logits_of.values(), 2))
     if pairs:
-        found["agreement.teachers"] = torch.stack([_share(a, b) for a, b in pairs]).mean()
+        found["agreement.teachers"] = torch.stack([_share(a, b, kept) for a, b in pairs]).mean()
     return found
 
 
-def _share(a: Tensor, b: Tensor) -> Tensor:
-    return (a.argmax(-1) == b.argmax(-1)).float().mean()
+def compared(
+    student: Outputs,
+    teachers: Mapping[str, Outputs],
+    known: Mapping[str, Sequence[int] | None],
+    kept: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What is logged of several teachers: `agreement`, and as `say.ROLE` how much each counted in their combination.
+
+    Means over the items that `kept` `[*B]` keeps. Of a model that gives no logits, or gives them at other places than
+    the student, nothing is said.
+    """
+    roles = [role for role in teachers if role != COMBINED]
+    found: dict[str, Tensor] = {}
+    if student.logits is not None:
+        logits_of = {role: teachers[role].logits for role in roles}
+        alike = {
+            role: each for role, each in logits_of.items() if each is not None and each.shape[:-1] == student.places
+        }
+        found |= agreement(student.logits, alike, known, kept)
+    if COMBINED in teachers:
+        shares = mean_shares(teachers[COMBINED].values["weights"], kept)
+        found |= {f"say.{role}": share for role, share in zip(roles, shares)}
+    return found
+
+
+def mean_shares(weights: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The mean weight of each member over the items that `kept` keeps, `[K]` of `[*B, K]`.
+
+    >>> weights = torch.tensor([[[0.2, 0.8], [1.0, 0.0]]])
+    >>> mean_shares(weights), mean_shares(weights, torch.tensor([[True, False]]))
+    (tensor([0.6000, 0.4000]), tensor([0.2000, 0.8000]))
+    """
+    if kept is None:
+        return weights.flatten(0, -2).mean(0)
+    kept = _fitted(kept, weights.shape[:-1]).unsqueeze(-1)
+    return torch.where(kept, weights, 0.0).flatten(0, -2).sum(0) / kept.sum().clamp(min=1)
+
+
+def _fitted(kept: Tensor, places: torch.Size) -> Tensor:
+    """Bool of the shape of `places`, from a mask by position or by sample (kept where a position of it is)."""
+    if kept.ndim > len(places):
+        kept = kept.flatten(len(places)).any(-1)
+    return kept.reshape(kept.shape + (1,) * (len(places) - kept.ndim)).expand(places)
+
+
+def _share(a: Tensor, b: Tensor, kept: Tensor | None) -> Tensor:
+    same = (a.argmax(-1) == b.argmax(-1)).float()
+    if kept is None:
+        return same.mean()
+    kept = _fitted(kept, same.shape)
+    return torch.where(kept, same, 0.0).sum() / kept.sum().clamp(min=1)

@@ -170,10 +170,10 @@ class Ensemble(Combination):
 
     def _learned(self, members: Mapping[str, Member], setting: Setting) -> Tensor:
         batches = list(_first(setting.held_out()))
-        logits = torch.cat([stacked(members, batch, setting.outputs) for batch in batches], 1).double()
-        target = torch.cat([batch.target for batch in batches])
-        kept = target >= 0
-        logits, target = logits[:, kept], target[kept].to(logits.device)
+        known = [batch.target >= 0 for batch in batches]
+        mixture = [stacked(members, batch, setting.outputs) for batch in batches]
+        logits = torch.cat([each[:, kept] for each, kept in zip(mixture, known)], 1).double()
+        target = torch.cat([batch.target[kept] for batch, kept in zip(batches, known)]).to(logits.device)
         theta = torch.zeros(len(members), dtype=torch.float64, device=logits.device, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [theta], max_iter=100, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"

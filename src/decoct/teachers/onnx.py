@@ -14,7 +14,7 @@ from pydantic import Field
 from decoct.artifact import Artifact, sha256
 from decoct.errors import IntegrityError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.onnx_file import FileSession, files_of, open_session
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Needs, Outputs, Predictor, device_of
 from decoct.teachers.base import Reading, Teacher
 
 FILE = "model.onnx"
@@ -72,7 +72,7 @@ def file_predictor(
             feed = {next(iter(feed)): prepared.numpy()}
         answers = session(_named(session, feed))
         found = reading.from_file({own: answers[name] for own, name in zip(reading.outputs, names)}, batch)
-        return found.to(_device(reading.of(batch)))
+        return found.to(device_of(reading.of(batch)))
 
     return predict
 
@@ -139,8 +139,3 @@ def _named(session: FileSession, feed: Mapping[str, np.ndarray]) -> dict[str, np
                 "a file without preprocessing needs `preprocessed: true`"
             )
     return dict(feed)
-
-
-def _device(inputs: Any) -> torch.device:
-    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-    return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")

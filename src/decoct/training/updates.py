@@ -26,8 +26,8 @@ Losses = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]
 RESERVED = ("loss", "finite")
 SAMPLES = "~samples"
 """The name under which samples are counted beside the items of terms."""
-Measure = Callable[[Outputs, Mapping[str, Outputs]], Mapping[str, Tensor]]
-"""Numbers for the log, from what the student and each teacher said about a batch."""
+Measure = Callable[[Outputs, Mapping[str, Outputs], Batch], Mapping[str, Tensor]]
+"""Numbers for the log, from what the student and each teacher said about a batch; means over it."""
 
 
 class Criterion(Protocol):
@@ -175,7 +175,8 @@ class Windowed(ManagedUpdate):
         if not self.splittable:
             raise RecipeError(
                 f"accumulate is {len(window)} and processes {engine.processes}: a term of this objective relates the "
-                f"samples of a batch to each other, so a batch cannot be split; {_whole(engine)}, or drop the term"
+                "samples of a batch to each other, or counts what only a forward pass shows, so a batch cannot be "
+                f"split; {_whole(engine)}, or drop the term"
             )
         counts = [_counts(self.items(batch), batch) for batch in window]
         batches = [engine.move(batch) for batch in window]
@@ -256,7 +257,7 @@ class Descent(Windowed):
         if self.measure is None:
             return total, terms, {}
         with torch.no_grad():
-            return total, terms, self.measure(student, teacher_outputs)
+            return total, terms, self.measure(student, teacher_outputs, batch)
 
 
 def _counts(items: Items, batch: Batch) -> dict[str, Tensor | float]:

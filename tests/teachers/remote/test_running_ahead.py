@@ -164,3 +164,16 @@ def test_what_cannot_run_ahead_is_refused():
     with pytest.raises(RecipeError, match="ahead is 0"):
         RunsAhead(source(), [Threaded()], ahead=0)
     assert issubclass(Threaded, Ahead)
+
+
+def test_an_answer_about_other_inputs_is_not_redeemed():
+    """What was asked ahead about a batch is no answer about what stands in its place."""
+    teacher = Threaded()
+    batch = next(iter(RunsAhead(source(), [teacher])))
+    other = 2 * batch.side("teacher") + 1
+    both = {"student": other, "teacher": other}
+    for changed in (batch.regenerated(both), batch.altered(both), batch.take(slice(1, 3))):
+        wanted = changed.side("teacher").sum(1, keepdim=True)
+        assert torch.equal(teacher(changed).logits, wanted)
+    assert torch.equal(teacher(batch).logits, batch.side("teacher").sum(1, keepdim=True))
+    assert teacher.asked.count(batch.keys.tolist()) == 2  # ahead, and about the altered samples, whose keys are theirs

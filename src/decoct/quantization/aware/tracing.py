@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from decoct.models.modes import evaluating
+from decoct.outputs import leaves
 from decoct.quantization.aware.modules import QuantizedNet, Tap
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -172,13 +173,7 @@ def traceable(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def tensors(value: Any) -> list[Tensor]:
     """The tensors of what a network returned."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [each for part in value.values() for each in tensors(part)]
-    if isinstance(value, tuple | list):
-        return [each for part in value for each in tensors(part)]
-    return []
+    return [each for each in leaves(value) if isinstance(each, Tensor)]
 
 
 def fold_batch_norm(traced: Traced) -> None:

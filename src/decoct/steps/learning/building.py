@@ -42,12 +42,16 @@ def build_criterion(
     known: Mapping[str, tuple[int, ...]] | None = None,
     *,
     counts: tuple[int, ...] | None = None,
+    reader: str = "student",
 ) -> Criterion:
-    """The criterion for an objective, its terms shaped by one small batch seen in eval mode."""
+    """The criterion for an objective, its terms shaped by one small batch seen in eval mode; `reader`: whose inputs
+    `forward` reads."""
     with evaluating(*modules.values()), torch.no_grad():
         outputs = forward(batch)
         teacher_outputs = {name: teacher(batch) for name, teacher in teachers.items()}
-    return Criterion.build(objective, Probe(task, batch, outputs, teacher_outputs, modules, known or {}, counts))
+    return Criterion.build(
+        objective, Probe(task, batch, outputs, teacher_outputs, modules, known or {}, counts, reader)
+    )
 
 
 def seed_everything(seed: int) -> None:

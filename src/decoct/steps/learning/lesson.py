@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from decoct.artifact import Artifact, Draft
 from decoct.capture import EVERY
@@ -33,7 +33,7 @@ from decoct.steps.learning.teachers import open_teachers, own_readers, to_combin
 from decoct.steps.learning.top_k import warn_of_tails
 from decoct.steps.learning.views import probe_batch, refuse_absent, teaching_stores, views_of
 from decoct.teachers.base import Teacher
-from decoct.teachers.combining import COMBINED, Combination, agreement
+from decoct.teachers.combining import COMBINED, Combination, compared
 from decoct.teachers.remote.base import Ahead
 from decoct.teachers.remote.running_ahead import RunsAhead
 from decoct.training.callback import CHOSEN, Callback, WithCallback, once_ready
@@ -41,7 +41,7 @@ from decoct.training.fit import History, Options, Update, fit
 from decoct.training.processes import refusing_other_batches
 from decoct.training.sharding import Sharded, ShardedOptimizer
 from decoct.training.state import State, Stateful
-from decoct.training.updates import Descent, Engine
+from decoct.training.updates import Descent, Engine, Measure
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,15 @@ class Lesson:
         modules = {"student": self.student.module}
         counts = class_counts(self.context, self.step.labels)
         built = build_criterion(
-            objective, self.context.task, self.batch, forward, opened, modules, self.known, counts=counts
+            objective,
+            self.context.task,
+            self.batch,
+            forward,
+            opened,
+            modules,
+            self.known,
+            counts=counts,
+            reader=self.student.side,
         )
         return built.to(self.engine.device)
 
@@ -132,21 +140,15 @@ class Lesson:
             measure=self.measure(),
         )
 
-    def measure(self) -> Callable[[Outputs, Mapping[str, Outputs]], Mapping[str, Tensor]] | None:
+    def measure(self) -> Measure | None:
         """What is logged beside the terms where there are several teachers: who agrees with whom, and their weights."""
         roles = [role for role in self.teachers if role != COMBINED]
         if len(roles) < 2 or not self.context.task.answer.distribution:
             return None
-
-        def measured(student: Outputs, teacher_outputs: Mapping[str, Outputs]) -> Mapping[str, Tensor]:
-            logits_of = {role: teacher_outputs[role].logits for role in roles}
-            found = agreement(_logits(student.logits), {r: _logits(each) for r, each in logits_of.items()}, self.known)
-            if COMBINED in teacher_outputs:
-                shares = teacher_outputs[COMBINED].values["weights"].mean(0)
-                found |= {f"say.{role}": share for role, share in zip(roles, shares)}
-            return found
-
-        return measured
+        task, reader, known = self.context.task, self.student.side, self.known
+        return lambda student, teacher_outputs, batch: compared(
+            student, teacher_outputs, known, task.answer.kept(batch, "items", reader)
+        )
 
     def fit(
         self,
@@ -213,12 +215,6 @@ class Lesson:
 
         sharded = self.engine.sharded  # then the forward pass is a matter of all processes
         return score_in_all if sharded else lambda: self.context.processes.shared(score)
-
-
-def _logits(logits: Tensor | None) -> Tensor:
-    if logits is None:
-        raise RecipeError("several teachers: one of the models gives no logits")
-    return logits
 
 
 @dataclass(frozen=True)

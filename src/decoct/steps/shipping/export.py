@@ -158,8 +158,8 @@ def verification(context: Context, samples: int) -> list[Batch]:
 
 
 def head(batch: Batch, count: int) -> Batch:
-    """The inputs of the first `count` samples."""
-    return Batch(batch.take(slice(count)).inputs)
+    """The first `count` samples."""
+    return batch.take(slice(count))
 
 
 def describe(

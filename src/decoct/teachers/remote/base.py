@@ -5,15 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import Batch, Outputs, device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +56,7 @@ class Ahead(ABC):
         """The answer for `batch`: the one that was asked for ahead, or a new one, for which it waits."""
         ticket = batch.tickets.get(self)
         outputs = self.result(self.submit(batch) if ticket is None else ticket)
-        return outputs.to(device_of(batch, self.side))
+        return outputs.to(device_of(batch.side(self.side)))
 
     def submit(self, batch: Batch) -> Ticket:
         """Asks for the answer to `batch` and returns what it is redeemed with."""
@@ -109,19 +104,3 @@ class Asking(Ahead):
         with self._lock:
             self.counts.answered += 1
         return outputs
-
-
-def device_of(batch: Batch, side: str) -> torch.device:
-    """The device of the first tensor in the inputs of one side; the CPU where there is none."""
-    found = _first_tensor(batch.side(side))
-    return torch.device("cpu") if found is None else found.device
-
-
-def _first_tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        return next((found for each in value if (found := _first_tensor(each)) is not None), None)
-    return None

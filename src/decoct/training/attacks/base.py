@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -88,12 +87,12 @@ def attacked(
     clean = clean.float()
 
     def at(inputs: Tensor) -> Tensor:
-        changed = replace(batch, inputs={**batch.inputs, side: inputs})
+        changed = batch.altered({side: inputs})
         return loss(forward(changed), changed)
 
     with evaluating(module):
         found = attack.perturb(at, clean)
-    return replace(batch, inputs={**batch.inputs, side: found})
+    return batch.altered({side: found})
 
 
 def ascent(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
