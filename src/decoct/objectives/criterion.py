@@ -134,7 +134,7 @@ class Criterion(nn.Module):
         """How many items each term averages over; known before any forward pass."""
         counts: dict[str, Tensor | int] = {}
         for each in self._running:
-            term, seen = each.term, replace(batch, target=_of_head(each.objective, batch.target))
+            term, seen = each.term, _of_head(each.objective, batch)
             keep = kept(each.objective, term, seen)
             if keep is None:
                 counts[each.label] = term.items(seen)
@@ -230,7 +230,7 @@ def _view(
     if objective.head is None:
         return student, chosen, batch
     picked = {name: _head(objective, each) if each.heads else each for name, each in chosen.items()}
-    return _head(objective, student), picked, replace(batch, target=_of_head(objective, batch.target))
+    return _head(objective, student), picked, _of_head(objective, batch)
 
 
 def _refuse_unknown_labels(
@@ -269,5 +269,5 @@ def _head(objective: Objective, outputs: Outputs) -> Outputs:
     return replace(head, features={**outputs.features, **head.features})
 
 
-def _of_head(objective: Objective, target: Any) -> Any:
-    return target[objective.head] if objective.head is not None and isinstance(target, Mapping) else target
+def _of_head(objective: Objective, batch: Batch) -> Batch:
+    return batch if objective.head is None else batch.of_head(objective.head)
