@@ -14,6 +14,8 @@ CATALOGUE = Catalogue(
         "credit_default": "decoct.data.credit_default:CreditDefault",
         "california_housing": "decoct.data.california_housing:CaliforniaHousing",
         "csv": "decoct.data.csv:CSV",
+        "mnist": "decoct.data.mnist:MNIST",
+        "several": "decoct.data.several:Several",
         "given": "decoct.data.given:GivenData",
     },
 )

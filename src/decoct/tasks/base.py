@@ -58,6 +58,10 @@ class Task(Spec):
         own inputs where both read the same samples."""
 
     @abstractmethod
+    def of_head(self, name: str) -> Self:
+        """The Task with one of its heads alone; RecipeError where it has none of that name."""
+
+    @abstractmethod
     def as_given(self) -> Self:
         """The Task of inputs that a user's loaders give as models take them (`raw`), unless it says otherwise."""
 
@@ -101,13 +105,10 @@ class Task(Spec):
         inputs = {name: read[id(each)][0] for name, each in wanted.items()}
         traces = {name: read[id(each)][1] for name, each in wanted.items()}
         answer = self.answer
-        labelled = None if split.labelled is None else torch.from_numpy(split.labelled[indices])
-        if not answer.has_target(split):
-            labelled = torch.zeros(len(indices), dtype=torch.bool)
         return Batch(
             inputs,
             answer.target(split, indices, traces),
-            labelled,
+            answer.known(split, indices),
             split.keys[indices],
             view,
             seen=self.inputs(STUDENT).seen(split, indices, seeds),
@@ -200,6 +201,9 @@ class Joined(Task):
             return theirs
         renamed = self.answer.renamed(theirs.answer.names)
         return self.with_values({}, renamed) if renamed else self
+
+    def of_head(self, name: str) -> Self:
+        raise RecipeError(f"head is {name!r}, and task {self.use} has no heads; leave it out")
 
     def as_given(self) -> Self:
         return self if "raw" in self.model_fields_set else self.with_values({"raw": True}, {})

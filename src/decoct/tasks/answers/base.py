@@ -98,6 +98,16 @@ class Answer(Spec):
         """Whether a split has targets at all."""
         return any(name in split.columns for name in self.target_columns)
 
+    def known(self, split: Split, indices: np.ndarray) -> Any:
+        """Bool `[B]`: which of the samples at `indices` have a target that may be used; None for all of them."""
+        if not self.has_target(split):
+            return torch.zeros(len(indices), dtype=torch.bool)
+        return None if split.labelled is None else torch.from_numpy(split.labelled[indices])
+
+    def head(self, name: str) -> Answer:
+        """The answer of one head; RecipeError where there are none."""
+        raise RecipeError(f"head is {name!r}, and the task has no heads; leave it out")
+
     @abstractmethod
     def target(self, split: Split, indices: np.ndarray, traces: Traces) -> Any:
         """The target of the samples at `indices` as `loss` takes it, marked where it must not be used; `traces` by

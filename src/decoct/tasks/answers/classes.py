@@ -137,10 +137,13 @@ class OneClass(Answer):
 class Classes(OneClass):
     """One class for each sample; accuracy is the main metric."""
 
+    use: ClassVar[str] = "classes"
+
 
 class RowClasses(OneClass):
     """One class for each row; of two classes the area under the ROC curve is the main metric."""
 
+    use: ClassVar[str] = "row_classes"
     of_two: ClassVar[Literal["auc"] | None] = "auc"
 
 

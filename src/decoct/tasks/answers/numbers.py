@@ -30,6 +30,7 @@ class Numbers(Answer):
     exported file gives `values` in their own units, and scores are in them: rmse, mae, r2.
     """
 
+    use: ClassVar[str] = "numbers"
     distribution: ClassVar[bool] = False
     scaled: ClassVar[bool] = True
     target_columns: ClassVar[tuple[str, ...]] = ("value",)

@@ -30,6 +30,7 @@ class Images(Inputs):
     `teacher_std`, `teacher_shape` where the teacher's side differs. `augment` varies training images.
     """
 
+    use: ClassVar[str] = "images"
     kind: ClassVar[InputKind] = "image"
     mixes_views: ClassVar[bool] = True
     prepares: ClassVar[bool] = True

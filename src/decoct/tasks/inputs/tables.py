@@ -31,6 +31,7 @@ class Tables(Inputs):
     statistics of the training split. `shape` of a row is needed with `raw` alone.
     """
 
+    use: ClassVar[str] = "tables"
     kind: ClassVar[InputKind] = "tabular"
     encoding: Encoding = "one_hot"
     columns: tuple[Column, ...] = ()

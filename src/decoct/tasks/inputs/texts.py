@@ -125,6 +125,8 @@ class Tokenized(Inputs):
 class Texts(Tokenized):
     """Whole texts, each cut at `max_length` ids."""
 
+    use: ClassVar[str] = "texts"
+
     def resolve_inputs(self, data: Dataset) -> dict[str, Any]:
         return self.resolved_tokenizers(texts_of(data.splits["train"])) if self.open else {}
 
