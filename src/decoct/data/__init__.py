@@ -14,6 +14,7 @@ CATALOGUE = Catalogue(
         "credit_default": "decoct.data.credit_default:CreditDefault",
         "california_housing": "decoct.data.california_housing:CaliforniaHousing",
         "csv": "decoct.data.csv:CSV",
+        "text": "decoct.data.text:Text",
         "given": "decoct.data.given:GivenData",
     },
 )
