@@ -16,6 +16,7 @@ CATALOGUE = Catalogue(
         "csv": "decoct.data.csv:CSV",
         "mnist": "decoct.data.mnist:MNIST",
         "several": "decoct.data.several:Several",
+        "text": "decoct.data.text:Text",
         "given": "decoct.data.given:GivenData",
     },
 )

@@ -27,6 +27,6 @@ class MNIST(Data):
 
 
 def _download(cache: Path) -> None:
-    from torchvision.datasets import MNIST as Canonical
+    from torchvision import datasets
 
-    Canonical(str(cache), download=True)
+    datasets.MNIST(str(cache), download=True)

@@ -21,8 +21,8 @@ HEADS = "heads"
 class Several(Data):
     """Data sets side by side; the samples of each have targets for the head of its name alone.
 
-    `sets`: by head a data set, `{digit: {use: mnist}, garment: {use: fashion_mnist}}`. Their samples must be of one kind
-    (images of one size, texts, rows of equal columns). `labels`, `validation` and `limit` are said of each set.
+    `sets`: by head a data set, `{digit: {use: mnist}, garment: {use: fashion_mnist}}`. Their samples must be of one
+    kind (images of one size, texts, rows of equal columns). `labels`, `validation` and `limit` are said of each set.
     """
 
     use: ClassVar[str] = "several"

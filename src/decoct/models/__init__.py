@@ -14,6 +14,7 @@ CATALOGUE = Catalogue(
         "timm": "decoct.models.timm:Timm",
         "transformers": "decoct.models.transformers:Transformers",
         "small_resnet": "decoct.models.small_resnet:SmallResNet",
+        "small_gpt": "decoct.models.small_gpt:SmallGPT",
         "small_mobilenet": "decoct.models.small_mobilenet:SmallMobileNet",
         "small_vit": "decoct.models.small_vit:SmallViT",
         "mlp": "decoct.models.mlp:MLP",

@@ -34,6 +34,13 @@ class Model(Spec):
         the interface asks for an answer at each position, logits are `[B, L, outputs]` (images: `[B, outputs, H, W]`).
         """
 
+    def head_of(self, module: nn.Module) -> str | None:
+        """The path of the linear layer at the end, where logits may be left to be made of hidden states; None: nowhere.
+
+        Of networks whose logits, one row for each position, take more memory than the rest.
+        """
+        return None
+
     def run(self, module: nn.Module, inputs: Any, interface: Interface, needs: Needs, target: Any = None) -> Outputs:
         """What a network of this kind says about prepared inputs: its raw result, read.
 

@@ -9,6 +9,7 @@ CATALOGUE = Catalogue(
         "text_classification": "decoct.tasks.text_classification:TextClassification",
         "tabular_classification": "decoct.tasks.tabular_classification:TabularClassification",
         "multi_task": "decoct.tasks.multi_task:MultiTask",
+        "language_model": "decoct.tasks.language_model:LanguageModel",
         "regression": "decoct.tasks.regression:Regression",
     },
 )

@@ -18,9 +18,9 @@ from decoct.tasks.inputs.base import Inputs
 class MultiTask(Task):
     """Several answers of one network: `reads` what it reads, `heads` by name what it answers.
 
-    `{reads: {use: images}, heads: {digit: {use: classes}, garment: {use: classes}}}`. A head's classes come from the data
-    (`{use: several}` names a data set for each head) where left out; a sample may have targets for some heads alone. A
-    term works on one head, `{use: kd, head: digit, teacher: digits}`; a teacher may have one head of several
+    `{reads: {use: images}, heads: {digit: {use: classes}, garment: {use: classes}}}`. A head's classes come from the
+    data (`{use: several}` names a data set for each head) where left out; a sample may have targets for some heads
+    alone. A term works on one head, `{use: kd, head: digit, teacher: digits}`; a teacher may have one head of several
     (`{use: train, head: digit}` makes it).
     """
 

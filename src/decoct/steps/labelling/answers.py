@@ -114,7 +114,7 @@ def _splits(step: Labelling, context: Context) -> dict[str, Split]:
     for name in step.splits:
         if name not in found:
             raise RecipeError(f"splits: the data have no split {name!r}; {did_you_mean(name, found)}")
-        split = context.rows(found[name])
+        split = found[name]
         chosen[name] = keep_labels(split, step.labels) if step.labels is not None and name == "train" else split
     return chosen
 

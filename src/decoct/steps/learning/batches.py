@@ -25,9 +25,11 @@ PREFETCH = 2
 
 
 def splits_of(context: Context) -> Mapping[str, Any]:
-    """The splits by name: of the data set, or the loaders that stand for them."""
+    """The splits by name, as rows that models read: of the data set, or the loaders that stand for them."""
     given = context.data.info.get("given")
-    return context.data.splits if given is None else context.given[given]
+    if given is not None:
+        return context.given[given]
+    return {name: context.rows(split) for name, split in context.data.splits.items()}
 
 
 def has_split(context: Context, name: str) -> bool:
@@ -152,4 +154,4 @@ def _split(context: Context, name: str) -> Any:
     if not has_split(context, name):
         raise DataError(f"the data have no samples in split {name!r}; {did_you_mean(name, splits)}")
     found = splits[name]
-    return context.rows(found) if isinstance(found, Split) else found
+    return found

@@ -15,7 +15,7 @@ from decoct.data.base import Dataset, Split
 from decoct.data.remember import Remembered
 from decoct.data.several import HEADS
 from decoct.errors import RecipeError, did_you_mean
-from decoct.models.calls import Postprocessing, said
+from decoct.models.calls import Postprocessing, outputs_of
 from decoct.models.interface import Interface, Port
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
@@ -33,7 +33,7 @@ class Heads(Answer):
     """Several answers of one network, by name; a sample may have targets for some of them.
 
     Target, `labelled` and outputs are mappings by head. The loss is the mean over all labelled items of all heads, so
-    that a head counts as often as it has labels. Scores are called "HEAD.METRIC"; the main one is the mean of the heads'.
+    that a head counts as often as it has labels. Scores are called "HEAD.METRIC"; the main one is their mean.
     """
 
     heads: dict[str, Annotated[Answer, Choice("decoct.tasks.answers")]] = Field(min_length=1)
@@ -167,7 +167,7 @@ class HeadsOfProgram(nn.Module):
         self.modules_of_heads = nn.ModuleList([part for part in self._parts if isinstance(part, nn.Module)])
 
     def forward(self, raw: Any) -> Any:
-        found = said(raw, self._interface)
+        found = outputs_of(raw, self._interface)
         heads = found.heads if len(self._names) > 1 else {self._names[0]: found}
         parts = [heads[name].logits for name in self._names]
         answers = tuple(part if change is None else change(part) for part, change in zip(parts, self._parts))

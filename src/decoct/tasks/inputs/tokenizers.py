@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CATALOGUE = Catalogue(
     "tokenizer",
     {
+        "byte_pair": "decoct.tasks.inputs.tokenizers:BytePair",
         "wordpiece": "decoct.tasks.inputs.tokenizers:WordPiece",
         "pretrained": "decoct.tasks.inputs.tokenizers:Pretrained",
     },
@@ -29,6 +30,7 @@ CATALOGUE = Catalogue(
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 UNKNOWN = "[UNK]"
+END = "<|end|>"
 LONGEST_WORD = 100
 
 _ENGINES: Remembered[Any] = Remembered()
@@ -103,6 +105,36 @@ class WordPiece(Tokenizer):
         start, end = engine.token_to_id("[CLS]"), engine.token_to_id("[SEP]")
         engine.post_processor = library.processors.BertProcessing(("[SEP]", end), ("[CLS]", start))
         return self.replace(text=engine.to_str(pretty=False), padding="[PAD]")
+
+
+class BytePair(Tokenizer):
+    """Byte-pair encoding of bytes, trained on the training split: `size` of the vocabulary.
+
+    Every text can be written and read back. A document is closed by the end token, which also fills up. The vocabulary
+    depends on the texts alone: pairs are joined by how often they occur, ties by their order. Sennrich et al. 2016,
+    arXiv 1508.07909; over bytes: Radford et al. 2019.
+    """
+
+    use: ClassVar[str] = "byte_pair"
+    size: int = Field(default=8192, ge=257)
+
+    def resolve(self, texts: Sequence[str]) -> Self:
+        if self.text:
+            return self
+        library = require_tokenizers()
+        engine = library.Tokenizer(library.models.BPE())
+        engine.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        engine.decoder = library.decoders.ByteLevel()
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=self.size,
+            special_tokens=[END],
+            initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        engine.train_from_iterator(texts, trainer)
+        end = engine.token_to_id(END)
+        engine.post_processor = library.processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, end)])
+        return self.replace(text=engine.to_str(pretty=False), padding=END)
 
 
 class Pretrained(Tokenizer):
