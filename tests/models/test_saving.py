@@ -186,3 +186,29 @@ def test_damage_and_other_kinds(tmp_path: Path) -> None:
         pass
     with pytest.raises(RecipeError, match="records artifact, no model"):
         load_model(Artifact.load(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda said: torch.nextafter(said, torch.full_like(said, torch.inf)), lambda said: said.double()],
+    ids=["one unit in the last place", "another type"],
+)
+def test_what_answers_otherwise_by_the_least_is_refused(tmp_path: Path, change: Any) -> None:
+    spec = MLP(hidden=(3,))
+    module = spec.build(TABLE)
+    save(tmp_path / "plain", module, spec)
+    module.head.register_forward_hook(lambda hooked, args, said: change(said))
+    with pytest.raises(CannotRebuild, match="head: rebuilt from its description it answers otherwise"):
+        save(tmp_path / "a", module, spec)
+    assert [each.name for each in tmp_path.iterdir()] == ["plain"]
+
+
+def test_not_a_number_at_the_same_places_is_the_same_answer(tmp_path: Path) -> None:
+    spec = MLP(hidden=(3,))
+    module = spec.build(TABLE)
+    with torch.no_grad():
+        module.head.bias[0] = torch.nan
+    assert torch.equal(load_model(save(tmp_path / "a", module, spec))(X).isnan().any(0), torch.tensor([True, False]))
+    module.head.register_forward_hook(lambda hooked, args, said: said.nan_to_num())
+    with pytest.raises(CannotRebuild, match="answers otherwise"):
+        save(tmp_path / "b", module, spec)
