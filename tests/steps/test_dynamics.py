@@ -1,15 +1,18 @@
 """Dynamics in whole steps: the shipped recipe, digests that stay, averaged views, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from decoct.data.base import Dataset, Split
 from decoct.data.digits import Digits
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Outputs
+from decoct.models.small_resnet import SmallResNet
+from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
 from decoct.report.charts import training
 from decoct.report.curves import read_log
@@ -17,9 +20,11 @@ from decoct.steps.base import Context
 from decoct.steps.distill import Distill
 from decoct.steps.drawing import class_counts, training_source
 from decoct.steps.dynamics import refuse_what_cannot_mix
+from decoct.steps.hearing import heard
 from decoct.tasks.augment import Augment
 from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers.views import mean_of_views, over_views
+from decoct.training.engine import Engine
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits_dynamics.yaml"
 
@@ -148,3 +153,44 @@ def test_a_balance_by_validation_needs_validation(tmp_path):
     weights = [each["weights"]["kd"] for each in lines if each["step"] == "student" and each["kind"] == "train"]
     assert weights[0] == 1.0
     assert weights[-1] == 0.0
+
+
+def test_a_teacher_is_heard_in_every_view_of_every_sample(data, tmp_path):
+    """No two views of a sample are alike, nor are two samples moved alike, and the answer is the mean over all."""
+    here = context(data, tmp_path, augment=Augment(crop=2))
+    source = training_source(here, batch_size=32, augment=True, only="all", labels=None, further=4)
+    batch = next(iter(source))
+    shown = [batch, *batch.views]
+    pixels = [each.side("teacher") for each in shown]
+    alike = [[int((a == b).flatten(1).all(1).sum()) for b in pixels] for a in pixels]
+    assert [row[i] for i, row in enumerate(alike)] == [32] * 4
+    assert max(max(row[:i] + row[i + 1 :]) for i, row in enumerate(alike)) < 8  # 25 places, some of which look alike
+    torch.manual_seed(0)
+    spec = SmallResNet(width=4)
+    for averaged in (False, True):
+        with heard({"teacher": spec}, {"teacher": Needs()}, here, Engine("cpu"), averaged=averaged) as found:
+            predict = found.teachers["teacher"]
+            said = predict(batch).logits.double().softmax(-1).numpy()
+            alone = [predict(replace(each, views=())).logits.double().softmax(-1).numpy() for each in shown]
+        expected = np.mean(alone, axis=0) if averaged else alone[0]
+        np.testing.assert_allclose(said, expected, rtol=1e-5)
+    assert abs(np.mean(alone, axis=0) - alone[0]).max() > 1e-3
+
+
+def test_further_views_move_each_sample_by_its_own_number(data, tmp_path):
+    """One image many times: in a further view its copies stand at different places."""
+    here = context(data, tmp_path, augment=Augment(crop=2))
+    split = data.splits["train"]
+    columns = {name: np.repeat(values[:1], 64, axis=0) for name, values in split.columns.items()}
+    copies = Split(columns, np.arange(64, dtype=np.uint64))
+    repeated = Context(
+        task=here.task,
+        data=Dataset({"train": copies}, "x" * 64, data.classes),
+        name="s",
+        folder=tmp_path,
+        work=tmp_path,
+        seed=3,
+    )
+    source = training_source(repeated, batch_size=64, augment=True, only="all", labels=None, further=2)
+    (view,) = next(iter(source)).views
+    assert len(view.side("teacher").flatten(1).unique(dim=0)) > 10

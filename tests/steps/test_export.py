@@ -19,7 +19,7 @@ from decoct.models.small_resnet import SmallResNet
 from decoct.outputs import Needs
 from decoct.steps.base import Context
 from decoct.steps.drawing import evaluation_batches
-from decoct.steps.export import Export
+from decoct.steps.export import Export, compare, verification
 from decoct.steps.train_estimator import TrainEstimator
 from decoct.targets.base import Session
 from decoct.targets.onnx import Onnx
@@ -155,3 +155,24 @@ def test_modules_are_left_alone(tmp_path: Path) -> None:
     Onnx().write(module, {"input": torch.zeros(2, 4)}, tmp_path, axes={"input": {0: "batch"}})
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong_at", [1, 20])
+def test_a_file_is_tried_on_whole_batches_and_on_one_sample(tmp_path: Path, wrong_at: int) -> None:
+    """It answers otherwise in calls of one size alone."""
+    context = digits(tmp_path)
+    torch.manual_seed(0)
+    program = context.task.program(MLP(hidden=(4,)).build(context.task.interface("student")), "student").eval()
+
+    def session(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (x,) = feed.values()
+        with torch.no_grad():
+            said = program(torch.from_numpy(x)).numpy()
+        return {"logits": said + 0.5 * (len(x) == wrong_at)}
+
+    batches = verification(context, 20)
+    assert sum(map(len, batches)) == 20
+    found = compare(program, session, batches, context.task, "student")
+    assert found.max_abs_diff == pytest.approx(0.5, abs=1e-6)
+    assert found.samples == 20
+    assert found.mean == pytest.approx(0.5 * wrong_at / 21, abs=1e-6)
