@@ -43,11 +43,11 @@ def test_of_channels_that_are_all_alike_the_first_stay() -> None:
 
 
 def test_in_global_scope_a_group_is_measured_by_its_mean_whatever_its_size() -> None:
-    """Two of four units lie at a tenth of their group's mean, eight of sixteen at six tenths of theirs.
+    """Two of four units lie at three tenths of their group's mean, eight of sixteen at six tenths of theirs.
 
     Divided by the sum, those of the large group would be the lowest.
     """
-    small, large = np.array([0.7, 13.3, 0.7, 13.3]), np.tile([0.6, 1.4], 8)
+    small, large = np.array([2.1, 11.9, 2.1, 11.9]), np.tile([0.6, 1.4], 8)
     large_group, small_group, _ = groups_of(net(), Evidence((X,)), {})
     gone = choose([small_group, large_group], [small, large], 0.1, "global", 1)
     assert [each.tolist() for each in gone] == [[0, 2], []]
