@@ -176,3 +176,14 @@ def test_a_file_is_tried_on_whole_batches_and_on_one_sample(tmp_path: Path, wron
     assert found.max_abs_diff == pytest.approx(0.5, abs=1e-6)
     assert found.samples == 20
     assert found.mean == pytest.approx(0.5 * wrong_at / 21, abs=1e-6)
+
+
+def test_the_tolerance_is_the_most_that_a_file_may_differ_by(tmp_path: Path) -> None:
+    """The file is 0.01 off, give or take a rounding of float32."""
+    context = digits(tmp_path)
+    source = saved(context, MLP(hidden=(4,)))
+    target = Crooked(error=0.01)
+    with pytest.raises(IntegrityError, match=r"differs from torch by 0.01 on 8 real samples; tolerance is 0.0099"):
+        Export(name="student_onnx", target=target, tolerance=0.0099, samples=8).run({"model": source}, context)
+    made = Export(name="student_onnx", target=target, tolerance=0.0101, samples=8).run({"model": source}, context)
+    assert made.json("exported.json")["verified"]["max_abs_diff"] == pytest.approx(0.01, rel=1e-3)
