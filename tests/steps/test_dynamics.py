@@ -11,6 +11,8 @@ import torch
 from decoct.data.base import Dataset, Split
 from decoct.data.digits import Digits
 from decoct.errors import RecipeError
+from decoct.models.mlp import MLP
+from decoct.models.saving import load_model
 from decoct.models.small_resnet import SmallResNet
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe import Recipe
@@ -194,3 +196,17 @@ def test_further_views_move_each_sample_by_its_own_number(data, tmp_path):
     source = training_source(repeated, batch_size=64, augment=True, only="all", labels=None, further=2)
     (view,) = next(iter(source)).views
     assert len(view.side("teacher").flatten(1).unique(dim=0)) > 10
+
+
+def test_a_student_learns_from_the_mean_over_the_views_of_its_step(data, tmp_path):
+    """One step of plain descent from equal weights, with one view and with three."""
+    models = []
+    for views in (1, 3, 3):
+        here = context(data, tmp_path / str(len(models)), augment=Augment(crop=2))
+        here = replace(here, folder=here.folder / "student", work=here.work / "work")
+        fields = {"objective": [{"use": "kd"}], "optimizer": {"use": "sgd", "lr": 0.1}, "budget": {"steps": 1}}
+        step = Distill.parse({"name": "s", "batch_size": 16, "teacher_views": views, "select": "last", **fields})
+        made = step.run({"model": MLP(hidden=(4,)), "teacher": SmallResNet(width=4)}, here)
+        models.append(load_model(made).state_dict()["head.weight"])
+    assert torch.equal(models[1], models[2])
+    assert not torch.equal(models[0], models[1])
