@@ -212,3 +212,28 @@ def test_not_a_number_at_the_same_places_is_the_same_answer(tmp_path: Path) -> N
     module.head.register_forward_hook(lambda hooked, args, said: said.nan_to_num())
     with pytest.raises(CannotRebuild, match="answers otherwise"):
         save(tmp_path / "b", module, spec)
+
+
+class Overlapping(nn.Module):
+    """Built anew, two buffers lie in one memory; one of them is given memory of its own later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("row", torch.zeros(4))
+        self.register_buffer("square", self.row.view(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.row)
+
+
+def test_numbers_that_would_overwrite_each_other_are_refused_without_a_probe_too(tmp_path: Path) -> None:
+    spec = given_model("small", Overlapping())
+    module = Overlapping()
+    module.square = torch.ones(2, 2)
+    with (
+        pytest.raises(CannotRebuild, match="row: its values were not kept"),
+        writing(tmp_path / "a", kind="model", name="m") as draft,
+    ):
+        save_model(draft, module, spec, TABLE, side="student", given={"small": Overlapping})
+    assert list(tmp_path.iterdir()) == []

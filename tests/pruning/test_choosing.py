@@ -57,6 +57,7 @@ def test_in_global_scope_a_group_is_measured_by_its_mean_whatever_its_size() -> 
 
 @given(st.integers(1, 200), st.integers(1, 99), st.integers(1, 16))
 def test_widths_are_the_nearest_multiple_and_never_none(size: int, percent: int, step: int) -> None:
+    assert [keep_count(24, 0.5, 8), keep_count(40, 0.5, 8), keep_count(5, 0.5, 1)] == [16, 24, 3], "halves up"
     kept = keep_count(size, percent / 100, step)
     if size <= step:
         assert kept == size

@@ -363,3 +363,16 @@ def test_a_temperature_near_a_known_one_is_not_taken_for_it(temperature: float) 
     beside = np.abs(exact - logsumexp(others / known, axis=1))
     assert (np.abs(top.log_rest(temperature).double().numpy() - exact) < 0.25 * beside).all()
     torch.testing.assert_close(top.log_rest(known * (1 + 1e-9)), top.log_rest(known), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("k", "drawn"), [(4, 2), (5, 0), (6, 0)])
+def test_nothing_is_drawn_where_every_class_is_kept(k: int, drawn: int) -> None:
+    codec = TopKCodec(k, tail="sample", draws=2)
+    assert codec.drawn(5) == drawn
+    assert ("drawn" in codec.columns(5)) == bool(drawn)
+    found = there_and_back(codec, rows(5, 3, 5))
+    assert isinstance(found, TopK)
+    assert (found.drawn is None) == (not drawn)
+    if drawn:
+        left = [set(range(5)) - set(ids) for ids in found.ids.tolist()]
+        assert [set(each) for each in found.drawn.tolist()] == left

@@ -2,7 +2,9 @@ import json
 import os
 import signal
 import threading
+import time
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -558,3 +560,18 @@ def test_the_first_step_that_was_not_finite_is_the_one_that_is_left_out():
     assert means.last_finite == 0.0
     means.add({"loss": torch.tensor(torch.inf)}, (5, 9, [None]))
     assert means.settle().batch == 9
+
+
+def test_progress_is_told_while_an_epoch_lasts_at_most_ten_times_a_second():
+    """An epoch that does not end before its budget: all but the last are told between two steps."""
+    told = []
+    Case(Toy((4,) * 100_000)).fit(
+        Budget(seconds=0.6),
+        validate=False,
+        progress=lambda done, total, text: told.append((time.monotonic(), done, total)),
+    )
+    moments, done, total = zip(*told)
+    assert len(told) > 1
+    assert min((b - a for a, b in pairwise(moments[:-1])), default=1.0) > 0.09
+    assert list(done) == sorted(done)
+    assert set(total) == {0.6}
