@@ -366,3 +366,12 @@ def test_labels_may_be_smoothed_from_not_at_all_to_the_even_distribution():
     for amount in (math.nextafter(0, -1), math.nextafter(1, 2), math.nan):
         with pytest.raises(RecipeError, match=r"label_smoothing is .*; allowed: 0 to 1"):
             F.cross_entropy(s, y, label_smoothing=amount)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cross_entropy"])
+def test_a_temperature_that_is_no_number_above_zero_is_refused(name):
+    s, t, y = draw(41, 3, 5)
+    assert torch.isfinite(run(name, s, t, y, temperature=1e-3))
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(RecipeError, match=f"temperature is {wrong}; allowed: a number above 0"):
+            run(name, s, t, y, temperature=wrong)

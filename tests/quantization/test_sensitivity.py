@@ -27,7 +27,14 @@ def test_the_fewest_of_the_worst_layers_stay_and_a_score_at_the_floor_is_enough(
     """Scores rise with the layers that stay, worst first; the whole float graph keeps the floor."""
     scores = np.sort(np.array(drops, dtype=float))
     floor = min(float(floor), scores[-1])
-    found = mixture(Table(), lambda: LAYERS, lambda nodes: scores[7 - len(nodes)], floor, scores[-1])
+    judged: list[int] = []
+
+    def judge(nodes: Sequence[str]) -> float:
+        judged.append(7 - len(nodes))
+        return scores[judged[-1]]
+
+    found = mixture(Table(), lambda: LAYERS, judge, floor, scores[-1])
+    assert len(judged) == len(set(judged)) <= 4, "all in integers, then halves of seven"
     wanted = int(np.flatnonzero(scores >= floor)[0])
     assert found.kept == LAYERS[:wanted]
     assert (found.score, found.integer_score, found.float_score) == (scores[wanted], scores[0], scores[-1])

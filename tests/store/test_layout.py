@@ -103,6 +103,7 @@ def test_sequences_of_top_k(tail: str) -> None:
     assert found.top.rest.shape == (2, 2, 3)
     if found.top.drawn is not None:
         assert not torch.equal(found.top.drawn[0, 0], found.top.drawn[0, 1])
+        assert set(found.top.drawn[1, 0].tolist()) <= set(range(40)) - set(found.top.ids[1, 0].tolist())
     with pytest.raises(DataError, match="2 positions of a sample that has 1 here"):
         back(Outputs(logits=logits, mask=mask), codec, length=1)
 

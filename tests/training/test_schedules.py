@@ -159,3 +159,11 @@ def test_ends_are_reached_exactly(kind):
     """0.1 and 0.7 have no exact sum and ratio in binary."""
     schedule = kind(0.1, 0.7)
     assert (schedule.at(Clock(progress=0.0)), schedule.at(Clock(progress=1.0))) == (0.1, 0.7)
+
+
+def test_a_release_that_ends_with_the_run_may_be_off_by_a_rounding():
+    after, over = 0.75, 0.25000000000000022
+    assert after + over > 1
+    assert Release(after=after, over=over).at(Clock(progress=after)) == 1.0
+    with pytest.raises(RecipeError, match="at most 1"):
+        Release(after=0.75, over=0.250001)
