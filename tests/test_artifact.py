@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoct.artifact import MANIFEST, Artifact, damaged, sha256, write_whole, writing
+from decoct.artifact import MANIFEST, Artifact, damaged, move_into_place, sha256, write_whole, writing
 from decoct.errors import IntegrityError, ResourceError
 
 
@@ -128,3 +128,34 @@ def test_write_whole_writes_bytes(tmp_path_factory: pytest.TempPathFactory, cont
     write_whole(path, content)
     assert path.read_bytes() == content
     assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
+def test_a_rename_that_fails_puts_back_what_stood_there(tmp_path: Path) -> None:
+    make(tmp_path / "one")
+    with pytest.raises(FileNotFoundError):
+        move_into_place(tmp_path / "absent", tmp_path / "one")
+    assert Artifact.load(tmp_path / "one").json("b.json") == {"x": [1, 2]}
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_what_a_killed_process_left_beside_an_artifact_is_in_nobody_s_way(tmp_path: Path) -> None:
+    """Killed while it wrote, and killed between the two renames."""
+    make(tmp_path / "one")
+    for name in (".one.writing", ".one.old"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / "left").write_text("x")
+    artifact = make(tmp_path / "one", "new")
+    assert artifact.file("sub/a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_the_log_is_no_part_of_what_an_artifact_is(tmp_path: Path) -> None:
+    """It holds times, which differ from run to run; any other file counts."""
+
+    def hash_of(name: str, text: str) -> str:
+        with writing(tmp_path / "one", kind="records", name="one") as draft:
+            (draft.folder / name).write_text(text)
+        return Artifact.load(tmp_path / "one").hash
+
+    assert hash_of("log.jsonl", "1 s") == hash_of("log.jsonl", "2 s")
+    assert hash_of("log.json", "1 s") != hash_of("log.json", "2 s")

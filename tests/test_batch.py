@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decoct.data.parts import Padding, spare
+from decoct.data.parts import Padding, padding
 from decoct.errors import DataError
 from decoct.outputs import Batch, Dense, Factored, Head, Outputs, TopK, content_of, device_of, leaves, samples_of
 from decoct.steps.shipping.export import head
@@ -209,8 +209,8 @@ class TestRegenerated:
         assert set(self.batch().regenerated({"student": column(9)}).inputs) == {"student"}
 
     def test_a_stand_in_for_no_sample_stays_one(self) -> None:
-        assert isinstance(spare(self.batch()).regenerated({"student": column(9)}), Padding)
-        assert isinstance(spare(self.batch()).altered({"student": column(9)}), Padding)
+        assert isinstance(padding(self.batch()).regenerated({"student": column(9)}), Padding)
+        assert isinstance(padding(self.batch()).altered({"student": column(9)}), Padding)
 
     def test_altered_samples_keep_whose_they_are_and_no_answers(self) -> None:
         before = self.batch()

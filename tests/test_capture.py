@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoct.capture import Captured, capture, find_module, split_path
+from decoct.capture import Captured, capture, find_module, recorded, split_path
 from decoct.errors import PathError
 from decoct.outputs import Batch
 
@@ -183,3 +183,23 @@ def test_what_an_eval_pass_left_alone_may_change_in_training() -> None:
             model(x)
         torch.testing.assert_close(found["0"], nn.functional.adaptive_avg_pool1d(x, 4))
         torch.testing.assert_close(found["1@input"], nn.functional.adaptive_avg_pool1d(x, 4))
+
+
+@pytest.mark.parametrize("collect", [capture, recorded])
+def test_no_hook_stays_after_an_error_in_the_body_or_a_path_that_is_wrong(collect) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+
+    def hooks() -> int:
+        return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in model.modules())
+
+    def failing() -> None:
+        with collect(model, ["0", "1", "1@input"] if collect is capture else ["0", "1"]):
+            assert hooks() > 0
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert hooks() == 0
+    with pytest.raises(PathError), collect(model, ["0", "nope"]):
+        pass
+    assert hooks() == 0

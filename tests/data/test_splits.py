@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.hashing import text_keys
+from decoct.data.hashing import keyed, text_keys
 from decoct.data.splits import assemble, even_shares, first, hold_out, keep_labels
 from decoct.errors import DataError, RecipeError
 
@@ -101,3 +101,24 @@ def test_empty_split_is_refused() -> None:
 
 def test_validation_zero_means_none() -> None:
     assert set(Toy(validation=0).open().splits) == {"train", "test"}
+
+
+def test_at_least_one_sample_is_held_out() -> None:
+    """The one with the smallest hash where the fraction is below all of them."""
+    split = toy(20)
+    rest, held = hold_out(split, 1e-12, "validation")
+    hashes = keyed("validation", split.keys)
+    assert members(held) == {split.columns["text"][int(np.argmin(hashes))]}
+    assert len(rest) == 19
+
+
+def test_as_many_labels_as_there_are_and_one_for_each_class_are_taken() -> None:
+    split = toy(9)
+    assert keep_labels(split, 9).labelled.all()
+    kept = keep_labels(split, 3)
+    assert sorted(split.columns["label"][kept.labelled]) == [0, 1, 2]
+    some = keep_labels(keep_labels(split, 4), 4)
+    assert some.labelled.sum() == 4
+    for wrong, words in ((10, "10 asked for, 9"), (2, "2 is fewer than the 3 classes")):
+        with pytest.raises(RecipeError, match=words):
+            keep_labels(split, wrong)

@@ -152,3 +152,18 @@ def test_file_bytes_of_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"123")
     (tmp_path / "sub" / "b").write_bytes(b"4567")
     assert (file_bytes(tmp_path / "a"), file_bytes(tmp_path)) == (3, 7)
+
+
+@pytest.mark.parametrize(("slower", "noisy"), [(4.8, False), (5.0, False), (5.1, True)])
+def test_rounds_may_differ_by_a_quarter_of_the_median_and_no_more(slower: float, noisy: bool) -> None:
+    """Medians 4, 4, 4, s, s: quartiles 4 and s, so the spread is (s - 4) / 4."""
+    found = summary([np.full(3, each * 1e6) for each in (4.0, 4.0, 4.0, slower, slower)])
+    assert (found.noisy, "medians" in found.reason) == (noisy, noisy)
+
+
+@pytest.mark.parametrize(("slow", "noisy"), [(4.5, False), (5.0, False), (5.5, True)])
+def test_the_tail_may_be_five_times_the_median_and_no_longer(slow: float, noisy: bool) -> None:
+    """Of 101 calls the 100th is the 99th percentile."""
+    found = summary([np.r_[np.full(99, 1e6), slow * 1e6, slow * 1e6]])
+    assert (found.p50_ms, found.p99_ms) == (1.0, slow)
+    assert (found.noisy, "p99" in found.reason) == (noisy, noisy)

@@ -186,3 +186,54 @@ def test_damage_and_other_kinds(tmp_path: Path) -> None:
         pass
     with pytest.raises(RecipeError, match="records artifact, no model"):
         load_model(Artifact.load(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda outputs: torch.nextafter(outputs, torch.full_like(outputs, torch.inf)), lambda outputs: outputs.double()],
+    ids=["one unit in the last place", "another type"],
+)
+def test_what_answers_otherwise_by_the_least_is_refused(tmp_path: Path, change: Any) -> None:
+    spec = MLP(hidden=(3,))
+    module = spec.build(TABLE)
+    save(tmp_path / "plain", module, spec)
+    module.head.register_forward_hook(lambda hooked, args, outputs: change(outputs))
+    with pytest.raises(CannotRebuild, match="head: rebuilt from its description it answers otherwise"):
+        save(tmp_path / "a", module, spec)
+    assert [each.name for each in tmp_path.iterdir()] == ["plain"]
+
+
+def test_not_a_number_at_the_same_places_is_the_same_answer(tmp_path: Path) -> None:
+    spec = MLP(hidden=(3,))
+    module = spec.build(TABLE)
+    with torch.no_grad():
+        module.head.bias[0] = torch.nan
+    assert torch.equal(load_model(save(tmp_path / "a", module, spec))(X).isnan().any(0), torch.tensor([True, False]))
+    module.head.register_forward_hook(lambda hooked, args, outputs: outputs.nan_to_num())
+    with pytest.raises(CannotRebuild, match="answers otherwise"):
+        save(tmp_path / "b", module, spec)
+
+
+class Overlapping(nn.Module):
+    """Built anew, two buffers lie in one memory; one of them is given memory of its own later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("row", torch.zeros(4))
+        self.register_buffer("square", self.row.view(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.row)
+
+
+def test_numbers_that_would_overwrite_each_other_are_refused_without_a_probe_too(tmp_path: Path) -> None:
+    spec = given_model("small", Overlapping())
+    module = Overlapping()
+    module.square = torch.ones(2, 2)
+    with (
+        pytest.raises(CannotRebuild, match="row: its values were not kept"),
+        writing(tmp_path / "a", kind="model", name="m") as draft,
+    ):
+        save_model(draft, module, spec, TABLE, side="student", given={"small": Overlapping})
+    assert list(tmp_path.iterdir()) == []

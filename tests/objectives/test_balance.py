@@ -301,3 +301,34 @@ def test_a_stopped_run_goes_on_exactly(balance, tmp_path):
         found = other.state_dict()[key]
         assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found
     assert len({record["weights"]["kd"] for record in records if record["kind"] == "train"}) > 1
+
+
+def after_one_step(balance, weight):
+    """The factors of a strong and a weak term after one step; `weight` is that of the weak one."""
+    module = student()
+    balancer = balance.build(("strong", "weak"), (True, False), TASK, module).train()
+    value = module(batch().side("student")).square().mean()
+    balancer.factors({"strong": value, "weak": value}, {"strong": 1.0, "weak": weight}, None, Clock())
+    return balancer.now.tolist()
+
+
+@pytest.mark.parametrize("weight", [0.1, -0.1])
+def test_gradnorm_takes_a_gradient_by_its_length_whatever_the_sign_of_its_weight(weight):
+    """Lengths 1 and 0.1 at equal pace: Adam's first step is lr down for the longer and lr up for the shorter."""
+    assert after_one_step(GradNorm(lr=0.05), weight) == pytest.approx([0.95, 1.05], abs=1e-6)
+
+
+def test_gradnorm_loses_no_term_to_a_long_step():
+    """A factor that would fall below 0 stops at 0.001, before the sum is made 2 again."""
+    expected = np.array([1e-3, 4.0]) * 2 / 4.001
+    assert after_one_step(GradNorm(lr=3.0), 0.1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_counts_a_score_that_is_better_by_exactly_the_tolerance_as_no_better():
+    criterion = built(ValidationBalance(factor=0.5, patience=1, tolerance=0.125), student())
+    for score in (0.5, 0.625):
+        criterion.observe({"accuracy": score})
+    assert criterion.balancer.now.tolist() == [0.5, 1.0]
+    for score in (0.75, 0.625 + 0.25):
+        criterion.observe({"accuracy": score})
+    assert criterion.balancer.now.tolist() == [0.25, 1.0]

@@ -18,8 +18,9 @@ from decoct.objectives.hint import Hint
 from decoct.objectives.kd import KD
 from decoct.objectives.nst import NST
 from decoct.objectives.refine.attention import AttentionWeighting, attention_weights
+from decoct.objectives.refine.base import Lesson
 from decoct.objectives.refine.confidence import ConfidenceFilter, confident
-from decoct.objectives.refine.correct import LabelCorrection
+from decoct.objectives.refine.correct import LabelCorrection, contradicted
 from decoct.objectives.refine.entropy import EntropyFilter, normalised_entropy
 from decoct.objectives.refine.gradient import GradientWeighting
 from decoct.objectives.refine.smooth import TeacherSmoothing, smoothed
@@ -289,3 +290,18 @@ def test_what_is_refused_as_data():
         Criterion.build(KL.replace(refine=(LabelCorrection(),)), probe)
     assert "refine" not in KD().plain()
     assert KD.parse(KD(refine=(LabelCorrection(how="replace"),)).plain()).refine[0].how == "replace"
+
+
+def test_a_bound_that_is_met_exactly_keeps_the_item():
+    """A teacher that rules all classes but one out has probability 1 and entropy 0, an even one entropy 1."""
+    lesson = Lesson("kd", Outputs(torch.tensor([[0.0, -torch.inf], [0.0, 0.0], [0.0, 1.0]])))
+    clock, b = Clock(), Batch({"student": torch.zeros(3, 1)})
+    assert ConfidenceFilter(at_least=1.0).refine(lesson, b, clock).keep.tolist() == [True, False, False]
+    assert ConfidenceFilter(at_least=0.0).refine(lesson, b, clock).keep.tolist() == [True, True, True]
+    assert EntropyFilter(at_most=0.0).refine(lesson, b, clock).keep.tolist() == [True, False, False]
+    assert EntropyFilter(at_most=1.0).refine(lesson, b, clock).keep.tolist() == [True, True, True]
+
+
+def test_a_label_that_shares_the_largest_logit_is_not_contradicted():
+    teacher = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    assert contradicted(teacher, torch.tensor([0, 1, 2])).tolist() == [False, False, True]

@@ -352,3 +352,26 @@ def test_label_smoothing_is_torch_s():
     s, _, y = draw(41, 4, 5)
     expected = torch.nn.functional.cross_entropy(s, y, label_smoothing=0.2)
     assert F.cross_entropy(s, y, label_smoothing=0.2).item() == expected.item()
+
+
+def test_labels_may_be_smoothed_from_not_at_all_to_the_even_distribution():
+    s, _, y = draw(37, 4, 5)
+    log_q = s.double().log_softmax(-1).numpy()
+    one_hot = np.eye(5)[y.numpy()]
+    for amount in (0.0, 1.0):
+        expected = -(((1 - amount) * one_hot + amount / 5) * log_q).sum(-1).mean()
+        for target in (y, torch.from_numpy(one_hot).to(s)):
+            found = F.cross_entropy(s, target, label_smoothing=amount)
+            assert found.item() == pytest.approx(expected, rel=1e-6)
+    for amount in (math.nextafter(0, -1), math.nextafter(1, 2), math.nan):
+        with pytest.raises(RecipeError, match=r"label_smoothing is .*; allowed: 0 to 1"):
+            F.cross_entropy(s, y, label_smoothing=amount)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cross_entropy"])
+def test_a_temperature_that_is_no_number_above_zero_is_refused(name):
+    s, t, y = draw(41, 3, 5)
+    assert torch.isfinite(run(name, s, t, y, temperature=1e-3))
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(RecipeError, match=f"temperature is {wrong}; allowed: a number above 0"):
+            run(name, s, t, y, temperature=wrong)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import decoct as dc
-from decoct.quantization.audit import audit
+from decoct.quantization.audit import Audit, Kernel, audit
 from decoct.quantization.weight_only import WeightOnly
 
 IMAGES = torch.randn(16, 3, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -80,3 +80,14 @@ def test_modules_keep_their_names_where_weights_lost_theirs(tmp_path: Path, sche
     assert len(named) == 4
     assert set(named) <= known
     assert np.isfinite(record["verified"]["sqnr_db"])
+
+
+def test_every_kernel_counts_also_of_one_layer() -> None:
+    """A layer that is called twice runs twice."""
+    runs = ("int8", "int8", "float", "weights", "float", "float")
+    kernels = tuple(Kernel("shared", "Gemm", each, "why") for each in runs)
+    found = Audit(kernels, {}, "runtime")
+    assert [found.count(each) for each in ("int8", "weights", "float")] == [2, 1, 3]
+    assert {name: found.data()[name] for name in ("int8", "weights", "float")} == {"int8": 2, "weights": 1, "float": 3}
+    assert found.warning().startswith("3 of 6 layers run in float: shared (Gemm): why")
+    assert Audit(kernels[:2], {}, "runtime").warning() == ""

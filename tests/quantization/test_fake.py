@@ -184,3 +184,12 @@ def test_mse_of_weights_is_best_of_the_candidates_in_each_channel() -> None:
 def test_a_channel_of_zeros_has_the_scale_of_the_largest() -> None:
     assert symmetric_scale(torch.tensor([[0.0, 0.0], [0.0, 127.0]]), 8).tolist() == [1, 1]
     assert bool((symmetric_scale(torch.zeros(2, 2), 8) > 0).all())
+
+
+@pytest.mark.parametrize(("code", "slope"), [(-7.0, -7.0), (7.0, 7.0), (6.75, 0.25), (-6.75, -0.25), (7.25, 7.0)])
+def test_the_gradient_to_the_scale_is_the_end_from_the_end_on(code: float, slope: float) -> None:
+    """Between the ends round(v) - v, at an end and beyond it the end itself."""
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([code * 0.5], dtype=torch.float64)
+    fake_quantize(x, scale, low=-7, high=7).sum().backward()
+    assert scale.grad.item() == slope

@@ -226,3 +226,29 @@ def test_weight_scales_by_channel_and_search() -> None:
         brute = min(error(channel, full * share) for share in np.linspace(0.5, 1, 51))
         assert error(channel, scale) <= 1.02 * brute
     assert weight_scales(np.zeros((2, 3)), 0).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("tail", "cut"), [(128, True), (129, False), (192, False)])
+def test_a_thousandth_may_be_cut_off_at_one_end_and_no_more(tail: int, cut: bool) -> None:
+    """128 unlike bins, which 128 steps hold exactly, and a tail of single values that is best cut off."""
+    counts = np.r_[np.tile([2000.0, 2.0], 64), np.ones(tail)]
+    kept = best_cut(counts, 128)
+    assert counts[kept:].sum() <= 0.001 * counts.sum()
+    assert (kept == 128) == cut
+    assert divergence(counts, 128, 128) < min(divergence(counts, each, 128) for each in range(129, len(counts)))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_values_that_end_at_zero_are_cut_at_the_other_end_alone(sign: float) -> None:
+    """Of 0, 1, ..., 1000 a tenth lies above 900, whether a zero is among them or not."""
+    for values in (np.arange(1001.0), np.arange(1.0, 1001.0)):
+        low, high = sorted(sign * np.array(percentile_range(seen(sign * values), 90.0)))
+        assert low == values.min()
+        assert high == pytest.approx(np.quantile(values, 0.9), abs=1.0)
+
+
+def test_a_range_below_what_float32_can_divide_by_has_scale_one() -> None:
+    tiny = float(np.finfo(np.float32).tiny)
+    for width in (0.0, 1e-300, 0.999 * 255 * tiny):
+        assert affine(0.0, width) == affine(0.0, 0.0)
+    assert affine(0.0, 1.001 * 255 * tiny).scale == pytest.approx(1.001 * tiny, rel=1e-6)

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +46,12 @@ def test_labels_do_not_cover_each_other(write, records):
     chart = pareto(read_runs([write(results)]), "size")
     assert chart is not None
     assert len(set(zip(chart.data["left"], chart.data["dy"]))) == 4
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(7.9, "linear"), (8.0, "linear"), (8.1, "log")])
+def test_costs_more_than_eight_times_apart_are_drawn_on_a_logarithmic_axis(write, records, factor, kind):
+    results = records.digits(1)
+    for number, model in enumerate(results["models"]):
+        model["file_bytes"] = 10_000 if number else int(10_000 * factor)
+    chart = pareto(read_runs([write(results)]), "size")
+    assert chart.spec["encoding"]["x"]["scale"]["type"] == kind

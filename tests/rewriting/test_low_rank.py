@@ -42,6 +42,7 @@ def layer_of(kind: str) -> tuple[nn.Module, Tensor]:
 
 
 KINDS = ("linear", "convolution", "embedding")
+X12 = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)).double()
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 9))
@@ -207,3 +208,33 @@ def test_refusals() -> None:
         LowRank().apply(module, x)
     with pytest.raises(RecipeError, match=r"does not run with inner replaced.*protect"):
         LowRank().apply(Reader(), seeing(torch.randn(2, 32)))
+
+
+def test_a_rank_that_saves_nothing_is_not_taken() -> None:
+    """At rank 2 the two layers of one of 4 x 4 would have as many weights as it has."""
+    module = nn.Sequential(nn.Linear(12, 4), nn.Linear(4, 4), nn.Linear(4, 12)).double()
+    found = {each.path: each for each in LowRank(rank=2).apply(module, seeing(X12)).changes}
+    assert found["1"].note == "rank 2 would take 16 weights, it has 16"
+    assert [found[path].after for path in "012"] == [2, 4, 2]
+
+
+def test_the_energy_that_is_asked_for_is_reached_and_no_rank_is_spare() -> None:
+    weight = torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.25, 0.25, 0.25])).double()
+    layer = nn.Linear(12, 12).double()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    squares = np.square(np.diag(weight.numpy()))
+    for rank in (1, 2, 3, 4):
+        share = float(squares[:rank].sum() / squares.sum())
+        for energy, wanted in ((share, rank), (float(np.nextafter(share, 0)), rank), (share + 1e-6, rank + 1)):
+            scheme = LowRank(energy=energy, multiple=1)
+            changes = {each.path: each for each in scheme.apply(nn.Sequential(layer), seeing(X12)).changes}
+            assert changes["0"].after == wanted
+
+
+def test_a_pair_of_the_rank_that_is_asked_for_is_done() -> None:
+    pair = nn.Sequential(nn.Linear(12, 2, bias=False), nn.Linear(2, 12))
+    module = nn.Sequential(pair, nn.Linear(12, 12)).double()
+    found = {each.path: each for each in LowRank(rank=2).apply(module, seeing(X12)).changes}
+    assert found["0"].note == "it has rank 2 already"
+    assert (found["0"].before, found["0"].after) == (2, 2)

@@ -19,6 +19,7 @@ from decoct.artifact import Artifact, writing
 from decoct.data.digits import Digits
 from decoct.data.given import describe_loaders
 from decoct.errors import RecipeError
+from decoct.meters.machine import machine
 from decoct.models.base import identity
 from decoct.models.given import fingerprint
 from decoct.models.mlp import MLP
@@ -29,6 +30,7 @@ from decoct.runner.keys import derive, key_of, plugin_sources
 from decoct.steps.base import Context
 from decoct.steps.distill import Distill
 from decoct.steps.labelling.step import Label
+from decoct.steps.shipping.benchmark import Benchmark
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.inputs.augment import Augment
 from decoct.tasks.mixing.mixup import Mixup
@@ -197,3 +199,26 @@ def test_apply_again_with_other_settings_starts_anew(tmp_path: Path) -> None:
         out.rmdir()
         assert not list(tmp_path.glob(".applied*"))
     assert made[0] != made[1]
+
+
+def test_what_is_measured_is_known_by_the_machine_and_everything_else() -> None:
+    """The hash over all parts, and a change of each of them."""
+    data = Digits(limit=20).open()
+    task, model = ImageClassification().resolve(data), MLP(hidden=(4,))
+    step = Benchmark(name="b", repeats=3)
+    plain = {name: each for name, each in step.keyed().items() if name not in ("name", "inputs")}
+    parts = {"step": plain, "version": step.version, "inputs": {"a": [model.digest()]}, "data": data.fingerprint}
+    parts |= {"task": task.digest(), "seed": 0, "machine": json.dumps(machine(), sort_keys=True)}
+    key = key_of(step, {"a": [model]}, data, task, 0)
+    assert key == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    other = Digits(limit=21).open()
+    narrow = task.replace(metric_name="f1")
+    assert key == key_of(step.replace(name="c"), {"a": [model]}, data, task, 7)
+    changed = [
+        key_of(step.replace(repeats=4), {"a": [model]}, data, task, 0),
+        key_of(step, {"b": [model]}, data, task, 0),
+        key_of(step, {"a": [MLP(hidden=(5,))]}, data, task, 0),
+        key_of(step, {"a": [model]}, other, task, 0),
+        key_of(step, {"a": [model]}, data, narrow, 0),
+    ]
+    assert len({key, *changed}) == 6

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from decoct.artifact import MANIFEST, Artifact, writing
 from decoct.cli import app as cli
+from decoct.recipe.recipe import Recipe
 from decoct.runner.execution import Run
 from decoct.runner.verify import verify_run
-from tiny import SHIPPED, recipe
+from tiny import LEARN, PAIR, SHIPPED, recipe
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +65,31 @@ def test_a_folder_that_only_the_results_name(copied: Path) -> None:
     results["steps"].append({**results["steps"][1], "seed": 7})
     (copied / "results.json").write_text(json.dumps(results))
     assert set(wrongs(copied)) == {"02-student_alone.seed-7"}
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    steps = [
+        {"use": "train", "name": "student", "inputs": {"model": "small"}, **LEARN},
+        {"use": "quantize", "name": "int8", "inputs": {"model": "student"}, "scheme": {"use": "dynamic"}},
+    ]
+    return Recipe.parse({**PAIR, "steps": steps}).run(tmp_path_factory.mktemp("run") / "int8").folder
+
+
+@pytest.mark.parametrize(("less", "good"), [(1.4, True), (1.75, False)])
+@pytest.mark.parametrize("figure", ["max_abs_diff", "mean_abs_diff"])
+def test_a_file_in_integers_may_be_half_as_far_again_from_its_model_as_recorded(
+    quantized: Path, tmp_path: Path, figure: str, less: float, good: bool
+) -> None:
+    """On the same samples it is as far as recorded; the record is made smaller, the largest or the mean alone."""
+    run = Path(shutil.copytree(quantized, tmp_path / "run"))
+    folder = run / "02-int8"
+    record, old = json.loads((folder / "exported.json").read_text()), Artifact.load(folder)
+    assert record["verified"][figure] > 0.001, "0.0001 is allowed besides"
+    record["verified"][figure] /= less
+    with writing(folder, kind="exported", name=old.name, key=old.key, lineage=old.lineage, meta=old.meta) as draft:
+        shutil.copytree(folder, draft.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        draft.write_json("exported.json", record)
+    found = wrongs(run)
+    assert set(found) == (set() if good else {"02-int8"})
+    assert good or "differs from its model by" in found["02-int8"]

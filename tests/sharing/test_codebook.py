@@ -212,3 +212,22 @@ def test_a_codebook_is_plain_state():
     other.load_state_dict(torch.load(buffer, weights_only=True))
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(other(x), made(x))
+
+
+def test_a_layer_of_exactly_the_smallest_size_has_a_codebook():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    made = Codebook(clusters=2, smallest=16).apply(module, NONE).module
+    assert [type(each) for each in made] == [ClusteredLinear] * 2
+    with pytest.raises(RecipeError, match="16 weights are fewer than smallest"):
+        Codebook(clusters=2, smallest=17).apply(module, NONE)
+
+
+@pytest.mark.parametrize(("zeros", "kept"), [(4, True), (3, False)])
+def test_zeros_have_a_centroid_of_their_own_where_they_would_fill_one(zeros, kept):
+    """A quarter of the weights is as many as one of four clusters has."""
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([torch.zeros(zeros), torch.linspace(0.1, 2.0, 16 - zeros)]).view(4, 4))
+    made = Codebook(clusters=4, smallest=1).apply(nn.Sequential(layer), NONE).module
+    assert bool((made[0].centroids == 0).any()) == kept
+    assert made[0].centroids.numel() == 4

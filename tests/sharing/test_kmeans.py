@@ -50,3 +50,20 @@ def test_it_ends_where_each_centroid_is_the_mean_of_its_members(numbers, cluster
         for k in range(len(centroids)):
             members = values[codes == k]
             np.testing.assert_allclose(members.mean(), centroids[k], atol=1e-9)
+
+
+def test_of_two_centroids_equally_near_the_higher_is_taken():
+    assert nearest(np.array([-9.0, 0.5, 1.0, 1.5, 9.0]), np.array([0.0, 1.0, 2.0])).tolist() == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("clusters", [3, 5, 8])
+def test_clusters_that_start_without_members_are_filled(clusters):
+    """Evenly over the range all but the outermost are empty: seven groups, and one value far away."""
+    values = np.r_[np.repeat(np.arange(7.0), 4), 1e6]
+    found = kmeans(values, clusters)
+    assert len(found) == clusters
+    codes = nearest(values, found)
+    assert np.bincount(codes, minlength=clusters).min() > 0
+    np.testing.assert_allclose(found, [values[codes == k].mean() for k in range(clusters)], rtol=1e-9)
+    if clusters == 8:
+        np.testing.assert_allclose(found, np.unique(values), atol=1e-9)

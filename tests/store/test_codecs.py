@@ -13,6 +13,7 @@ from decoct.data.hashing import keyed
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import TopK
 from decoct.spec import Choice
+from decoct.store.codecs.affine import quantized, restored
 from decoct.store.codecs.base import Codec
 from decoct.store.codecs.bits import bits_for, pack, packed_bytes, unpack
 from decoct.store.codecs.dense import DenseCodec
@@ -328,3 +329,50 @@ def test_large_batches_are_encoded_in_parts() -> None:
     logits[699, 3] = math.nan
     with pytest.raises(DataError, match="NaN"):
         TopKCodec(5).encode(logits, keys(700))
+
+
+def test_256_below_the_largest_is_kept_and_what_lies_below_that_is_minus_infinity() -> None:
+    below = math.nextafter(-256.0, -math.inf)
+    values = torch.tensor(
+        [[0.0, -128.0, -256.0], [0.0, -128.0, float(np.nextafter(np.float32(-256), np.float32(-999)))]]
+    )
+    assert values[1, 2] < below
+    found = restored(*quantized(values))
+    assert found[0].tolist() == pytest.approx([0.0, -128.0, -256.0], abs=1e-4)
+    assert found[1].tolist() == pytest.approx([0.0, -128.0, -math.inf])
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_as_many_as_there_are_classes_can_be_kept_and_no_more(k: int) -> None:
+    logits = rows(3, 2, 5)
+    whole = TopK.of(logits, 5)
+    assert torch.isneginf(whole.rest).all()
+    assert torch.equal(whole.log_probs.exp().sum(-1).round(decimals=5), torch.ones(2))
+    with pytest.raises(RecipeError, match=f"top_k is {k}; allowed: 1 to the number of classes, 5"):
+        TopK.of(logits, k)
+
+
+@pytest.mark.parametrize("temperature", [1.001, 1.005, 1.995, 2.01])
+def test_a_temperature_near_a_known_one_is_not_taken_for_it(temperature: float) -> None:
+    logits = rows(4, 3, 50).double()
+    top = TopK.of(logits, 4, temperatures=(1.0, 2.0))
+    others = logits.log_softmax(-1).numpy().copy()
+    np.put_along_axis(others, top.ids.numpy(), -np.inf, axis=1)
+    exact = logsumexp(others / temperature, axis=1)
+    known = min((1.0, 2.0), key=lambda each: abs(each - temperature))
+    beside = np.abs(exact - logsumexp(others / known, axis=1))
+    assert (np.abs(top.log_rest(temperature).double().numpy() - exact) < 0.25 * beside).all()
+    torch.testing.assert_close(top.log_rest(known * (1 + 1e-9)), top.log_rest(known), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("k", "drawn"), [(4, 2), (5, 0), (6, 0)])
+def test_nothing_is_drawn_where_every_class_is_kept(k: int, drawn: int) -> None:
+    codec = TopKCodec(k, tail="sample", draws=2)
+    assert codec.drawn(5) == drawn
+    assert ("drawn" in codec.columns(5)) == bool(drawn)
+    found = there_and_back(codec, rows(5, 3, 5))
+    assert isinstance(found, TopK)
+    assert (found.drawn is None) == (not drawn)
+    if drawn:
+        left = [set(range(5)) - set(ids) for ids in found.ids.tolist()]
+        assert [set(each) for each in found.drawn.tolist()] == left

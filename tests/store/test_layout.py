@@ -102,6 +102,7 @@ def test_sequences_of_top_k(tail: str) -> None:
     assert found.top.rest.shape == (2, 2, 3)
     if found.top.drawn is not None:
         assert not torch.equal(found.top.drawn[0, 0], found.top.drawn[0, 1])
+        assert set(found.top.drawn[1, 0].tolist()) <= set(range(40)) - set(found.top.ids[1, 0].tolist())
     with pytest.raises(DataError, match="2 positions of a sample that has 1 here"):
         back(Outputs(logits, mask=mask), codec, length=1)
 
@@ -191,3 +192,15 @@ def test_joined_batches_and_equal_rows(tmp_path: Path) -> None:
         assert torch.equal(got, outputs.logits * outputs.mask[..., None])
     with pytest.raises(DataError, match="no rows"):
         write_shard(tmp_path / shard_name(4), Rows(*(np.zeros(0, np.uint64),) * 3, {}), layout)
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "measured"), [(1023, 5, 5), (1024, 5, 5), (2047, 5, 5), (2048, 5, 3), (3072, 7, 3)]
+)
+def test_the_loss_is_measured_on_one_row_in_classes_over_1024(classes: int, rows: int, measured: int) -> None:
+    logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
+    layout = Layout.of(Outputs(logits=logits), TopKCodec(3))
+    found = layout.encode(Outputs(logits=logits), seen=seen_of(range(rows)), keys=1).measured
+    assert found["rows"] == measured
+    every = logits[:: max(1, classes // 1024)].double().softmax(-1).topk(3).values.sum(-1)
+    assert found["kept_mass"] == pytest.approx(float(every.sum()), rel=1e-6)

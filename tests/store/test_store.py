@@ -24,7 +24,7 @@ from decoct.store.codecs.top_k import TopKCodec
 from decoct.store.finish import damaged_shards, salvage, seal
 from decoct.store.layout import Layout
 from decoct.store.reading import Store
-from decoct.store.shards import finished, map_shard, shard_name, write_shard
+from decoct.store.shards import finished, map_shard, shard_name, shard_of, write_shard
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
@@ -480,3 +480,58 @@ def test_what_is_whole_and_no_shard_is_not_salvaged(tmp_path: Path) -> None:
         (folder / "shards" / shard_name(number)).write_bytes(content)
     seal_again(folder)
     assert salvage(folder, tmp_path / "again").keys() == finished(tmp_path / "again").keys() == {0, 3}
+
+
+@pytest.mark.parametrize(("cache_bytes", "whole"), [(60 * 7 * 4, True), (60 * 7 * 4 - 1, False)])
+def test_a_store_of_exactly_the_cache_s_size_is_kept_in_memory(tmp_path: Path, cache_bytes: int, whole: bool) -> None:
+    """What is kept in memory is read whole, so damage in another shard is found."""
+    folder = make_store(tmp_path)
+    flip(folder / "shards" / shard_name(3), random.Random(0))
+    store = Store.open(folder, verify="lazy", cache_bytes=cache_bytes)
+    if whole:
+        with pytest.raises(IntegrityError, match=r"00003\.arrow is damaged"):
+            store.read(seen_of([0]))
+    else:
+        assert torch.equal(store.read(seen_of([0])).logits, logits_of([0], 7))
+
+
+@pytest.mark.parametrize("twice", [2**20 - 2, 2**20 - 1, 2**20])
+def test_an_index_is_in_order_also_where_its_blocks_meet(tmp_path: Path, twice: int) -> None:
+    """A million entries, of which one has the `seen` of the entry before."""
+    folder = make_store(tmp_path, count=4, shards=1)
+    seen = np.arange(2**20 + 2, dtype=np.uint64)
+    columns = {"seen": pyarrow.array(seen), "location": pyarrow.array(np.zeros_like(seen))}
+    for harm in (False, True):
+        if harm:
+            seen[twice + 1] = seen[twice]
+            columns["seen"] = pyarrow.array(seen)
+        batch = pyarrow.RecordBatch.from_pydict(columns)
+        with pyarrow.ipc.new_file(folder / "index.arrow", batch.schema) as writer:
+            writer.write_batch(batch)
+        seal_again(folder)
+        if not harm:
+            assert len(Store.open(folder, verify="index")) == 2**20 + 2
+    with pytest.raises(IntegrityError, match=r"index\.arrow is no index"):
+        Store.open(folder, verify="index")
+
+
+@pytest.mark.parametrize(("keys", "views"), [([4], [0]), ([3], [1])])
+def test_one_sight_of_another_sample_or_view_is_refused(tmp_path: Path, keys: list[int], views: list[int]) -> None:
+    work = tmp_path / "work"
+    layout = write_work(work, 10, 4, 2, DenseCodec())
+    unlike = layout.encode(Outputs(logits=logits_of([3], 4)), seen=seen_of([3]), keys=keys, views=views)
+    write_shard(work / shard_name(2), unlike, layout)
+    with (
+        pytest.raises(DataError, match="1 rows have one `seen` and unlike key or view"),
+        writing(tmp_path / "store", kind="store", name="x") as draft,
+    ):
+        seal(draft, work, finished(work), {})
+
+
+def test_a_table_of_a_shard_without_rows_is_refused(tmp_path: Path) -> None:
+    shard = finished(make_store(tmp_path).parent / "work")[0].plain()
+    assert shard_of({**shard, "rows": 1}).rows == 1
+    assert shard_of({**shard, "rows": 2**32 - 1}).rows == 2**32 - 1
+    for rows in (0, 2**32):
+        with pytest.raises(IntegrityError, match="did not write"):
+            shard_of({**shard, "rows": rows})

@@ -118,3 +118,11 @@ def test_confusion_against_scikit_learn() -> None:
 
     logits, labels = made(4)
     assert (confusion_matrix(logits.argmax(1), labels, 4) == theirs(labels, logits.argmax(1))).all()
+
+
+def test_full_confidence_belongs_to_the_last_of_the_equal_bins() -> None:
+    """One wrong at 1 and one right at 0.95 lie in one bin, whose gap is that of their means."""
+    found = calibration_error(np.array([1.0, 0.95]), np.array([False, True]))
+    assert found == pytest.approx(abs(0.5 - 0.975))
+    apart = calibration_error(np.array([1.0, 0.9]), np.array([False, True]))
+    assert apart == pytest.approx((1.0 + 0.1) / 2)

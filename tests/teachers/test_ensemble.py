@@ -272,3 +272,17 @@ def test_a_teacher_heard_twice_answers_once():
     for batch in (first, first, second, second, first):
         once(batch)
     assert calls == [first, second, first]
+
+
+@pytest.mark.parametrize(("sizes", "asked"), [((1024, 1024), 2), ((2047, 1), 2), ((2048,), 1), ((2047, 2), 2)])
+def test_learned_weights_ask_for_2048_samples_and_no_more(sizes, asked):
+    given = []
+
+    def held_out():
+        for size in (*sizes, 4):
+            given.append(size)
+            yield batch_of(size, torch.zeros(size, dtype=torch.long))
+
+    members = {"a": member(drawn(1, 3000, CLASSES)), "b": member(drawn(2, 3000, CLASSES))}
+    Ensemble(weights="learned").join(members, Setting(TASK, CLASSES, held_out))
+    assert len(given) == asked

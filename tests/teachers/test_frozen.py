@@ -210,3 +210,10 @@ def test_what_is_no_module_is_refused():
         opened({})
     with pytest.raises(RecipeError, match="without gradients"):
         opened(network(), Needs(gradient=True))
+
+
+def test_another_shape_of_the_same_numbers_is_a_change():
+    holder = nn.Module()
+    holder.register_buffer("x", torch.arange(6.0).view(2, 3))
+    with pytest.raises(IntegrityError, match="buffer x"), frozen(holder):
+        holder.x = holder.x.view(3, 2)

@@ -2,7 +2,9 @@ import json
 import os
 import signal
 import threading
+import time
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from training_toy import HandCriterion, Toy, equal_states, network, predictor, t
 from decoct.errors import DataError, Diverged, RecipeError
 from decoct.training.budget import Budget
 from decoct.training.fit import Guard, Interrupted, Options, State, fit
+from decoct.training.log import Means
 from decoct.training.schedules import Cosine, Linear
 from decoct.training.updates import Descent, descend
 
@@ -508,3 +511,67 @@ def test_guard_counts_bad_batches():
     case = Case(Toy(poison=[(0, 2)]))
     with pytest.raises(Diverged, match="1 times"):
         case.fit(Budget(epochs=1), guard=Guard(limit=1))
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_of_equal_scores_the_first_is_kept(mode):
+    case = Case()
+    state = State(student=case.student, optimizer=case.optimizer)
+    values = iter([0.5, 0.25, 0.25, 0.5] if mode == "min" else [0.25, 0.5, 0.5, 0.25])
+    history = fit(
+        case.update,
+        case.source,
+        state,
+        Budget(epochs=4),
+        validate=lambda: {"x": next(values)},
+        options=Options(select=("x", mode)),
+    )
+    assert history.best_step == 14
+
+
+def test_the_two_newest_checkpoints_are_kept(tmp_path):
+    case = Case()
+    case.fit(Budget(steps=5), work=tmp_path, checkpoint_seconds=0.0)
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-4", "checkpoint-5"]
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(40, 2), (41, 3), (20, 1), (60, 3)])
+def test_ends_of_epochs_are_validated_a_twentieth_of_the_run_apart(epochs, every):
+    """Epochs of one step; what is exactly a twentieth after the last validation is due."""
+    history = Case(Toy((4,))).fit(Budget(epochs=epochs))
+    validated = [r["step"] for r in history.records if r["kind"] == "validation"]
+    assert validated == sorted({*range(every, epochs + 1, every), epochs})
+    assert len(validated) <= 20
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(3, [1, 2, 3]), (7, [2, 4, 6, 7]), (11, [3, 6, 9, 11])])
+def test_a_run_below_an_epoch_is_validated_after_each_fifth_rounded_up(steps, expected):
+    history = Case(Toy((4,) * 40)).fit(Budget(steps=steps))
+    assert [r["step"] for r in history.records if r["kind"] == "validation"] == expected
+
+
+def test_the_first_step_that_was_not_finite_is_the_one_that_is_left_out():
+    """As an accelerator tells it: several steps are read at once."""
+    means = Means()
+    for place, flag in enumerate((1.0, 0.0, 1.0, 0.0)):
+        means.add({"loss": torch.tensor(float(place)), "finite": torch.tensor(flag)}, (5, place, [None]))
+    origin = means.settle()
+    assert (origin.epoch, origin.batch, origin.batches) == (5, 1, 1)
+    assert means.last_finite == 0.0
+    means.add({"loss": torch.tensor(torch.inf)}, (5, 9, [None]))
+    assert means.settle().batch == 9
+
+
+def test_progress_is_told_while_an_epoch_lasts_at_most_ten_times_a_second():
+    """An epoch that does not end before its budget: all but the last are told between two steps."""
+    told = []
+    Case(Toy((4,) * 100_000)).fit(
+        Budget(seconds=0.6),
+        validate=False,
+        progress=lambda done, total, text: told.append((time.monotonic(), done, total)),
+    )
+    moments, done, total = zip(*told)
+    assert len(told) > 1
+    assert min((b - a for a, b in pairwise(moments[:-1])), default=1.0) > 0.09
+    assert list(done) == sorted(done)
+    assert set(total) == {0.6}

@@ -143,3 +143,27 @@ def test_a_temperature_is_any_schedule_above_zero():
         kd = KD.parse({"temperature": written})
         assert at(kd.temperature, Clock()) == 8
     assert at(JSD(beta=Exponential(0.1, 0.9)).beta, Clock(progress=1.0)) == 0.9
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", [Linear, Exponential])
+def test_a_change_that_takes_no_time_is_done_at_its_place(kind, place):
+    schedule = kind(8, 2, begin=place, finish=place)
+    assert schedule.at(Clock(progress=place)) == 2
+    if place:
+        assert schedule.at(Clock(progress=math.nextafter(place, 0))) == 8
+
+
+@pytest.mark.parametrize("kind", [Linear, Exponential])
+def test_ends_are_reached_exactly(kind):
+    """0.1 and 0.7 have no exact sum and ratio in binary."""
+    schedule = kind(0.1, 0.7)
+    assert (schedule.at(Clock(progress=0.0)), schedule.at(Clock(progress=1.0))) == (0.1, 0.7)
+
+
+def test_a_release_that_ends_with_the_run_may_be_off_by_a_rounding():
+    after, over = 0.75, 0.25000000000000022
+    assert after + over > 1
+    assert Release(after=after, over=over).at(Clock(progress=after)) == 1.0
+    with pytest.raises(RecipeError, match="at most 1"):
+        Release(after=0.75, over=0.250001)

@@ -235,3 +235,28 @@ def test_bf16_runs_models_in_half_precision_and_the_loss_in_full():
     update([Toy().make(0, 0)], Clock())
     assert seen == [torch.bfloat16]
     assert all(each.dtype == torch.float32 for each in student.parameters())
+
+
+@pytest.mark.parametrize("unit", ["steps", "samples"])
+def test_a_share_of_a_budget_is_at_least_one_and_of_none_none(unit):
+    def part(whole, share):
+        return getattr(Budget(**{unit: whole}).part(share), unit)
+
+    assert [part(whole, 0.1) for whole in (0, 1, 4, 6, 100)] == [0, 1, 1, 1, 10]
+    assert part(7, 1.0) == 7
+    assert Budget(epochs=2).part(0.1) == Budget(epochs=0.2)
+    assert Budget(seconds=2.0).part(0.5) == Budget(seconds=1.0)
+
+
+def test_a_term_with_one_item_in_the_whole_window_counts_it_in_full():
+    student, teacher = network(0, torch.float64), network(1, torch.float64)
+    window = [Toy(dtype=torch.float64).make(0, place) for place in (0, 1)]
+    one = torch.arange(8) == 3
+    window = [type(b)(b.inputs, b.target, mask) for b, mask in zip(window, (torch.zeros(8, dtype=torch.bool), one))]
+    with torch.no_grad():
+        logits = student(window[1].side("student"))[3]
+    expected = -logits.log_softmax(-1)[window[1].target[3]]
+    update = Descent(
+        predictor(student), {"t": predictor(teacher)}, HandCriterion(), torch.optim.SGD(student.parameters(), lr=0.1)
+    )
+    torch.testing.assert_close(update(window, Clock())["cross_entropy"], expected)

@@ -1,15 +1,20 @@
 """Dynamics in whole steps: the shipped recipe, digests that stay, averaged views, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from decoct.data.base import Dataset, Split
 from decoct.data.digits import Digits
 from decoct.errors import RecipeError
-from decoct.outputs import Batch, Outputs
+from decoct.models.mlp import MLP
+from decoct.models.saving import load_model
+from decoct.models.small_resnet import SmallResNet
+from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe.recipe import Recipe
 from decoct.report.charts import training
 from decoct.report.curves import read_log
@@ -17,9 +22,11 @@ from decoct.steps.base import Context
 from decoct.steps.distill import Distill
 from decoct.steps.learning.batches import class_counts, training_source
 from decoct.steps.learning.refusals import refuse_what_cannot_mix
+from decoct.steps.learning.teachers import teacher_outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.inputs.augment import Augment
 from decoct.teachers.views import mean_of_views, over_views
+from decoct.training.engine import Engine
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "digits_dynamics.yaml"
 
@@ -148,3 +155,58 @@ def test_a_balance_by_validation_needs_validation(tmp_path):
     weights = [each["weights"]["kd"] for each in lines if each["step"] == "student" and each["kind"] == "train"]
     assert weights[0] == 1.0
     assert weights[-1] == 0.0
+
+
+def test_a_teacher_is_heard_in_every_view_of_every_sample(data, tmp_path):
+    """No two views of a sample are alike, nor are two samples moved alike, and the answer is the mean over all."""
+    here = context(data, tmp_path, augment=Augment(crop=2))
+    source = training_source(here, batch_size=32, augment=True, only="all", labels=None, further=4)
+    batch = next(iter(source))
+    shown = [batch, *batch.views]
+    pixels = [each.side("teacher") for each in shown]
+    alike = [[int((a == b).flatten(1).all(1).sum()) for b in pixels] for a in pixels]
+    assert [row[i] for i, row in enumerate(alike)] == [32] * 4
+    assert max(max(row[:i] + row[i + 1 :]) for i, row in enumerate(alike)) < 8  # 25 places, some of which look alike
+    torch.manual_seed(0)
+    spec = SmallResNet(width=4)
+    for averaged in (False, True):
+        with teacher_outputs({"teacher": spec}, {"teacher": Needs()}, here, Engine("cpu"), averaged=averaged) as found:
+            predict = found.teachers["teacher"]
+            outputs = predict(batch).logits.double().softmax(-1).numpy()
+            alone = [predict(replace(each, views=())).logits.double().softmax(-1).numpy() for each in shown]
+        expected = np.mean(alone, axis=0) if averaged else alone[0]
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+    assert abs(np.mean(alone, axis=0) - alone[0]).max() > 1e-3
+
+
+def test_further_views_move_each_sample_by_its_own_number(data, tmp_path):
+    """One image many times: in a further view its copies stand at different places."""
+    here = context(data, tmp_path, augment=Augment(crop=2))
+    split = data.splits["train"]
+    columns = {name: np.repeat(values[:1], 64, axis=0) for name, values in split.columns.items()}
+    copies = Split(columns, np.arange(64, dtype=np.uint64))
+    repeated = Context(
+        task=here.task,
+        data=Dataset({"train": copies}, "x" * 64, data.classes),
+        name="s",
+        folder=tmp_path,
+        work=tmp_path,
+        seed=3,
+    )
+    source = training_source(repeated, batch_size=64, augment=True, only="all", labels=None, further=2)
+    (view,) = next(iter(source)).views
+    assert len(view.side("teacher").flatten(1).unique(dim=0)) > 10
+
+
+def test_a_student_learns_from_the_mean_over_the_views_of_its_step(data, tmp_path):
+    """One step of plain descent from equal weights, with one view and with three."""
+    models = []
+    for views in (1, 3, 3):
+        here = context(data, tmp_path / str(len(models)), augment=Augment(crop=2))
+        here = replace(here, folder=here.folder / "student", work=here.work / "work")
+        fields = {"objective": [{"use": "kd"}], "optimizer": {"use": "sgd", "lr": 0.1}, "budget": {"steps": 1}}
+        step = Distill.parse({"name": "s", "batch_size": 16, "teacher_views": views, "select": "last", **fields})
+        made = step.run({"model": MLP(hidden=(4,)), "teacher": SmallResNet(width=4)}, here)
+        models.append(load_model(made).state_dict()["head.weight"])
+    assert torch.equal(models[1], models[2])
+    assert not torch.equal(models[0], models[1])

@@ -19,6 +19,7 @@ from decoct.steps.base import Context
 from decoct.steps.learning.batches import evaluation_batches
 from decoct.steps.search import Search
 from decoct.steps.shipping.benchmark import Benchmark
+from decoct.steps.shipping.budgets import Measured
 from decoct.steps.shipping.export import Export
 from decoct.steps.shipping.quantize import Quantize
 from decoct.tasks.image_classification import ImageClassification
@@ -232,3 +233,16 @@ def test_a_budget_out_of_reach_is_said(tmp_path: Path) -> None:
 def test_a_search_that_cannot_work_is_refused(fields: dict, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         search(**fields)
+
+
+@pytest.mark.parametrize("errors", [False, True])
+@pytest.mark.parametrize("name", ["min_quality", "max_latency_ms", "max_size_bytes"])
+def test_a_budget_met_exactly_is_kept_and_one_missed_by_the_least_is_missed(name: str, errors: bool) -> None:
+    """A quality is missed from below, an error and a cost from above; what is no number misses."""
+    worse = -np.inf if name == "min_quality" and not errors else np.inf
+    beside = [float(np.nextafter(8.0, end)) for end in (worse, -worse)]
+    found = {value: Measured({name: 8.0}, {name: value}, "metric", errors) for value in (8.0, *beside, np.nan)}
+    assert [each.missed for each in found.values()] == [[], [name], [], [name]]
+    assert found[8.0].words() == []
+    assert found[8.0].over(name) == 0
+    assert found[beside[0]].over(name) == abs(8.0 - beside[0])

@@ -19,7 +19,7 @@ from decoct.models.small_resnet import SmallResNet
 from decoct.outputs import Needs
 from decoct.steps.base import Context
 from decoct.steps.learning.batches import evaluation_batches
-from decoct.steps.shipping.export import Export
+from decoct.steps.shipping.export import Export, compare, verification
 from decoct.steps.train_estimator import TrainEstimator
 from decoct.targets.base import Session
 from decoct.targets.onnx import Onnx
@@ -155,3 +155,35 @@ def test_modules_are_left_alone(tmp_path: Path) -> None:
     Onnx().write(module, {"input": torch.zeros(2, 4)}, tmp_path, axes={"input": {0: "batch"}})
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong_at", [1, 20])
+def test_a_file_is_tried_on_whole_batches_and_on_one_sample(tmp_path: Path, wrong_at: int) -> None:
+    """It answers otherwise in calls of one size alone."""
+    context = digits(tmp_path)
+    torch.manual_seed(0)
+    program = context.task.program(MLP(hidden=(4,)).build(context.task.interface("student")), "student").eval()
+
+    def session(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (x,) = feed.values()
+        with torch.no_grad():
+            outputs = program(torch.from_numpy(x)).numpy()
+        return {"logits": outputs + 0.5 * (len(x) == wrong_at)}
+
+    batches = verification(context, 20)
+    assert sum(map(len, batches)) == 20
+    found = compare(program, session, batches, context.task, "student")
+    assert found.max_abs_diff == pytest.approx(0.5, abs=1e-6)
+    assert found.samples == 20
+    assert found.mean == pytest.approx(0.5 * wrong_at / 21, abs=1e-6)
+
+
+def test_the_tolerance_is_the_most_that_a_file_may_differ_by(tmp_path: Path) -> None:
+    """The file is 0.01 off, give or take a rounding of float32."""
+    context = digits(tmp_path)
+    source = saved(context, MLP(hidden=(4,)))
+    target = Crooked(error=0.01)
+    with pytest.raises(IntegrityError, match=r"differs from torch by 0.01 on 8 real samples; tolerance is 0.0099"):
+        Export(name="student_onnx", target=target, tolerance=0.0099, samples=8).run({"model": source}, context)
+    made = Export(name="student_onnx", target=target, tolerance=0.0101, samples=8).run({"model": source}, context)
+    assert made.json("exported.json")["verified"]["max_abs_diff"] == pytest.approx(0.01, rel=1e-3)

@@ -401,3 +401,16 @@ def test_any_other_bytes_are_refused(body):
         request[place] = value
     with suppress(DataError):
         to_inputs(bytes(request))
+
+
+def test_an_answer_of_exactly_the_most_bytes_is_taken_and_every_try_is_made():
+    length = len(json.dumps({"left": 0}))
+    with moody() as url:
+        assert len(Client(url, most_bytes=length).get("/").body) == length
+        with pytest.raises(ResourceError, match=f"more than {length - 1} bytes"):
+            Client(url, most_bytes=length - 1).get("/")
+    for retries, tries in ((0, 1), (2, 3)):
+        busy = type("H", (_Moody,), {"moods": [500] * 5})
+        with answering(busy) as url, pytest.raises(ResourceError, match=f"in {tries} tries, at last status 500"):
+            Client(url, retries=retries).get("/")
+        assert len(busy.moods) == 5 - tries

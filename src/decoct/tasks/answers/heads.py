@@ -90,11 +90,11 @@ class Heads(Answer):
     def missing(self, count: int) -> Any:
         return {name: answer.missing(count) for name, answer in self.heads.items()}
 
-    def outputs(self, said: Outputs, batch: Batch, reader: str) -> Outputs:
+    def outputs(self, raw: Outputs, batch: Batch, reader: str) -> Outputs:
         (first, *more) = self.heads
-        found = said.heads if more else {first: replace(said, features={})}
+        found = raw.heads if more else {first: replace(raw, features={})}
         heads = {name: answer.outputs(found[name], batch, reader) for name, answer in self.heads.items()}
-        return Outputs(heads=heads, features=said.features, apart=said.apart)
+        return Outputs(heads=heads, features=raw.features, apart=raw.apart)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         total: Tensor | None = None
@@ -139,11 +139,11 @@ class HeadsTally(Tally):
         self._answer = answer
         self._tallies = {name: each.tally() for name, each in answer.heads.items()}
 
-    def add(self, batch: Batch, said: Outputs, reference: Outputs | None = None) -> None:
+    def add(self, batch: Batch, raw: Outputs, reference: Outputs | None = None) -> None:
         for name, tally in self._tallies.items():
-            if name in said.heads:
+            if name in raw.heads:
                 other = None if reference is None else reference.heads.get(name)
-                tally.add(batch.of_head(name), said.heads[name], other)
+                tally.add(batch.of_head(name), raw.heads[name], other)
 
     def scores(self) -> Scores:
         found = {name: tally.scores() for name, tally in self._tallies.items()}

@@ -62,19 +62,19 @@ class NextTokens(Answer):
     def missing(self, count: int) -> Tensor:
         raise RecipeError("a language model learns from the tokens that follow; give (input_ids, next_ids)")
 
-    def outputs(self, said: Outputs, batch: Batch, reader: str) -> Outputs:
-        shape = _items(said)
+    def outputs(self, raw: Outputs, batch: Batch, reader: str) -> Outputs:
+        shape = _items(raw)
         if shape is not None and shape != batch.target.shape:
             raise RecipeError(
                 f"the model answers at positions {list(shape)}, the target has {list(batch.target.shape)}; a causal "
                 "model gives logits [batch, length, tokens]"
             )
         return Outputs(
-            said.distribution,
+            raw.distribution,
             mask=batch.target != IGNORED,
-            values=said.values,
-            features=said.features,
-            apart=said.apart,
+            values=raw.values,
+            features=raw.features,
+            apart=raw.apart,
         )
 
     @property
@@ -114,10 +114,10 @@ class TokenTally(Tally):
         self._count = self._compared = 0
         self._loss = self._right = self._same = self._kl = 0.0
 
-    def add(self, batch: Batch, said: Outputs, reference: Outputs | None = None) -> None:
+    def add(self, batch: Batch, raw: Outputs, reference: Outputs | None = None) -> None:
         mask = self._answer.labelled(batch)
         target = batch.target[mask]
-        pieces = rows_of(said, mask)
+        pieces = rows_of(raw, mask)
         others = None if reference is None else rows_of(reference, mask)
         start = 0
         for logits in pieces:
@@ -152,23 +152,23 @@ class TokenTally(Tally):
         return Scores(quality, fidelity)
 
 
-def rows_of(said: Outputs, mask: Tensor) -> Iterator[Tensor]:
+def rows_of(raw: Outputs, mask: Tensor) -> Iterator[Tensor]:
     """Logits `[n, V]` of the positions of a mask, a few hundred at a time; RecipeError where there are none."""
-    distribution = said.distribution
+    distribution = raw.distribution
     if isinstance(distribution, Factored):
         hidden = distribution.hidden[mask]
         for start in range(0, len(hidden), ROWS):
             yield Factored(hidden[start : start + ROWS], distribution.head, distribution.dtype).dense()
-    elif said.logits is not None:
-        logits = said.logits[mask]
+    elif raw.logits is not None:
+        logits = raw.logits[mask]
         for start in range(0, len(logits), ROWS):
             yield logits[start : start + ROWS]
     else:
         raise RecipeError("the predictor gives no logits")
 
 
-def _items(said: Outputs) -> torch.Size | None:
-    distribution = said.distribution
+def _items(raw: Outputs) -> torch.Size | None:
+    distribution = raw.distribution
     if isinstance(distribution, Factored):
         return distribution.hidden.shape[:-1]
-    return None if said.logits is None else said.logits.shape[:-1]
+    return None if raw.logits is None else raw.logits.shape[:-1]
