@@ -144,6 +144,15 @@ def test_shares_follow_beta():
     assert 0.45 < (half == 1).mean() < 0.55
 
 
+def test_a_teacher_of_another_size_sees_the_same_view():
+    problem = task(teacher_size=9, teacher_mean=(0.5,))
+    for mixing in (Mixup(), CutMix()):
+        plain = batches(mixing)
+        for batch, other in zip(batches(mixing, problem=problem), plain, strict=True):
+            assert batch.side("student") is batch.side("teacher")
+            assert torch.equal(batch.side("teacher"), other.side("teacher"))
+
+
 def test_labels_do_not_leak_and_none_is_lost():
     data = split(LABELLED)
     changed = np.where(LABELLED, LABELS, (LABELS + 1) % CLASSES)

@@ -8,7 +8,7 @@ from decoct.data.base import Dataset
 from decoct.data.hashing import keyed
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.inputs.augment import Augment
-from decoct.tasks.inputs.images import channel_statistics
+from decoct.tasks.inputs.images import Images, channel_statistics
 
 
 def bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -35,6 +35,19 @@ def test_image_preprocessing_against_numpy(images: Dataset, side: str, size: int
         expected = (expected - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
         np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert task.reading(side).interface.shape == (3, size, size)
+
+
+def test_sides_that_differ_in_preprocessing_share_one_image(images: Dataset) -> None:
+    task = ImageClassification(size=5, teacher_size=14, teacher_mean=(0.4, 0.5, 0.6), augment=Augment(flip=True))
+    task, split = task.resolve(images), images.splits["train"]
+    assert task.inputs("student") != task.inputs("teacher")
+    for seeds in (None, keyed("view", split.keys[:5])):
+        batch = task.collate(split, np.arange(5), seeds=seeds)
+        assert batch.side("student") is batch.side("teacher")
+    other = Images(augment=Augment())
+    batch = task.collate(split, np.arange(5), seeds=keyed("view", split.keys[:5]), readers={"second": other})
+    assert torch.equal(batch.side("second"), task.collate(split, np.arange(5)).side("student"))
+    assert not torch.equal(batch.side("second"), batch.side("student"))
 
 
 def test_channel_statistics_against_numpy(images: Dataset) -> None:
