@@ -185,7 +185,7 @@ def test_calibration_sees_a_draw_of_training_data_alone(tmp_path: Path, data: Da
 def test_differences_of_numbers_count_in_standard_deviations() -> None:
     expected = np.array([[0.0], [2.0], [4.0], [6.0]])
     found = expected + np.array([[0.1], [0.0], [-0.3], [0.2]])
-    record = differences(found, expected, numbers=True)
+    record = differences(found, expected, kind="numbers")
     sd = np.std([0, 2, 4, 6])
     assert record["max_abs_diff"] == pytest.approx(0.3 / sd)
     assert record["agreement"] == 0.75
