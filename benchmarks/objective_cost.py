@@ -29,7 +29,7 @@ from decoct.models.given import plain_network
 from decoct.objectives import CATALOGUE
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
-from decoct.outputs import Batch, Dense, Needs, Outputs
+from decoct.outputs import DENSE, Batch, Dense, Needs, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.text_classification import TextClassification
 from decoct.training.clock import Clock
@@ -192,7 +192,7 @@ def answered(
     teacher: tuple[nn.Module, Needs],
     layers: dict[str, dict[str, Any]],
 ) -> Pair:
-    said: dict[str, Outputs] = {}
+    outputs: dict[str, Outputs] = {}
     passes: dict[str, float] = {}
     for side, (model, needs) in (("teacher", teacher), ("student", student)):
         model.train(side == "student")
@@ -202,10 +202,10 @@ def answered(
             return task.forward(network, batch, needs, side)
 
         with torch.no_grad():
-            said[side] = answer()
+            outputs[side] = answer()
         with torch.set_grad_enabled(side == "student"):
             passes[side] = timed(lambda network=network: model_only(task, network, batch), 2)
-    return Pair(name, task, batch, said["student"], said["teacher"], passes, layers)
+    return Pair(name, task, batch, outputs["student"], outputs["teacher"], passes, layers)
 
 
 def model_only(task: Any, network: Network, batch: Batch) -> Outputs:
@@ -241,14 +241,14 @@ def cost(pair: Pair, objective: Objective, key: str, rounds: int) -> tuple[str, 
     )
     boxes = pair.layers.get(key, {}).get("boxes")
     batch = pair.batch if boxes is None else replace(pair.batch, target={"boxes": boxes})
-    wanted = needs_of(objective, ["teacher"])
+    wanted = needs_of(objective, ["teacher"], DENSE)
     probe = Probe(pair.task, batch, student, {"teacher": pair.teacher}, {})
     criterion = Criterion.build(objective, probe)
 
     def work() -> None:
         loss, _ = criterion(student, {"teacher": pair.teacher}, batch, Clock())
-        said = (student.logits, *student.features.values(), *student.values.values())
-        leaves = [each for each in said if each is not None]
+        outputs = (student.logits, *student.features.values(), *student.values.values())
+        leaves = [each for each in outputs if each is not None]
         learned = list(criterion.parameters())
         torch.autograd.grad(loss, [each for each in (*leaves, *learned) if each.requires_grad], allow_unused=True)
 

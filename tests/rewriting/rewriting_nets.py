@@ -64,9 +64,9 @@ def answer(module: nn.Module, x: Tensor | Mapping[str, Tensor]) -> Tensor:
     """Logits in eval mode."""
     module.eval()
     with torch.no_grad():
-        said = module(x) if isinstance(x, Tensor) else module(**x).logits
-    assert isinstance(said, Tensor)
-    return said
+        outputs = module(x) if isinstance(x, Tensor) else module(**x).logits
+    assert isinstance(outputs, Tensor)
+    return outputs
 
 
 def saved_and_loaded(
@@ -74,7 +74,7 @@ def saved_and_loaded(
 ) -> nn.Module:
     """The network of an artifact; save_model itself compares answers bit for bit, and so does this."""
     with writing(folder, kind="model", name="small") as draft:
-        save_model(draft, module, spec, interface, side="student", probe=lambda each: [run(each)])
+        save_model(draft, module, spec, interface, side="student", probe=lambda each: [[run(each)]])
     again = load_model(Artifact.load(folder)).module
     assert torch.equal(run(again), run(module))
     assert sum(each.numel() for each in again.parameters()) == sum(each.numel() for each in module.parameters())
