@@ -7,6 +7,7 @@ from task_toys import Returning, network, predictor
 from torch import nn
 
 from decoct.data.base import Dataset, Split
+from decoct.data.hashing import keyed
 from decoct.data.sources import Batches, ordered
 from decoct.errors import PathError, RecipeError
 from decoct.outputs import Batch, Needs, Outputs
@@ -95,6 +96,19 @@ def test_forward_is_the_program(case: tuple[Task, Dataset, nn.Module]) -> None:
     assert {n: (t.dtype, t.ndim) for n, t in example.items()} == {n: (t.dtype, t.ndim) for n, t in fed.items()}
     assert set(task.reading("student").axes()) == set(example)
     assert program(**example).shape == (3, task.reading("student").interface.width)
+
+
+def test_readers_with_equal_inputs_share_one_object(case: tuple[Task, Dataset, nn.Module]) -> None:
+    task, data, _ = case
+    split = data.splits["train"]
+    assert task.inputs("student") is task.inputs("student")
+    for seeds in (None, keyed("view", split.keys[:4])):
+        batch = task.collate(split, np.arange(4), seeds=seeds)
+        assert batch.side("student") is batch.side("teacher")
+        moved = batch.to("cpu").map(lambda each: each)
+        assert moved.side("student") is moved.side("teacher")
+        part = batch.take(slice(2))
+        assert part.side("student") is part.side("teacher")
 
 
 def test_scores_have_the_main_metric_first(case: tuple[Task, Dataset, nn.Module]) -> None:

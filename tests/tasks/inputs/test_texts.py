@@ -27,3 +27,10 @@ def test_sides_with_one_tokenizer_share_their_inputs(texts: Dataset) -> None:
     task = TextClassification(tokenizer=WordPiece(size=40)).resolve(texts)
     batch = task.collate(texts.splits["test"], np.arange(3))
     assert batch.side("student") is batch.side("teacher")
+
+
+def test_sides_that_cut_elsewhere_share_nothing(texts: Dataset) -> None:
+    task = TextClassification(tokenizer=WordPiece(size=40), max_length=8, teacher_max_length=4).resolve(texts)
+    batch = task.collate(texts.splits["test"], np.arange(9))
+    assert batch.side("student")["input_ids"].shape[1] == 8
+    assert batch.side("teacher")["input_ids"].shape[1] == 4

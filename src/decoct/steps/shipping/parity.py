@@ -136,8 +136,6 @@ def _scale(kind: PortKind, expected: np.ndarray) -> float:
 def _alike(kind: PortKind, found: np.ndarray, expected: np.ndarray, near: np.ndarray) -> np.ndarray:
     """Bool: by logits the same class, the same ids, or all numbers of a row `near`."""
     if kind == "logits":
-        same: np.ndarray = found.argmax(axis=-1) == expected.argmax(axis=-1)
-        return same
-    if kind == "ids":
-        return found == expected
-    return near.reshape(len(near), -1).all(axis=1)
+        found, expected = found.argmax(axis=-1), expected.argmax(axis=-1)
+    same: np.ndarray = found == expected if kind in AS_THEY_ARE else near.reshape(len(near), -1).all(axis=1)
+    return same
