@@ -79,13 +79,12 @@ def differences(found: np.ndarray, expected: np.ndarray, *, kind: PortKind = "lo
     """The record of `against_float` for answers `[N, ...]`, the class axis last."""
     scale = _scale(kind, expected)
     off = np.abs(found - expected) / scale
-    alike = _alike(kind, found, expected, off <= NEAR)
     worst = float(off.max())
     return {
         "against": "float",
         "max_abs_diff": worst if np.isfinite(worst) else float("inf"),
         "mean_abs_diff": float(off.mean()),
-        "agreement": float(alike.mean()),
+        "agreement": _agreement(kind, found, expected, off <= NEAR),
         "samples": len(found),
         "sqnr_db": sqnr_db(found, expected),
         **({} if kind in AS_THEY_ARE else {"scale": scale}),
@@ -123,19 +122,20 @@ def _rows(value: np.ndarray) -> np.ndarray:
 def _of_one(port: Port, found: np.ndarray, expected: np.ndarray, samples: int) -> Parity:
     scale = _scale(port.kind, expected)
     difference = np.abs(found - expected) / scale
-    alike = _alike(port.kind, found, expected, difference <= ALIKE)
+    agreement = _agreement(port.kind, found, expected, difference <= ALIKE)
     worst = float(difference.max())
     worst = worst if np.isfinite(worst) else float("inf")
-    return Parity(worst, float(alike.mean()), samples, scale, float(expected.std()), float(difference.mean()))
+    return Parity(worst, agreement, samples, scale, float(expected.std()), float(difference.mean()))
 
 
 def _scale(kind: PortKind, expected: np.ndarray) -> float:
     return 1.0 if kind in AS_THEY_ARE else float(expected.std()) or 1.0
 
 
-def _alike(kind: PortKind, found: np.ndarray, expected: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Bool: by logits the same class, the same ids, or all numbers of a row `near`."""
+def _agreement(kind: PortKind, found: np.ndarray, expected: np.ndarray, near: np.ndarray) -> float:
+    """The share answered alike: by logits the same class, the same ids, or all numbers of a row `near`."""
     if kind == "logits":
         found, expected = found.argmax(axis=-1), expected.argmax(axis=-1)
-    same: np.ndarray = found == expected if kind in AS_THEY_ARE else near.reshape(len(near), -1).all(axis=1)
-    return same
+    if kind in AS_THEY_ARE:
+        return float(np.mean(found == expected))
+    return float(near.reshape(len(near), -1).all(axis=1).mean())
