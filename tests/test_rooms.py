@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -66,3 +67,57 @@ def test_a_circle_is_seen(text: str) -> None:
 def test_the_one_way_up_is_a_recipe_that_runs() -> None:
     found = {name: list(named(path.read_text(encoding="utf-8"))) for name, path in FILES.items()}
     assert {name: each for name, each in found.items() if each} == {"decoct.recipe.recipe": ["decoct.api.recipe"]}
+
+
+ASKS_THE_TASK = re.compile(r"isinstance\(.*task|task\.output ==|metric\[1\]")
+"""A line that may ask which task it is; what a task is like is asked of its Inputs and Answer."""
+ASKING = {
+    ("api/arguments.py", "if isinstance(task, str):"): "a task by its name",
+    ("api/export.py", "assert isinstance(task, Task)"): "plain data that became a task, for the type checker",
+    (
+        "api/export.py",
+        "batch = _samples(reading, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)",
+    ): "asks what the samples are",
+    ("steps/compressing/recovery/layer_by_layer.py", "select = (CHOSEN, task.metric[1])"): "the better direction",
+    ("steps/learning/lesson.py", "select = (CHOSEN, context.task.metric[1])"): "the better direction",
+    (
+        "steps/learning/teachers.py",
+        'elif isinstance(value, Artifact) and (value.folder / "task.json").is_file():',
+    ): "whether the artifact says its task",
+}
+"""The lines outside `tasks` that look so, and why each may."""
+
+
+def asking(texts: dict[str, str]) -> set[tuple[str, str]]:
+    """(file, line) of all lines that look as if they asked which task it is."""
+    return {
+        (name, line.strip()) for name, text in texts.items() for line in text.splitlines() if ASKS_THE_TASK.search(line)
+    }
+
+
+def test_nobody_outside_tasks_asks_which_task_it_is() -> None:
+    files = {path.relative_to(ROOT).as_posix(): path for path in FILES.values()}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if not name.startswith("tasks/")}
+    assert asking(texts) == set(ASKING)
+
+
+@pytest.mark.parametrize(
+    "line", ["if isinstance(context.task, Regression):", 'if task.output == "values":', 'if task.metric[1] == "min":']
+)
+def test_a_question_is_seen(line: str) -> None:
+    assert asking({"steps/new.py": f"def f():\n    {line}\n"}) == {("steps/new.py", line)}
+
+
+TASKS = {"Regression", "ImageClassification", "TabularClassification", "TextClassification"}
+
+
+def test_no_task_is_imported_outside_tasks_by_name() -> None:
+    """But to be offered to users."""
+    found = {
+        (name, each.rpartition(".")[2])
+        for name, path in FILES.items()
+        if not name.startswith("decoct.tasks")
+        for each in imported(path.read_text(encoding="utf-8"))
+        if each.rpartition(".")[2] in TASKS
+    }
+    assert found <= {("decoct.__init__", each) for each in TASKS}, found
