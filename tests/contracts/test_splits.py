@@ -55,7 +55,7 @@ def grids(share: float) -> st.SearchStrategy[torch.Tensor]:
     )
 
 
-def in_places(outputs: Outputs, seed: int, name: str) -> Outputs:
+def in_places(said: Outputs, seed: int, name: str) -> Outputs:
     """The same with logits of their own at each place."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -63,8 +63,8 @@ def in_places(outputs: Outputs, seed: int, name: str) -> Outputs:
         width = 1 if name in REGRESSION else CLASSES
         return torch.randn(SIZE, PLACES, width, generator=generator, dtype=torch.float64)
 
-    heads = {key: Outputs(draw()) for key in outputs.heads}
-    return replace(outputs, distribution=Outputs(draw()).distribution, heads=heads)
+    heads = {key: Outputs(draw()) for key in said.heads}
+    return replace(said, distribution=Outputs(draw()).distribution, heads=heads)
 
 
 def window(
@@ -122,9 +122,9 @@ RELATING = {
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_what_cannot_be_split_says_so(name: str) -> None:
-    outputs, batch = outputs(7, name), batch_for(name)
+    said, batch = outputs(7, name), batch_for(name)
     task = NUMBERS if name in REGRESSION else CLASSIFICATION
-    assert built(spec(name), task, outputs, outputs, batch).splittable == (name not in RELATING)
+    assert built(spec(name), task, said, said, batch).splittable == (name not in RELATING)
 
 
 @pytest.mark.parametrize(("name", "on"), WAYS)
@@ -166,8 +166,8 @@ def test_any_split_gives_the_loss_of_the_batch_where_positions_count(name: str, 
 
 @pytest.mark.parametrize("name", sorted(BY_SAMPLE))
 def test_one_target_of_each_sample_is_not_read_off_positions(name: str) -> None:
-    outputs, batch = outputs(7, name), batch_for(name)
-    term = built(spec(name), CLASSIFICATION, outputs, outputs, batch).terms[0]
+    said, batch = outputs(7, name), batch_for(name)
+    term = built(spec(name), CLASSIFICATION, said, said, batch).terms[0]
     there = Batch({"student": torch.ones(SIZE, PLACES)}, torch.zeros(SIZE, PLACES, dtype=torch.long))
     with pytest.raises(RecipeError, match="it reads one target of each sample, and task 'tagging' has one at each"):
         Selection(spec(name), term, Tagging()).kept(there)
@@ -191,17 +191,17 @@ def test_any_split_of_a_refined_term_gives_the_loss_of_the_batch(number: int, on
     @EACH
     @given(SPLITS, FLAGS, grids(0.7), grids(0.5))
     def holds(pieces: list[torch.Tensor], labelled: torch.Tensor, there: torch.Tensor, known: torch.Tensor) -> None:
-        outputs = [outputs(seed, "kd", torch.float64) for seed in (7, 8)]
-        outputs = [in_places(each, seed, "kd") for seed, each in enumerate(outputs)] if by_position else outputs
-        student, inputs = leaves(outputs[0])
+        said = [outputs(seed, "kd", torch.float64) for seed in (7, 8)]
+        said = [in_places(each, seed, "kd") for seed, each in enumerate(said)] if by_position else said
+        student, inputs = leaves(said[0])
         target = torch.where(known, 1, IGNORED) if by_position else torch.where(labelled, 1, IGNORED)
         mask = torch.arange(5) < torch.tensor([5, 1, 2, 4, 5, 3])[:, None]
         read = there.long() if by_position else {"input_ids": mask.long(), "attention_mask": mask.long()}
         batch = Batch({"student": read}, target, labelled)
         task = Tagging() if by_position else CLASSIFICATION
-        criterion = built(objective, task, student, outputs[1], batch)
+        criterion = built(objective, task, student, said[1], batch)
         if criterion.splittable:
-            agree(criterion, student, outputs[1], batch, pieces, [*inputs, *criterion.parameters()])
+            agree(criterion, student, said[1], batch, pieces, [*inputs, *criterion.parameters()])
 
     holds()
 
