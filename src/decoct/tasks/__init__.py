@@ -8,6 +8,7 @@ CATALOGUE = Catalogue(
         "image_classification": "decoct.tasks.image_classification:ImageClassification",
         "text_classification": "decoct.tasks.text_classification:TextClassification",
         "tabular_classification": "decoct.tasks.tabular_classification:TabularClassification",
+        "segmentation": "decoct.tasks.segmentation:Segmentation",
         "regression": "decoct.tasks.regression:Regression",
     },
 )
