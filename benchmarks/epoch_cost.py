@@ -38,7 +38,7 @@ from decoct.training.updates import Descent, Engine
 VIEWS = dc.Views(count=8)
 
 
-def epoch(task: Any, split: Any, batch: int, student: nn.Module, taught: dict[str, Predictor]) -> Callable[[], None]:
+def epoch(task: Any, split: Any, batch: int, student: nn.Module, teachers: dict[str, Predictor]) -> Callable[[], None]:
     """One pass over a split, from the pixels to the optimizer's steps."""
 
     def forward(each: Batch) -> Outputs:
@@ -48,11 +48,11 @@ def epoch(task: Any, split: Any, batch: int, student: nn.Module, taught: dict[st
     source = Batches(split, task.collate, batch_size=batch, seed=0, augment=True, prefetch=2, views=VIEWS)
     first = next(iter(Batches(split, task.collate, batch_size=4, seed=0, augment=True, views=VIEWS)))
     with torch.no_grad():
-        said = {role: each(first) for role, each in taught.items()}
-        probe = Probe(task, first, forward(first), said, {"student": student})
-    objective = 0.9 * dc.KD(temperature=4.0) + 0.1 * dc.CrossEntropy() if taught else dc.CrossEntropy()
+        teacher_outputs = {role: each(first) for role, each in teachers.items()}
+        probe = Probe(task, first, forward(first), teacher_outputs, {"student": student})
+    objective = 0.9 * dc.KD(temperature=4.0) + 0.1 * dc.CrossEntropy() if teachers else dc.CrossEntropy()
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9)
-    update = Descent(forward, taught, Criterion.build(objective, probe), optimizer, Engine("cpu"))
+    update = Descent(forward, teachers, Criterion.build(objective, probe), optimizer, Engine("cpu"))
 
     def run() -> None:
         student.train()

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from decoct.objectives import CATALOGUE
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
-from decoct.outputs import Batch, Dense, Needs, Outputs
+from decoct.outputs import DENSE, Batch, Dense, Needs, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.text_classification import TextClassification
 from decoct.training.clock import Clock
@@ -190,7 +190,7 @@ def answered(
     teacher: tuple[nn.Module, Needs],
     layers: dict[str, dict[str, Any]],
 ) -> Pair:
-    said: dict[str, Outputs] = {}
+    outputs: dict[str, Outputs] = {}
     passes: dict[str, float] = {}
     for side, (model, needs) in (("teacher", teacher), ("student", student)):
         model.train(side == "student")
@@ -199,10 +199,10 @@ def answered(
             return task.forward(model, batch, needs, side)
 
         with torch.no_grad():
-            said[side] = answer()
+            outputs[side] = answer()
         with torch.set_grad_enabled(side == "student"):
             passes[side] = timed(lambda model=model: model_only(task, model, batch), 2)
-    return Pair(name, task, batch, said["student"], said["teacher"], passes, layers)
+    return Pair(name, task, batch, outputs["student"], outputs["teacher"], passes, layers)
 
 
 def model_only(task: Any, model: nn.Module, batch: Batch) -> Outputs:
@@ -238,14 +238,14 @@ def cost(pair: Pair, objective: Objective, key: str, rounds: int) -> tuple[str, 
     )
     boxes = pair.layers.get(key, {}).get("boxes")
     batch = pair.batch if boxes is None else replace(pair.batch, target={"boxes": boxes})
-    wanted = needs_of(objective, ["teacher"])
+    wanted = needs_of(objective, ["teacher"], DENSE)
     probe = Probe(pair.task, batch, student, {"teacher": pair.teacher}, {})
     criterion = Criterion.build(objective, probe)
 
     def work() -> None:
         loss, _ = criterion(student, {"teacher": pair.teacher}, batch, Clock())
-        said = (student.logits, *student.features.values(), *student.values.values())
-        leaves = [each for each in said if each is not None]
+        outputs = (student.logits, *student.features.values(), *student.values.values())
+        leaves = [each for each in outputs if each is not None]
         learned = list(criterion.parameters())
         torch.autograd.grad(loss, [each for each in (*leaves, *learned) if each.requires_grad], allow_unused=True)
 

@@ -67,7 +67,7 @@ def recipe(
         optimizer=dc.AdamW(lr=Cosine(start=3e-3, end=0.0, warmup=0.1), weight_decay=1e-2),
     )
     alone = dc.Train(name="student_alone", inputs={"model": "small"}, **shared)
-    taught = [
+    distilled = [
         dc.Distill(
             name=name if measure else f"{name}-{place}",
             inputs={"model": "small", "teacher": "teacher"},
@@ -86,7 +86,7 @@ def recipe(
         task=dc.ImageClassification(),
         data=dc.FashionMNIST(path=path),
         models={"large": dc.SmallResNet(width=24, stem_stride=2), "small": dc.SmallResNet(width=4, stem_stride=2)},
-        steps=(teacher, alone, *taught, *([measured] if measure else [])),
+        steps=(teacher, alone, *distilled, *([measured] if measure else [])),
     )
 
 

@@ -137,9 +137,9 @@ def bare(case: Case) -> tuple[float, list[float], nn.Module]:
     begun = clock()
     for batch in case.batches:
         with torch.no_grad():
-            taught = teacher(batch.inputs["teacher"])
+            teacher_outputs = teacher(batch.inputs["teacher"])
         logits = student(batch.inputs["student"])
-        loss = 0.9 * kd_loss(logits, taught) + 0.1 * cross_entropy(logits, batch.target)
+        loss = 0.9 * kd_loss(logits, teacher_outputs) + 0.1 * cross_entropy(logits, batch.target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,9 +156,9 @@ def fitted(case: Case, through: Any, log_every: int = 10) -> tuple[float, list[f
     def forward(batch: Batch) -> Outputs:
         return through.forward(student, batch, Needs(), "student")
 
-    with Frozen().open(teacher, through, Needs(), side="teacher") as taught:
-        criterion = built(case, taught)
-        update = Descent(forward, {"teacher": taught}, criterion, optimizer, Engine("cpu"))
+    with Frozen().open(teacher, through, Needs(), side="teacher") as teacher_outputs:
+        criterion = built(case, teacher_outputs)
+        update = Descent(forward, {"teacher": teacher_outputs}, criterion, optimizer, Engine("cpu"))
         state = State(student=student, optimizer=optimizer, criterion=criterion)
         source, options = Ready(case.batches), Options(log_every=log_every)
         clock = cpu_or_wall(torch.get_num_threads())
@@ -168,11 +168,11 @@ def fitted(case: Case, through: Any, log_every: int = 10) -> tuple[float, list[f
     return took, [record["loss"] for record in history.records], student
 
 
-def built(case: Case, taught: Callable[[Batch], Outputs]) -> Criterion:
+def built(case: Case, teacher_outputs: Callable[[Batch], Outputs]) -> Criterion:
     """0.9 KD + 0.1 cross-entropy, as a criterion."""
     batch = case.batches[0]
-    said = taught(batch)
-    probe = Probe(case.task, batch, said, {"teacher": said}, {"student": case.student})
+    outputs = teacher_outputs(batch)
+    probe = Probe(case.task, batch, outputs, {"teacher": outputs}, {"student": case.student})
     return Criterion.build(0.9 * KD() + 0.1 * CrossEntropy(), probe)
 
 

@@ -60,7 +60,7 @@ class Training:
             dc.ImageClassification(raw=True),
             self.batch,
             self.say(self.student, self.batch),
-            {"teacher": self.heard(self.batch)},
+            {"teacher": self.answer(self.batch)},
             {"student": self.student},
             {},
             None,
@@ -70,13 +70,13 @@ class Training:
         engine.prepare([self.student])
         optimizer = torch.optim.SGD(self.student.parameters(), lr=0.01)
         forward = lambda each: self.say(self.student, each)  # noqa: E731
-        self.update = Descent(forward, {"teacher": self.heard}, criterion, optimizer, engine)
+        self.update = Descent(forward, {"teacher": self.answer}, criterion, optimizer, engine)
 
     def say(self, module: nn.Module, batch: Batch) -> Outputs:
         """Logits."""
         return Outputs(module(batch.side("student")))
 
-    def heard(self, batch: Batch) -> Outputs:
+    def answer(self, batch: Batch) -> Outputs:
         """The teacher's, without gradient."""
         with torch.no_grad():
             return self.say(self.teacher, batch)

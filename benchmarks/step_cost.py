@@ -167,9 +167,11 @@ def bare(case: Case, divergence: Callable[..., Tensor] = kd_loss) -> Step:
 
     def step(batch: Batch) -> Tensor:
         with torch.no_grad():
-            taught = call(teacher, batch.side("teacher"))
+            teacher_outputs = call(teacher, batch.side("teacher"))
         logits = call(student, batch.side("student"))
-        loss = 0.9 * divergence(logits, taught, temperature=TEMPERATURE) + 0.1 * cross_entropy(logits, batch.target)
+        loss = 0.9 * divergence(logits, teacher_outputs, temperature=TEMPERATURE) + 0.1 * cross_entropy(
+            logits, batch.target
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -187,7 +189,7 @@ def online(case: Case) -> Step:
 def through_decoct(case: Case, opened: AbstractContextManager[Predictor] | None) -> Step:
     """Decoct's update under a teacher, or under labels alone."""
     student, _, optimizer = case.fresh()
-    taught = {} if opened is None else {"teacher": opened.__enter__()}  # stays open as long as the process
+    teacher_outputs = {} if opened is None else {"teacher": opened.__enter__()}  # stays open as long as the process
 
     def forward(batch: Batch) -> Outputs:
         outputs: Outputs = case.task.forward(student, batch, Needs(), "student")
@@ -195,10 +197,10 @@ def through_decoct(case: Case, opened: AbstractContextManager[Predictor] | None)
 
     with torch.no_grad():
         own = forward(case.batches[0])
-    said = {role: teacher(case.batches[0]) for role, teacher in taught.items()}
-    probe = Probe(case.task, case.batches[0], own, said, {"student": student})
-    objective = 0.9 * KD(temperature=TEMPERATURE) + 0.1 * CrossEntropy() if taught else CrossEntropy()
-    update = Descent(forward, taught, Criterion.build(objective, probe), optimizer, Engine("cpu"))
+    answers = {role: teacher(case.batches[0]) for role, teacher in teacher_outputs.items()}
+    probe = Probe(case.task, case.batches[0], own, answers, {"student": student})
+    objective = 0.9 * KD(temperature=TEMPERATURE) + 0.1 * CrossEntropy() if teacher_outputs else CrossEntropy()
+    update = Descent(forward, teacher_outputs, Criterion.build(objective, probe), optimizer, Engine("cpu"))
     return lambda batch: update([batch], Clock())["loss"]
 
 
@@ -207,9 +209,9 @@ def stored(case: Case) -> Step:
     folder = Path(tempfile.mkdtemp(prefix="step-cost-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with Frozen().open(case.teacher.eval(), case.task, Needs(), side="teacher") as predict:
-        said = [predict(batch).logits for batch in case.batches]
-    layout = Layout.of(Outputs(said[0]), DenseCodec(dtype="float32"))
-    rows = [layout.encode(Outputs(s), seen=b.seen, keys=b.keys) for s, b in zip(said, case.batches)]
+        answers = [predict(batch).logits for batch in case.batches]
+    layout = Layout.of(Outputs(answers[0]), DenseCodec(dtype="float32"))
+    rows = [layout.encode(Outputs(s), seen=b.seen, keys=b.keys) for s, b in zip(answers, case.batches)]
     shards = {0: write_shard(folder / "work" / "00000.arrow", rows, layout)}
     with writing(folder / "store", kind="store", name="labels", meta={"features": []}) as draft:
         seal(draft, folder / "work", shards, {})

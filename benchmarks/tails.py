@@ -50,10 +50,10 @@ def stored(logits: Tensor, codec: TopKCodec, seed: int = 0) -> Tensor | TopK:
     return codec.decode(codec.encode(logits, seen), logits.shape[-1])
 
 
-def heard(said: Tensor | TopK, temperature: float) -> Callable[[Tensor], Tensor]:
-    if isinstance(said, Tensor):
-        return lambda student: forward_kl_loss(student, said, temperature=temperature)
-    return lambda student: top_k_kl_loss(student, said, temperature=temperature)
+def loss_under(target: Tensor | TopK, temperature: float) -> Callable[[Tensor], Tensor]:
+    if isinstance(target, Tensor):
+        return lambda student: forward_kl_loss(student, target, temperature=temperature)
+    return lambda student: top_k_kl_loss(student, target, temperature=temperature)
 
 
 def wrong(top: TopK) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -84,11 +84,11 @@ def errors(logits: Tensor, k: int) -> dict[str, list[str]]:
     found = {}
     for tail, temperatures in TAILS.items():
         codec = TopKCodec(k=k, tail=tail, draws=k)
-        said = [gradient(heard(stored(logits, codec), t), student) for t in temperatures]
-        cells = [error(each, t) for each, t in zip(said, temperatures, strict=True)]
+        target = [gradient(loss_under(stored(logits, codec), t), student) for t in temperatures]
+        cells = [error(each, t) for each, t in zip(target, temperatures, strict=True)]
         bias = cells[0]
         if tail == "sample":
-            many = [gradient(heard(stored(logits, codec, i), 1.0), student) for i in range(REPEATS)]
+            many = [gradient(loss_under(stored(logits, codec, i), 1.0), student) for i in range(REPEATS)]
             bias = error(torch.stack(many).mean(0), 1.0)
         found[tail] = [cells[0], bias, cells[1] if len(cells) > 1 else "refused"]
     top = TopK.of(logits, k)

@@ -30,7 +30,7 @@ import torch
 import decoct as dc
 from api_toys import SHORT, images, loader, network
 from decoct.report import card, page  # noqa: F401
-from tiny import SHIPPED, TAUGHT, recipe, timeless, tree
+from tiny import PAIR, SHIPPED, recipe, timeless, tree
 
 CHANGES: dict[str, Any] = {
     "data__limit": 48,
@@ -42,7 +42,7 @@ KINDS = ("fsync", "rename", "replace", "rmdir")
 
 def run(folder: Path, *, often: bool = False, shipped: bool = False) -> None:
     """One call of the recipe; `often` writes checkpoints all the time."""
-    plain = SHIPPED if shipped else {**TAUGHT, "steps": [TAUGHT["steps"][0], TAUGHT["steps"][2]]}
+    plain = SHIPPED if shipped else {**PAIR, "steps": [PAIR["steps"][0], PAIR["steps"][2]]}
     seconds = 0.005 if often else 60.0
     steps = {f"steps__{place}__checkpoint_seconds": seconds for place in range(3 if shipped else 2)}
     recipe(plain, **CHANGES, **steps).run(folder)

@@ -14,16 +14,16 @@ DEADLINE = 300.0
 def ended(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> list[tuple[int, str]]:
     """Exit code and standard error of each command, all run at the same time; those that hang are killed."""
     with ExitStack() as stack:
-        said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
-        return _ended(commands, environments, said)
+        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        return _ended(commands, environments, files)
 
 
 def _ended(
-    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], said: Sequence[TextIO]
+    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], files: Sequence[TextIO]
 ) -> list[tuple[int, str]]:
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file, text=True)
-        for command, environment, file in zip(commands, environments, said)
+        for command, environment, file in zip(commands, environments, files)
     ]
     last = time.monotonic() + DEADLINE
     try:
@@ -33,6 +33,6 @@ def _ended(
         for each in running:
             each.kill()
             each.wait()
-    for file in said:
+    for file in files:
         file.seek(0)
-    return [(each.returncode, file.read()) for each, file in zip(running, said)]
+    return [(each.returncode, file.read()) for each, file in zip(running, files)]

@@ -12,7 +12,7 @@ from typing import Any
 from decoct.recipe.recipe import Recipe
 
 LEARN: dict[str, Any] = {"budget": {"steps": 6}, "batch_size": 16, "log_every": 2}
-TAUGHT: dict[str, Any] = {
+PAIR: dict[str, Any] = {
     "version": 1,
     "seed": 0,
     "task": {"use": "image_classification"},
@@ -25,9 +25,9 @@ TAUGHT: dict[str, Any] = {
     ],
 }
 SHIPPED: dict[str, Any] = {
-    **TAUGHT,
+    **PAIR,
     "steps": [
-        *TAUGHT["steps"],
+        *PAIR["steps"],
         {"use": "export", "name": "student_onnx", "inputs": {"model": "student"}},
         {
             "use": "benchmark",
@@ -40,7 +40,7 @@ SHIPPED: dict[str, Any] = {
 }
 
 
-def recipe(plain: Mapping[str, Any] = TAUGHT, **changes: Any) -> Recipe:
+def recipe(plain: Mapping[str, Any] = PAIR, **changes: Any) -> Recipe:
     """The recipe with other values at dotted places, `steps__2__batch_size=8`."""
     data = copy.deepcopy(dict(plain))
     for place, value in changes.items():

@@ -329,10 +329,10 @@ class Outputs:
     @cached_property
     def logits(self) -> Tensor | None:
         """`[*B, C]`, class axis last; of a factored distribution made once; None where only the largest are known."""
-        said = self.distribution
-        if isinstance(said, Dense):
-            return said.logits
-        return said.dense() if isinstance(said, Factored) else None
+        outputs = self.distribution
+        if isinstance(outputs, Dense):
+            return outputs.logits
+        return outputs.dense() if isinstance(outputs, Factored) else None
 
     @property
     def top(self) -> TopK | None:
@@ -357,10 +357,10 @@ class Outputs:
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         """The same with `change` applied to every tensor in it."""
         walk = _Walk(change)
-        said = self.distribution
+        outputs = self.distribution
         return replace(
             self,
-            distribution=said.each(change) if isinstance(said, TopK) else said and said.map(change),
+            distribution=outputs.each(change) if isinstance(outputs, TopK) else outputs and outputs.map(change),
             mask=walk(self.mask),
             values=walk(self.values),
             features=walk(self.features),
@@ -377,17 +377,17 @@ class Outputs:
         with another number of entries.
         """
         pick = Taking(samples, indices)
-        said = self.distribution
-        if isinstance(said, Dense):
-            said = Dense(pick(said.logits, "logits"))
-        elif isinstance(said, TopK):
-            said = said.each(lambda each: pick(each, "logits"))
-        elif said is not None:
-            said = replace(said, hidden=pick(said.hidden, "logits"))
+        outputs = self.distribution
+        if isinstance(outputs, Dense):
+            outputs = Dense(pick(outputs.logits, "logits"))
+        elif isinstance(outputs, TopK):
+            outputs = outputs.each(lambda each: pick(each, "logits"))
+        elif outputs is not None:
+            outputs = replace(outputs, hidden=pick(outputs.hidden, "logits"))
         kept = {name: each for name, each in self.features.items() if name not in self.apart and len(each) == samples}
         return replace(
             self,
-            distribution=said,
+            distribution=outputs,
             mask=pick(self.mask, "mask"),
             values=pick(self.values, "values"),
             features={name: pick(each, name) for name, each in kept.items()},

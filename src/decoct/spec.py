@@ -69,7 +69,7 @@ class Spec(BaseModel, metaclass=_SpecMeta):
     """The key in the catalogue; empty for a Spec that is never chosen from one."""
     positional: ClassVar[tuple[str, ...]] = ()
     """Fields that the constructor also takes by position."""
-    unkeyed: ClassVar[tuple[str, ...]] = ()
+    not_in_key: ClassVar[tuple[str, ...]] = ()
     """Settings that say how the work is done and do not change the result, so that they are no part of a key."""
 
     @model_validator(mode="wrap")
@@ -113,7 +113,7 @@ class Spec(BaseModel, metaclass=_SpecMeta):
         return full if defaults else _without_defaults(self, full)
 
     def keyed(self) -> dict[str, Any]:
-        """`plain` without the settings that do not change the result (`unkeyed`), at any depth."""
+        """`plain` without the settings that do not change the result (`not_in_key`), at any depth."""
         found: dict[str, Any] = _keyed(self, self.plain())
         return found
 
@@ -286,7 +286,7 @@ def _without_defaults(spec: Spec, full: dict[str, Any]) -> dict[str, Any]:
 
 def _keyed(value: Any, full: Any) -> Any:
     if isinstance(value, Spec):
-        kept = {name: each for name, each in full.items() if name not in value.unkeyed}
+        kept = {name: each for name, each in full.items() if name not in value.not_in_key}
         inside = type(value).model_fields.keys() & kept.keys()
         return kept | {name: _keyed(getattr(value, name), kept[name]) for name in inside}
     if isinstance(value, Mapping):

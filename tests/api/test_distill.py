@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import decoct as dc
 from api_toys import SHORT, Images, Rows, Texts, equal, images, loader, network, text_rows
 from decoct.errors import DataError, RecipeError
-from tiny import TAUGHT, recipe, records
+from tiny import PAIR, recipe, records
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_the_same_call_again_skips_and_another_does_not(distilled: Any, pair: tu
     again = dc.distill(*pair, train=loader(*images()), val=val, out=distilled.folder, **SHORT)
     assert again.run.results["steps"][0]["skipped"]
     assert equal(again.student, distilled.student)
-    elsewhere = dc.distill(*pair, train=loader(*images()), val=val, out=tmp_path, **SHORT)
-    assert equal(elsewhere.student, distilled.student)
+    other = dc.distill(*pair, train=loader(*images()), val=val, out=tmp_path, **SHORT)
+    assert equal(other.student, distilled.student)
     for changes in (
         {"teacher": network(8, 9)},
         {"student": network(3, 9)},
@@ -166,9 +166,9 @@ def test_teacher_and_student_see_texts_of_two_tokenizers(tmp_path: Path) -> None
 
 def test_two_image_sizes_in_a_recipe(tmp_path: Path) -> None:
     """One data set, each side through its own preprocessing."""
-    step = dict(TAUGHT["steps"][2], inputs={"model": "small", "teacher": "teacher"})
-    data = {**TAUGHT, "task": {"use": "image_classification", "teacher_size": 12}}
-    data["steps"] = [{**TAUGHT["steps"][0], "side": "teacher"}, step]
+    step = dict(PAIR["steps"][2], inputs={"model": "small", "teacher": "teacher"})
+    data = {**PAIR, "task": {"use": "image_classification", "teacher_size": 12}}
+    data["steps"] = [{**PAIR["steps"][0], "side": "teacher"}, step]
     made = recipe(data).run(tmp_path)
     assert made.artifact("teacher").json("model.json")["interface"]["shape"] == [1, 12, 12]
     assert made.artifact("student").json("model.json")["interface"]["shape"] == [1, 8, 8]
@@ -191,9 +191,9 @@ def test_data_and_models_by_name(tmp_path: Path) -> None:
 
 
 def test_an_artifact_teaches(distilled: Any, tmp_path: Path) -> None:
-    taught = recipe().run(tmp_path / "recipe")
+    made = recipe().run(tmp_path / "recipe")
     found = dc.distill(
-        taught.artifact("teacher"),
+        made.artifact("teacher"),
         dc.MLP(hidden=(8,)),
         train=dc.Digits(limit=200),
         out=tmp_path / "more",
@@ -201,7 +201,7 @@ def test_an_artifact_teaches(distilled: Any, tmp_path: Path) -> None:
         budget={"steps": 6},
         batch_size=16,
     )
-    assert found.run.recipe.models["big"].path == taught.artifact("teacher").folder
+    assert found.run.recipe.models["big"].path == made.artifact("teacher").folder
     assert 0 <= found.scores["accuracy"] <= 1
 
 

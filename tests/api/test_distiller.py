@@ -27,9 +27,12 @@ def test_the_loss_is_the_one_written_by_hand(pair: tuple) -> None:
     with dc.Distiller(big, small.eval(), 0.9 * dc.KD(temperature=4) + 0.1 * dc.CrossEntropy()) as distiller:
         loss, parts = distiller(x, target)
     with torch.no_grad():
-        said = copy.deepcopy(big).eval()(x)
+        outputs = copy.deepcopy(big).eval()(x)
     logits = small(x)
-    kd = F.kl_div(F.log_softmax(logits / 4, 1), F.log_softmax(said / 4, 1), reduction="batchmean", log_target=True) * 16
+    kd = (
+        F.kl_div(F.log_softmax(logits / 4, 1), F.log_softmax(outputs / 4, 1), reduction="batchmean", log_target=True)
+        * 16
+    )
     by_hand = 0.9 * kd + 0.1 * F.cross_entropy(logits, target)
     assert set(parts) == {"kd", "cross_entropy"}
     assert torch.equal(parts["cross_entropy"], F.cross_entropy(logits, target).detach())
@@ -56,9 +59,9 @@ def test_gradients_in_ones_own_loop_equal_the_hand_written_loss_bitwise(pair: tu
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
     for _ in range(3):
         with torch.no_grad():
-            said = big(x)
+            outputs = big(x)
         logits = theirs(x)
-        by_hand = 0.7 * kd_loss(logits, said, temperature=3.0) + 0.3 * F.cross_entropy(logits, target)
+        by_hand = 0.7 * kd_loss(logits, outputs, temperature=3.0) + 0.3 * F.cross_entropy(logits, target)
         optimizer.zero_grad()
         by_hand.backward()
         optimizer.step()
@@ -184,9 +187,9 @@ def test_teachers_answer_where_the_student_is(tmp_path: Path) -> None:
     for device in ("cpu", "meta"):
         live.went.clear()
         with dc.Distiller(teachers, student.to(device), objective) as distiller:
-            said = distiller._teachers["stored"](distiller._batch(x, None))
-        assert said.logits is not None
-        assert said.logits.device.type == device
+            outputs = distiller._teachers["stored"](distiller._batch(x, None))
+        assert outputs.logits is not None
+        assert outputs.logits.device.type == device
         assert set(live.went) == {device, "cpu"}
         assert live.went[0] == device
 

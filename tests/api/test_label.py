@@ -28,10 +28,10 @@ from decoct.runner.execution import plan
 from decoct.runner.verify import verify_run
 from decoct.store.reading import Store
 from decoct.tasks.image_classification import ImageClassification
-from tiny import LEARN, TAUGHT, Watch, recipe, tree
+from tiny import LEARN, PAIR, Watch, recipe, tree
 
 STORED: dict[str, Any] = {
-    **TAUGHT,
+    **PAIR,
     "task": {"use": "image_classification", "augment": {"crop": 1}},
     "models": {"large": {"use": "mlp", "hidden": [12]}, "small": {"use": "mlp", "hidden": [6]}},
     "steps": [
@@ -65,8 +65,8 @@ def test_label_writes_what_the_module_says(tmp_path: Path) -> None:
     store, split = Store.open(made.folder), data.splits["train"]
     batch = task.collate(split, torch.randperm(len(split)).numpy())
     with torch.no_grad():
-        said = net.eval()(task.preprocessing("teacher")(batch.side("teacher")))
-    torch.testing.assert_close(store.read(batch.seen).logits, said, rtol=1e-6, atol=1e-6)
+        outputs = net.eval()(task.preprocessing("teacher")(batch.side("teacher")))
+    torch.testing.assert_close(store.read(batch.seen).logits, outputs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -117,13 +117,13 @@ def test_errors_have_codes_texts_and_json(
     words: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.call(words) == code
-    said = capsys.readouterr()
-    assert text in said.err
-    assert "Traceback" not in said.err
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert text in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
     assert cli.call([*words, "--json"]) == code
-    said = capsys.readouterr()
-    error = json.loads(said.out)["error"]
+    printed = capsys.readouterr()
+    error = json.loads(printed.out)["error"]
     assert error["exit_code"] == code
     assert text in error["message"]
 
@@ -131,10 +131,10 @@ def test_errors_have_codes_texts_and_json(
 def test_a_wrong_key_is_named_with_its_place(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_text(TINY.replace("temperature: 4.0", "temprature: 4.0").replace("seed: 0", "seed: x"))
     assert cli.call(["check", "tiny.yaml", "--json"]) == 2
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     wanted = "tiny.yaml:16:32: steps[1].objective[0].temprature: unknown; did you mean temperature?"
-    assert said.err.splitlines()[0] == wanted
-    problems = json.loads(said.out)["error"]["problems"]
+    assert printed.err.splitlines()[0] == wanted
+    problems = json.loads(printed.out)["error"]["problems"]
     assert problems[0]["path"] == "steps[1].objective[0].temprature"
     assert problems[0]["place"] == "tiny.yaml:16:32"
     assert problems[1]["path"] == "seed"
@@ -147,11 +147,11 @@ def test_an_interrupt_says_that_the_same_command_continues(tiny: Path, number: s
     while running.poll() is None and not list(Path("run").glob(".01-teacher.work/*/*")):
         time.sleep(0.1)
     running.send_signal(number)
-    said, complaint = running.communicate()
+    printed, complaint = running.communicate()
     assert running.returncode == code, complaint
     assert "the same command continues" in complaint
     assert "Traceback" not in complaint
-    assert json.loads(said)["error"]["exit_code"] == code
+    assert json.loads(printed)["error"]["exit_code"] == code
 
 
 def test_a_folder_that_cannot_be_written_is_a_matter_of_resources(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,10 +195,10 @@ def test_from_check_to_verify(tiny: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_people_read_a_table_and_where_the_page_is(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.call(["run", "tiny.yaml", "--out", "run"]) == 0
-    said = capsys.readouterr()
-    assert "Page: run/report.html" in said.out
-    assert "Accuracy" in said.out
-    assert "teacher: " in said.err
+    printed = capsys.readouterr()
+    assert "Page: run/report.html" in printed.out
+    assert "Accuracy" in printed.out
+    assert "teacher: " in printed.err
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

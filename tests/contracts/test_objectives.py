@@ -10,7 +10,7 @@ import decoct.objectives
 from decoct.objectives.base import Objective, Probe, Sum
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.kd import KD
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Outputs
 from decoct.spec import Choice
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
@@ -106,22 +106,22 @@ def outputs(seed, name, dtype=torch.float32, shapes=FEATURES, scale=1.0):
     return Outputs(logits, features=features, values={"edges": edges, "weights": weights}, heads=heads)
 
 
-def leaves(said):
+def leaves(outputs):
     """The same outputs as leaves that take gradients, and the list of them."""
-    logits = said.logits.clone().requires_grad_()
-    features = {key: each.clone().requires_grad_() for key, each in said.features.items()}
-    values = {key: each.clone().requires_grad_() for key, each in said.values.items()}
-    heads = {key: Outputs(each.logits.clone().requires_grad_()) for key, each in said.heads.items()}
+    logits = outputs.logits.clone().requires_grad_()
+    features = {key: each.clone().requires_grad_() for key, each in outputs.features.items()}
+    values = {key: each.clone().requires_grad_() for key, each in outputs.values.items()}
+    heads = {key: Outputs(each.logits.clone().requires_grad_()) for key, each in outputs.heads.items()}
     found = [logits, *features.values(), *values.values(), *(each.logits for each in heads.values())]
     return Outputs(logits, features=features, values=values, heads=heads), found
 
 
-def joined(said, tensors):
+def joined(outputs, tensors):
     """Outputs with the tensors of `leaves` put back in their places."""
     given = iter(tensors)
     logits = next(given)
-    features, values = ({key: next(given) for key in each} for each in (said.features, said.values))
-    heads = {key: Outputs(next(given)) for key in said.heads}
+    features, values = ({key: next(given) for key in each} for each in (outputs.features, outputs.values))
+    heads = {key: Outputs(next(given)) for key in outputs.heads}
     return Outputs(logits, features=features, values=values, heads=heads)
 
 
@@ -155,12 +155,12 @@ def gradients(loss, inputs):
     return [torch.zeros_like(x) if each is None else each for x, each in zip(inputs, found)]
 
 
-def part(said, index):
+def part(outputs, index):
     def cut(tensors):
         return {key: each[index] if len(each) == SIZE else each for key, each in tensors.items()}
 
-    heads = {key: part(each, index) for key, each in said.heads.items()}
-    return Outputs(said.logits[index], features=cut(said.features), values=cut(said.values), heads=heads)
+    heads = {key: part(each, index) for key, each in outputs.heads.items()}
+    return Outputs(outputs.logits[index], features=cut(outputs.features), values=cut(outputs.values), heads=heads)
 
 
 def part_of_batch(batch, index):
@@ -321,7 +321,7 @@ def test_gradient_by_finite_differences(name):
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_needs_name_the_layers_of_both_sides(name):
-    wanted = needs_of(spec(name), ["teacher"])
+    wanted = needs_of(spec(name), ["teacher"], DENSE)
     objective = spec(name)
     layers = getattr(objective, "layers", None)
     if layers:
@@ -356,8 +356,8 @@ def test_padding_does_not_count_and_splits_add_up_by_kept_positions(name, on):
     objective = spec(name, on=on) if name == "layer_fusion" else spec(name, layers={layer: layer}, on=on)
     criterion = build(objective, name, student, teacher, batch)
 
-    def total(said, heard, piece, shares=None):
-        return criterion(said, {"teacher": heard}, piece, Clock(), shares)[0].item()
+    def total(outputs, teacher_outputs, piece, shares=None):
+        return criterion(outputs, {"teacher": teacher_outputs}, piece, Clock(), shares)[0].item()
 
     whole = total(student, teacher, batch)
     dirty = student.features[layer].clone()
@@ -428,20 +428,18 @@ def test_a_forward_pass_waits_for_no_accelerator(name):
             return {key: away(each) for key, each in value.items()}
         return value
 
-    def moved(said):
-        heads = {key: moved(each) for key, each in said.heads.items()}
-        return Outputs(away(said.logits), features=away(said.features), values=away(said.values), heads=heads)
+    def moved(outputs):
+        heads = {key: moved(each) for key, each in outputs.heads.items()}
+        return Outputs(away(outputs.logits), features=away(outputs.features), values=away(outputs.values), heads=heads)
 
     for module in criterion.modules():
         for key, each in list(module.named_parameters(recurse=False)):
             setattr(module, key, torch.nn.Parameter(away(each)))
         for key, each in list(module.named_buffers(recurse=False)):
             setattr(module, key, away(each))
-    elsewhere = Batch(
-        away(dict(batch.inputs)), away(batch.target), keys=away(torch.from_numpy(batch.keys.view("int64")))
-    )
+    there = Batch(away(dict(batch.inputs)), away(batch.target), keys=away(torch.from_numpy(batch.keys.view("int64"))))
     with mode, pytest.raises(DataDependentOutputException):
         away(student.logits).sum().item()
     with mode:
-        loss, _ = criterion(moved(student), {"teacher": moved(teacher)}, elsewhere, Clock())
+        loss, _ = criterion(moved(student), {"teacher": moved(teacher)}, there, Clock())
     assert loss.device.type == "cuda"

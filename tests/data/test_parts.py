@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from decoct.data.base import Split
 from decoct.data.given import LoaderSource
-from decoct.data.parts import Parts, Spare, bounds, own_part, part, parts
+from decoct.data.parts import Padding, Parts, bounds, own_part, part, parts
 from decoct.data.sources import Batches, Together
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch
@@ -49,9 +49,9 @@ def whole(n: int) -> Batch:
 def test_parts_together_are_the_batch(n: int, count: int) -> None:
     batch = whole(n)
     mine = [own_part(batch, rank, count) for rank in range(count)]
-    there = [each for each in mine if not isinstance(each, Spare)]
+    there = [each for each in mine if not isinstance(each, Padding)]
     assert len(there) == min(n, count)
-    assert all(len(each) == 1 for each in mine if isinstance(each, Spare))
+    assert all(len(each) == 1 for each in mine if isinstance(each, Padding))
 
     def joined(look: Any) -> list[Any]:
         return [row for each in there for row in look(each)]
@@ -72,7 +72,7 @@ def test_parts_together_are_the_batch(n: int, count: int) -> None:
     assert [
         row
         for each in mine
-        if not isinstance(each.also["held_out"], Spare)
+        if not isinstance(each.also["held_out"], Padding)
         for row in each.also["held_out"].side("student").tolist()
     ] == (list(range(2 * n)))
     for each in mine:
@@ -106,7 +106,7 @@ def test_parts_of_drawn_batches_are_made_alone_and_have_the_same_views(prefetch:
     for batches in zip(drawn(), *mine, strict=True):
         wanted, *found = batches
         for name in ("keys", "seen"):
-            rows = [row for each in found if not isinstance(each, Spare) for row in getattr(each, name)]
+            rows = [row for each in found if not isinstance(each, Padding) for row in getattr(each, name)]
             assert rows == list(getattr(wanted, name))
     assert mine[0].state_dict() == mine[2].state_dict() == {"epoch": 1, "batch": 0}
     later = parts(drawn(), 1, 3)

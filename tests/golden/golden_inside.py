@@ -79,13 +79,13 @@ def answers(artifact: dc.Artifact, data: Any) -> dict[str, Any]:
 def stored(folder: Path) -> dict[str, Any]:
     """How many answers a store holds, and the first of them."""
     store = Store.open(folder)
-    said = store.read(store.seen[:PROBED])
-    found = {"answers": len(store), "seen": store.seen[:PROBED].tolist(), "features": list(said.features)}
-    if said.logits is not None:
-        found["logits"] = said.logits.tolist()
-    if said.top is not None:
-        found |= {"ids": said.top.ids.tolist(), "log_probs": said.top.log_probs.tolist()}
-    return found | {name: each.flatten(1)[:, :8].tolist() for name, each in said.features.items()}
+    outputs = store.read(store.seen[:PROBED])
+    found = {"answers": len(store), "seen": store.seen[:PROBED].tolist(), "features": list(outputs.features)}
+    if outputs.logits is not None:
+        found["logits"] = outputs.logits.tolist()
+    if outputs.top is not None:
+        found |= {"ids": outputs.top.ids.tolist(), "log_probs": outputs.top.log_probs.tolist()}
+    return found | {name: each.flatten(1)[:, :8].tolist() for name, each in outputs.features.items()}
 
 
 @cache

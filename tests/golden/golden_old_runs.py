@@ -16,7 +16,7 @@ import decoct as dc
 FOLDER = Path(__file__).parent
 LEFT_OUT = ("report.html", "model_card.md", ".lock")
 """What a run writes anew each time."""
-TAUGHT = {"teacher": "teacher"}
+PAIR = {"teacher": "teacher"}
 QUICK: dict[str, Any] = {"repeats": 3, "warmup": 1, "seconds": 0.5}
 
 
@@ -29,7 +29,7 @@ def exported(*names: str) -> list[dict[str, Any]]:
 
 def digits() -> dict[str, Any]:
     """Images through every kind of step that changes what a model is: stores, pruning, sharing, rewriting, integers."""
-    small = {"model": "student", **TAUGHT}
+    small = {"model": "student", **PAIR}
     files = {"teacher": "teacher_onnx", "student_alone": "student_alone", "student": "student_onnx"}
     top = {"keep": {"use": "top_k", "k": 3, "tail": "bucket"}, "features": ["layer3"]}
     return recipe(
@@ -37,11 +37,11 @@ def digits() -> dict[str, Any]:
         {"use": "digits", "limit": 80},
         {"large": {"use": "small_resnet", "width": 4}, "small": {"use": "small_resnet", "width": 2}},
         trained("teacher", "large", budget={"steps": 20}),
-        {"use": "label", "name": "labels", "inputs": TAUGHT, "views": 2},
-        {"use": "label", "name": "labels_top", "inputs": TAUGHT, "views": 2, **top},
+        {"use": "label", "name": "labels", "inputs": PAIR, "views": 2},
+        {"use": "label", "name": "labels_top", "inputs": PAIR, "views": 2, **top},
         trained("student_alone", "small", labels=40),
         {"use": "distill", "name": "student", "inputs": {"model": "small", "teacher": "labels"}, "labels": 40, **LEARN},
-        {"use": "distill", "name": "student_live", "inputs": {"model": "small", **TAUGHT}, "labels": 40, **LEARN},
+        {"use": "distill", "name": "student_live", "inputs": {"model": "small", **PAIR}, "labels": 40, **LEARN},
         {"use": "prune", "name": "pruned", "inputs": small, **LEARN}
         | {"scheme": {"use": "channels", "ratio": 0.5, "round_to": 1}},
         {"use": "prune", "name": "sparse", "inputs": small, "scheme": {"use": "magnitude", "ratio": 0.5}, **LEARN},
@@ -67,8 +67,8 @@ def texts() -> dict[str, Any]:
         {"use": "tsv", "path": "texts.tsv", "limit": KEPT},
         {"large": words("bert", 1), "small": {"use": "bilstm", "embedding": 4, "hidden": 4}},
         trained("teacher", "large", side="teacher"),
-        {"use": "label", "name": "labels", "inputs": TAUGHT},
-        {"use": "distill", "name": "student", "inputs": {"model": "small", **TAUGHT}, **LEARN},
+        {"use": "label", "name": "labels", "inputs": PAIR},
+        {"use": "distill", "name": "student", "inputs": {"model": "small", **PAIR}, **LEARN},
         exported("teacher", "student"),
     )
 
@@ -81,7 +81,7 @@ def numbers() -> dict[str, Any]:
         {**data, "drop": ["kind"], "limit": KEPT, "labels": 32},
         {"large": {"use": "mlp", "hidden": [8, 8]}, "small": {"use": "mlp", "hidden": [4]}},
         trained("teacher", "large"),
-        {"use": "label", "name": "labels", "inputs": TAUGHT},
+        {"use": "label", "name": "labels", "inputs": PAIR},
         {"use": "distill", "name": "student", "inputs": {"model": "small", "teacher": "labels"}, **LEARN}
         | {"objective": [{"use": "regression_kd", "weight": 0.5}, {"use": "task_loss", "weight": 0.5}]},
         exported("teacher", "student"),
@@ -97,8 +97,8 @@ def classes() -> dict[str, Any]:
         {**data, "limit": KEPT},
         {"small": {"use": "mlp", "hidden": [4]}},
         {"use": "train_estimator", "name": "teacher", "estimator": trees},
-        {"use": "label", "name": "labels", "inputs": TAUGHT},
-        {"use": "distill", "name": "student", "inputs": {"model": "small", **TAUGHT}, **LEARN},
+        {"use": "label", "name": "labels", "inputs": PAIR},
+        {"use": "distill", "name": "student", "inputs": {"model": "small", **PAIR}, **LEARN},
         exported("teacher", "student"),
     )
 

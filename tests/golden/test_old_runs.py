@@ -58,9 +58,9 @@ def test_models_files_and_stores_say_what_they_said(name: str, old: Path) -> Non
 
 def test_it_is_whole(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("verify", old) == 0
-    said = capsys.readouterr().out
-    assert said.count("says what its model says") + said.count("is the estimator's own file") >= 2
-    assert "not compared" not in said
+    outputs = capsys.readouterr().out
+    assert outputs.count("says what its model says") + outputs.count("is the estimator's own file") >= 2
+    assert "not compared" not in outputs
 
 
 def test_on_another_machine_the_benchmark_alone_is_made_anew(tmp_path: Path) -> None:

@@ -41,21 +41,21 @@ def batch(seed=0, size=8):
     return Batch({"student": x, "teacher": x}, torch.randint(3, (size,), generator=drawn))
 
 
-def taught(b):
+def teacher_outputs(b):
     return Outputs(b.side("student")[:, :3] * 2)
 
 
 def built(balance, module, terms=TERMS):
     b = batch()
     with torch.no_grad():
-        said = Outputs(module(b.side("student")))
-    probe = Probe(TASK, b, said, {"teacher": taught(b)}, {"student": module})
+        outputs = Outputs(module(b.side("student")))
+    probe = Probe(TASK, b, outputs, {"teacher": teacher_outputs(b)}, {"student": module})
     return Criterion.build(Sum(terms=terms, balance=balance), probe)
 
 
 def call(criterion, module, b, clock=None, shares=None):
     clock = clock or Clock()
-    return criterion(Outputs(module(b.side("student"))), {"teacher": taught(b)}, b, clock, shares)
+    return criterion(Outputs(module(b.side("student"))), {"teacher": teacher_outputs(b)}, b, clock, shares)
 
 
 @pytest.mark.parametrize("balance", [LossRatio(), Uncertainty(), ValidationBalance(), GradNorm()])
@@ -155,12 +155,12 @@ def test_gradnorm_against_torch_s_adam_at_the_last_shared_weights():
     adam, first = torch.optim.Adam([factors], lr=0.05), None
     for step in range(5):
         b = batch(step)
-        said = Outputs(module(b.side("student")))
-        _, parts = criterion(said, {"teacher": taught(b)}, b, Clock(step=step))
+        outputs = Outputs(module(b.side("student")))
+        _, parts = criterion(outputs, {"teacher": teacher_outputs(b)}, b, Clock(step=step))
         used = factors.detach().clone()
         torch.testing.assert_close(criterion.balancer.used, used, rtol=1e-5, atol=1e-6)
-        values = built(None, module, (KD(temperature=2.0),))(said, {"teacher": taught(b)}, b, Clock())[0]
-        other = nn.functional.cross_entropy(said.logits, b.target)
+        values = built(None, module, (KD(temperature=2.0),))(outputs, {"teacher": teacher_outputs(b)}, b, Clock())[0]
+        other = nn.functional.cross_entropy(outputs.logits, b.target)
         norms = torch.stack(
             [w * torch.autograd.grad(v, module[2].weight, retain_graph=True)[0].norm()
              for w, v in ((0.9, values), (0.1, other))]
@@ -267,7 +267,7 @@ def trained(balance, work):
     module = student()
     criterion = built(balance, module)
     optimizer = torch.optim.AdamW([*module.parameters(), *criterion.parameters()], lr=0.05)
-    update = Descent(lambda b: Outputs(module(b.side("student"))), {"teacher": taught}, criterion, optimizer)
+    update = Descent(lambda b: Outputs(module(b.side("student"))), {"teacher": teacher_outputs}, criterion, optimizer)
     source = Five()
 
     def validate():

@@ -81,11 +81,11 @@ def test_cross_entropy_with_distributions_is_torch_s(smoothing):
 def test_counts_come_from_the_probe_or_are_asked_for():
     task = ImageClassification(raw=True, classes=tuple("abcd"))
     batch = Batch({"student": torch.zeros(7, 1)}, torch.from_numpy(TARGET))
-    said = Outputs(torch.from_numpy(LOGITS))
+    outputs = Outputs(torch.from_numpy(LOGITS))
     spec = BalancedCrossEntropy(beta=0.9, tau=1.0)
-    criterion = Criterion.build(spec, Probe(task, batch, said, {}, {}, counts=COUNTS))
-    assert criterion(said, {}, batch, Clock())[0].item() == pytest.approx(oracle(0.9, 1.0))
+    criterion = Criterion.build(spec, Probe(task, batch, outputs, {}, {}, counts=COUNTS))
+    assert criterion(outputs, {}, batch, Clock())[0].item() == pytest.approx(oracle(0.9, 1.0))
     with pytest.raises(RecipeError, match="give `counts`"):
-        Criterion.build(spec, Probe(task, batch, said, {}, {}))
+        Criterion.build(spec, Probe(task, batch, outputs, {}, {}))
     with pytest.raises(RecipeError, match="2 counts for 4 classes"):
-        balanced_cross_entropy(said.logits, batch.target, counts=(1, 2))
+        balanced_cross_entropy(outputs.logits, batch.target, counts=(1, 2))

@@ -15,7 +15,7 @@ from decoct.objectives.jsd import JSD
 from decoct.objectives.kd import KD
 from decoct.objectives.logit_mse import LogitMSE
 from decoct.objectives.task_loss import TaskLoss
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
 from decoct.training.clock import Clock
@@ -24,7 +24,7 @@ from decoct.training.schedules import Linear
 TASK = ImageClassification(raw=True, classes=tuple("abcd"))
 
 
-def said(seed, classes=4, **features):
+def outputs_of(seed, classes=4, **features):
     generator = torch.Generator().manual_seed(seed)
     return Outputs(
         distribution=torch.randn(6, classes, generator=generator),
@@ -44,7 +44,7 @@ def build(objective, student, teachers, b=None, task=TASK):
 
 
 def test_the_total_is_the_sum_written_by_hand_bit_for_bit():
-    s, t, b = said(1), said(2), batch()
+    s, t, b = outputs_of(1), outputs_of(2), batch()
     s.logits.requires_grad_()
     criterion = build(0.9 * KD(temperature=4.0) + 0.1 * CrossEntropy(), s, {"teacher": t})
     total, parts = criterion(s, {"teacher": t}, b, Clock())
@@ -60,7 +60,7 @@ def test_the_total_is_the_sum_written_by_hand_bit_for_bit():
 
 def test_task_loss_and_cross_entropy_agree_for_a_classifier():
     labelled = torch.tensor([True, True, False, True, False, True])
-    s, b = said(3), batch(labelled)
+    s, b = outputs_of(3), batch(labelled)
     one, _ = build(TaskLoss(), s, {}, b)(s, {}, b, Clock())
     two, _ = build(CrossEntropy(), s, {}, b)(s, {}, b, Clock())
     assert one.item() == pytest.approx(two.item(), abs=1e-7)
@@ -69,7 +69,7 @@ def test_task_loss_and_cross_entropy_agree_for_a_classifier():
 
 
 def test_weights_and_temperatures_follow_the_clock():
-    s, t = said(4), said(5)
+    s, t = outputs_of(4), outputs_of(5)
     criterion = build(Linear(1, 0) * KD(temperature=Linear(8, 2)), s, {"teacher": t})
     half = Clock(progress=0.5)
     assert criterion.weights(half) == {"kd": 0.5, "kd.temperature": 5.0}
@@ -79,14 +79,14 @@ def test_weights_and_temperatures_follow_the_clock():
 
 
 def test_shares_multiply_each_term():
-    s, t = said(6), said(7)
+    s, t = outputs_of(6), outputs_of(7)
     criterion = build(KD() + CrossEntropy(), s, {"teacher": t})
     total, parts = criterion(s, {"teacher": t}, batch(), Clock(), {"kd": 0.25, "cross_entropy": torch.tensor(0.5)})
     assert total.item() == pytest.approx(0.25 * parts["kd"].item() + 0.5 * parts["cross_entropy"].item())
 
 
 def test_one_of_several_teachers():
-    s, t = said(8), {"big": said(9), "wide": said(10)}
+    s, t = outputs_of(8), {"big": outputs_of(9), "wide": outputs_of(10)}
     criterion = build(KD(teacher="big") + KD(teacher="wide", name="wide") + CrossEntropy(), s, t)
     _, parts = criterion(s, t, batch(), Clock())
     assert parts["kd"].item() == F.kd_loss(s.logits, t["big"].logits).item()
@@ -98,15 +98,15 @@ def test_one_of_several_teachers():
     with pytest.raises(RecipeError, match="kd: it needs a teacher, and there is none"):
         build(KD(), s, {})
     layered = AttentionTransfer(layers={"a": "b"}, teacher="wide") + KD(teacher="big")
-    wanted = needs_of(layered, ["big", "wide"])
+    wanted = needs_of(layered, ["big", "wide"], DENSE)
     assert wanted["wide"].features == {"b"}
     assert wanted["student"].features == {"a"}
     assert not wanted["big"].features
 
 
 def test_one_of_several_heads():
-    s = Outputs(heads={"kind": said(11), "colour": said(12, classes=3)})
-    t = Outputs(heads={"kind": said(13), "colour": said(14, classes=3)})
+    s = Outputs(heads={"kind": outputs_of(11), "colour": outputs_of(12, classes=3)})
+    t = Outputs(heads={"kind": outputs_of(13), "colour": outputs_of(14, classes=3)})
     b = Batch({"student": torch.zeros(6, 1)}, target={"kind": torch.arange(6) % 4, "colour": torch.arange(6) % 3})
     criterion = build(KD(head="kind") + CrossEntropy(head="colour"), s, {"t": t}, b)
     _, parts = criterion(s, {"t": t}, b, Clock())
@@ -132,27 +132,27 @@ def test_positions_that_do_not_count():
 
 def test_what_cannot_work_is_refused_with_both_shapes():
     with pytest.raises(RecipeError, match=r"student logits \[6, 4\] and teacher logits \[6, 5\]"):
-        build(KD(), said(15), {"t": said(16, classes=5)})
+        build(KD(), outputs_of(15), {"t": outputs_of(16, classes=5)})
     numbers = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
     b = Batch({"student": torch.zeros(6, 1)}, target=torch.zeros(6, 1))
     with pytest.raises(RecipeError, match=r"cross_entropy: it is for classes.*use task_loss"):
-        build(CrossEntropy(), said(17, classes=1), {}, b, numbers)
+        build(CrossEntropy(), outputs_of(17, classes=1), {}, b, numbers)
     with pytest.raises(RecipeError, match=r"kd: it is for classes"):
-        build(KD(), said(17, classes=1), {"t": said(18, classes=1)}, b, numbers)
-    build(LogitMSE() + TaskLoss(), said(17, classes=1), {"t": said(18, classes=1)}, b, numbers)
+        build(KD(), outputs_of(17, classes=1), {"t": outputs_of(18, classes=1)}, b, numbers)
+    build(LogitMSE() + TaskLoss(), outputs_of(17, classes=1), {"t": outputs_of(18, classes=1)}, b, numbers)
     with pytest.raises(RecipeError, match="on is 'unlabelled', but it needs targets"):
-        build(CrossEntropy(on="unlabelled"), said(19), {})
+        build(CrossEntropy(on="unlabelled"), outputs_of(19), {})
     with pytest.raises(RecipeError, match=r"0\.0 is no temperature"):
         KD(temperature=Linear(4, 0))
     with pytest.raises(RecipeError, match="reaches 0 or 1, where the loss jumps"):
         JSD(beta=Linear(0, 0.5))
     with pytest.raises(RecipeError, match="gives no feature 'layer3'; did you mean layer2"):
-        build(AttentionTransfer(layers={"layer3": "layer2"}), said(20, layer2=(2, 3, 3)), {"t": said(21)})
+        build(AttentionTransfer(layers={"layer3": "layer2"}), outputs_of(20, layer2=(2, 3, 3)), {"t": outputs_of(21)})
 
 
 def test_adapters_are_parameters_of_the_criterion_and_learn():
-    s = said(22, a=(3, 4, 4), b=(5, 8), c=(2, 4, 4))
-    t = said(23, a=(6, 4, 4), b=(5, 9), c=(2, 4, 4))
+    s = outputs_of(22, a=(3, 4, 4), b=(5, 8), c=(2, 4, 4))
+    t = outputs_of(23, a=(6, 4, 4), b=(5, 9), c=(2, 4, 4))
     criterion = build(Hint(layers={"a": "a", "b": "b", "c": "c"}), s, {"t": t})
     assert [each["adapter"] for each in criterion.layers()] == ["regressor 3 to 6", "linear 8 to 9", "none"]
     leaves = [type(module).__name__ for module in criterion.modules() if list(module.parameters(recurse=False))]
@@ -179,7 +179,7 @@ def test_adapters_are_parameters_of_the_criterion_and_learn():
 
 
 def test_standardised_logits_make_scale_and_shift_irrelevant():
-    s, t = said(24), said(25)
+    s, t = outputs_of(24), outputs_of(25)
     criterion = build(KD(standardize=True), s, {"t": t})
     value = criterion(s, {"t": t}, batch(), Clock())[0].item()
     moved = Outputs(5 * t.logits + 3)

@@ -23,13 +23,13 @@ def logits(seed, n=6):
 def criterion(**fields):
     torch.manual_seed(0)
     batch = Batch({"student": torch.zeros(6, 1)}, torch.zeros(6, dtype=torch.long))
-    said = Outputs(logits(0)), Outputs(logits(1))
-    return Criterion.build(CTKD(**fields), Probe(TASK, batch, said[0], {"teacher": said[1]}, {})).double(), batch
+    outputs = Outputs(logits(0)), Outputs(logits(1))
+    return Criterion.build(CTKD(**fields), Probe(TASK, batch, outputs[0], {"teacher": outputs[1]}, {})).double(), batch
 
 
 def loss(made, batch, progress=1.0):
-    said = Outputs(logits(0))
-    return made(said, {"teacher": Outputs(logits(1))}, batch, Clock(progress=progress))[0]
+    outputs = Outputs(logits(0))
+    return made(outputs, {"teacher": Outputs(logits(1))}, batch, Clock(progress=progress))[0]
 
 
 def test_one_temperature_is_kd_and_several_are_its_mean():

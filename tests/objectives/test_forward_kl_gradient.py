@@ -66,10 +66,10 @@ def test_classes_at_minus_infinity(both):
     """On both sides: as if the classes were not there. In the student alone: infinite, with the gradient q − p."""
     (student, teacher), pad = draw(2, shape=(3, 4)), torch.full((3, 2), -torch.inf, dtype=torch.float64)
     wide = torch.cat([student, pad], 1).requires_grad_()
-    heard = torch.cat([teacher, pad if both else torch.zeros_like(pad)], 1)
-    loss = F.kd_loss(wide, heard, temperature=2.0)
+    padded = torch.cat([teacher, pad if both else torch.zeros_like(pad)], 1)
+    loss = F.kd_loss(wide, padded, temperature=2.0)
     (slope,) = torch.autograd.grad(loss, wide, create_graph=True)
-    expected = 2 / 3 * ((wide / 2).softmax(-1) - (heard / 2).softmax(-1))
+    expected = 2 / 3 * ((wide / 2).softmax(-1) - (padded / 2).softmax(-1))
     torch.testing.assert_close(slope, expected)
     if not both:
         assert loss.item() == math.inf

@@ -21,7 +21,7 @@ from decoct.training.clock import Clock
 TASK = ImageClassification(raw=True, classes=tuple("abcde"))
 
 
-def said(seed, **features):
+def outputs_of(seed, **features):
     generator = torch.Generator().manual_seed(seed)
     made = {name: torch.randn(6, *size, generator=generator) for name, size in features.items()}
     return Outputs(torch.randn(6, 5, generator=generator), features=made)
@@ -84,7 +84,7 @@ class TestOFD:
 
 
 class TestCRD:
-    student, teacher = said(1, a=(7,)), said(2, a=(4, 3, 3))
+    student, teacher = outputs_of(1, a=(7,)), outputs_of(2, a=(4, 3, 3))
 
     def build(self, **fields):
         return built(dc.CRD(layers={"a": "a"}, dim=4, bank=64, **fields), self.student, self.teacher)
@@ -108,7 +108,7 @@ class TestCRD:
         before = network.own.clone()
         assert network.filled.nonzero().flatten().tolist() == list(range(10, 16))
         assert network.keys[10:16].tolist() == list(range(10, 16))
-        moved = said(5, a=(7,))
+        moved = outputs_of(5, a=(7,))
         order = [3, 1, 0, 5, 4, 2]
         value(criterion, moved, self.teacher, batch(keys=[10 + i for i in order]))
         fresh = nn.functional.normalize(network.embed_own(moved.features["a"]))
@@ -132,12 +132,12 @@ class TestCRD:
         value(criterion, self.student, self.teacher)
         state = {key: each.clone() for key, each in criterion.state_dict().items()}
         criterion.eval()
-        seen = value(criterion, said(6, a=(7,)), self.teacher, batch(keys=range(30, 36)))
+        seen = value(criterion, outputs_of(6, a=(7,)), self.teacher, batch(keys=range(30, 36)))
         assert all(torch.equal(each, state[key]) for key, each in criterion.state_dict().items())
         other = self.build()
-        value(other, said(7, a=(7,)), self.teacher)
+        value(other, outputs_of(7, a=(7,)), self.teacher)
         other.load_state_dict(state)
-        assert value(other.eval(), said(6, a=(7,)), self.teacher, batch(keys=range(30, 36))).item() == seen.item()
+        assert value(other.eval(), outputs_of(6, a=(7,)), self.teacher, batch(keys=range(30, 36))).item() == seen.item()
         other.load_state_dict(self.build().state_dict())
         assert torch.isfinite(value(other.train(), self.student, self.teacher))
 
@@ -190,7 +190,7 @@ class TestMGD:
         assert torch.equal(alike[0], alike[5])
 
     def test_the_value_is_the_mean_square_of_what_is_made_from_the_places_left(self):
-        student, teacher = said(1, a=(4, 6, 6)), said(2, a=(4, 6, 6))
+        student, teacher = outputs_of(1, a=(4, 6, 6)), outputs_of(2, a=(4, 6, 6))
         criterion = built(dc.MGD(layers={"a": "a"}, masked=0.4), student, teacher)
         generator = criterion.terms[0].networks[0].make
         draw = keyed_uniform(batch(), 7, 36, torch.device("cpu")).reshape(6, 1, 6, 6)
@@ -205,8 +205,8 @@ class TestMGD:
 class TestReviewKD:
     def test_deep_features_flow_into_shallow_ones(self):
         """The authors' structure written out for two stages, with the same weights."""
-        student = said(1, deep=(6, 4, 4), shallow=(3, 8, 8))
-        teacher = said(2, deep=(5, 2, 2), shallow=(7, 8, 8))
+        student = outputs_of(1, deep=(6, 4, 4), shallow=(3, 8, 8))
+        teacher = outputs_of(2, deep=(5, 2, 2), shallow=(7, 8, 8))
         pairs = {"shallow": "shallow", "deep": "deep"}
         criterion = built(dc.ReviewKD(layers=pairs, width=4), student, teacher)
         deep, shallow = criterion.terms[0].fusions
@@ -227,7 +227,7 @@ class TestReviewKD:
         assert all(parameter.grad is not None for parameter in criterion.parameters())
 
     def test_tokens_and_one_pair_alone(self):
-        student, teacher = said(1, a=(17, 6), b=(4, 2, 2)), said(2, a=(16, 5), b=(9,))
+        student, teacher = outputs_of(1, a=(17, 6), b=(4, 2, 2)), outputs_of(2, a=(16, 5), b=(9,))
         criterion = built(dc.ReviewKD(layers={"a": "a", "b": "b"}), student, teacher)
         assert torch.isfinite(value(criterion, student, teacher))
         with pytest.raises(RecipeError, match="layers has 1 pair; a review needs at least two"):
@@ -235,7 +235,7 @@ class TestReviewKD:
 
 
 class TestFactorTranslator:
-    student, teacher = said(1, a=(3, 4, 4)), said(2, a=(6, 4, 4))
+    student, teacher = outputs_of(1, a=(3, 4, 4)), outputs_of(2, a=(6, 4, 4))
 
     def test_factors_teach_the_student_and_reconstruction_the_paraphraser(self):
         criterion = built(dc.FactorTranslator(layers={"a": "a"}), self.student, self.teacher)
@@ -263,7 +263,7 @@ class TestFactorTranslator:
 
 class TestAFD:
     def test_attention_is_learned_over_all_pairs(self):
-        student, teacher = said(1, a=(3, 8, 8), b=(6, 4, 4)), said(2, c=(5, 8, 8), d=(17, 6))
+        student, teacher = outputs_of(1, a=(3, 8, 8), b=(6, 4, 4)), outputs_of(2, c=(5, 8, 8), d=(17, 6))
         objective = dc.AFD(student_layers=("a", "b"), teacher_layers=("c", "d"), dim=8)
         criterion = built(objective, student, teacher)
         assert [each["teacher"] for each in criterion.layers()] == ["c", "d"]
@@ -285,7 +285,7 @@ class TestAFD:
 
 class TestLayerFusion:
     def test_widths_are_bridged_and_the_values_added(self):
-        student, teacher = said(1, a=(5, 3), b=(4, 2, 2)), said(2, c=(5, 4), d=(5, 4), e=(6,), f=(6, 3, 3))
+        student, teacher = outputs_of(1, a=(5, 3), b=(4, 2, 2)), outputs_of(2, c=(5, 4), d=(5, 4), e=(6,), f=(6, 3, 3))
         criterion = built(dc.LayerFusion(layers={"a": ("c", "d"), "b": ("e",)}), student, teacher)
         shown = [each["adapter"] for each in criterion.layers()]
         assert shown[:2] == ["linear 3 to 4, attention"] * 2
@@ -306,7 +306,7 @@ class TestLayerFusion:
 
 
 class TestFeatureDiscriminator:
-    student, teacher = said(1, a=(3, 4, 4)), said(2, a=(5, 7))
+    student, teacher = outputs_of(1, a=(3, 4, 4)), outputs_of(2, a=(5, 7))
 
     def test_the_student_climbs_where_the_discriminator_descends(self):
         criterion = built(dc.FeatureDiscriminator(layers={"a": "a"}, reversal=0.5), self.student, self.teacher)
@@ -345,7 +345,7 @@ class TestFeatureDiscriminator:
 
 class TestHeads:
     def test_relation_heads_are_regrouped(self):
-        student, teacher = said(1, q=(5, 8)), said(2, q=(4, 5, 3))
+        student, teacher = outputs_of(1, q=(5, 8)), outputs_of(2, q=(4, 5, 3))
         criterion = built(dc.Relation(layers={"q": "q"}, heads=2), student, teacher)
         s = student.features["q"].reshape(6, 5, 2, 4).transpose(1, 2)
         t = teacher.features["q"].transpose(1, 2).reshape(6, 5, 2, 6).transpose(1, 2)
@@ -370,7 +370,7 @@ class TestHeads:
 
 class TestValues:
     def test_uld_between_models_of_other_classes_and_lengths(self):
-        student, teacher = said(1), Outputs(torch.randn(6, 8))
+        student, teacher = outputs_of(1), Outputs(torch.randn(6, 8))
         got = value(built(dc.ULD(temperature=2.0), student, teacher), student, teacher)
         q, p = (each.logits.div(2).softmax(-1).sort(-1, descending=True).values for each in (student, teacher))
         expected = (nn.functional.pad(q, (0, 3)) - p).abs().sum(-1).mean()
@@ -401,7 +401,7 @@ class TestValues:
             built(dc.Localization(), student, Outputs(values={"edges": torch.randn(6, 3, 4, 8)}))
 
     def test_focal_and_global_with_boxes_in_pixels(self):
-        student, teacher = said(1, a=(4, 8, 8)), said(2, a=(4, 4, 4))
+        student, teacher = outputs_of(1, a=(4, 8, 8)), outputs_of(2, a=(4, 4, 4))
         boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [2.0, 2.0, 7.0, 6.0]]]).expand(6, 2, 4)
         b = replace(batch(), target={"boxes": boxes})
         criterion = built(dc.FocalGlobal(layers={"a": "a"}, delta=0.5), student, teacher, b)

@@ -34,7 +34,7 @@ B, C = 6, 4
 LABELLED = torch.tensor([True, True, False, True, False, True])
 
 
-def said(seed, scale=1.0):
+def outputs_of(seed, scale=1.0):
     drawn = torch.Generator().manual_seed(seed)
     features = {"map": torch.randn(B, 3, 4, 4, generator=drawn, dtype=torch.float64)}
     features["tokens"] = torch.randn(B, 5, 7, generator=drawn, dtype=torch.float64)
@@ -74,7 +74,7 @@ KL = KD(temperature=1.0)
 
 
 def test_confidence_and_entropy_filters_count_left_out_items_as_zero():
-    s, t = said(0), said(1, 2.0)
+    s, t = outputs_of(0), outputs_of(1, 2.0)
     expected = by_hand(s, t, weight=lambda i, x: float(softmax(x).max() >= 0.6))
     assert 0 < expected < by_hand(s, t)
     assert value(KL.replace(refine=(ConfidenceFilter(at_least=0.6),)), s, t).item() == pytest.approx(expected)
@@ -94,7 +94,7 @@ def test_confidence_and_entropy_filters_count_left_out_items_as_zero():
 @pytest.mark.parametrize("how", ["swap", "replace", "leave_out"])
 @pytest.mark.parametrize("labelled", [None, LABELLED])
 def test_correction_where_the_teacher_contradicts_a_trusted_label(how, labelled):
-    s, t, b = said(2), said(3), batch(labelled)
+    s, t, b = outputs_of(2), outputs_of(3), batch(labelled)
     target = b.target.numpy()
 
     def wrong(i, x):
@@ -117,7 +117,7 @@ def test_correction_where_the_teacher_contradicts_a_trusted_label(how, labelled)
 
 
 def test_a_class_that_the_teacher_lacks_and_a_mixed_target_are_left_alone():
-    s, t = said(4), said(5)
+    s, t = outputs_of(4), outputs_of(5)
     t.logits[0] = torch.tensor([-torch.inf, 1.0, 0.0, 0.0])
     s.logits[0, 0] = -torch.inf
     alone = KL.replace(refine=(LabelCorrection(how="swap"),))
@@ -142,14 +142,14 @@ def test_smoothing_is_a_mean_of_distributions(amount, classes):
 
 
 def test_smoothing_reaches_the_term():
-    s, t = said(6), said(7)
+    s, t = outputs_of(6), outputs_of(7)
     expected = by_hand(s, t, lambda i, x: np.log(0.8 * softmax(x) + 0.2 / C))
     assert value(KL.replace(refine=(TeacherSmoothing(amount=0.2),)), s, t).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("favour", ["hard", "easy"])
 def test_gradient_weights(favour):
-    s, t, b = said(8), said(9), batch(LABELLED)
+    s, t, b = outputs_of(8), outputs_of(9), batch(LABELLED)
 
     def weight(i, x):
         p = softmax(x)
@@ -164,12 +164,12 @@ def test_gradient_weights(favour):
 
 
 def test_attention_weights_positions_of_a_hint():
-    s, t = said(10), said(11)
-    expected, heard = 0.0, t.features["map"].numpy()
+    s, t = outputs_of(10), outputs_of(11)
+    expected, maps = 0.0, t.features["map"].numpy()
     for i in range(B):
-        energy = np.abs(heard[i]).mean(0)
+        energy = np.abs(maps[i]).mean(0)
         w = 16 * softmax((energy / 0.3).ravel()).reshape(4, 4)
-        expected += (w * (s.features["map"][i].numpy() - heard[i]) ** 2).sum() / (B * 3 * 16)
+        expected += (w * (s.features["map"][i].numpy() - maps[i]) ** 2).sum() / (B * 3 * 16)
     objective = Hint(layers={"map": "map"}, refine=(AttentionWeighting(temperature=0.3),))
     assert value(objective, s, t).item() == pytest.approx(expected)
     tokens = attention_weights(t.features["tokens"])
@@ -178,7 +178,7 @@ def test_attention_weights_positions_of_a_hint():
 
 
 def test_filters_work_on_any_term():
-    s, t = said(12), said(13, 2.0)
+    s, t = outputs_of(12), outputs_of(13, 2.0)
     keep = confident(t.logits, at_least=0.6)
     assert 1 < keep.sum() < B
     part = keep.sum().item() / B
@@ -195,7 +195,7 @@ def test_filters_work_on_any_term():
 
 @pytest.mark.parametrize("objective", [KL, Hint(layers={"map": "map"}), DIST(), RKDDistance(layers={"map": "map"})])
 def test_a_batch_that_is_left_out_wholly_gives_zero_and_gradient_zero(objective):
-    s, t = said(14), said(15)
+    s, t = outputs_of(14), outputs_of(15)
     leaves = [s.logits.requires_grad_(), s.features["map"].requires_grad_()]
     loss = value(objective.replace(refine=(ConfidenceFilter(at_least=1.0),)), s, t)
     assert loss.item() == 0
@@ -209,7 +209,7 @@ def test_a_batch_that_is_left_out_wholly_gives_zero_and_gradient_zero(objective)
 @pytest.mark.parametrize("on", ["all", "labelled", "unlabelled"])
 @pytest.mark.parametrize("objective", [KL, Hint(layers={"map": "map"})])
 def test_a_split_batch_adds_up(refine, on, objective):
-    s, t, b = said(16), said(17, 2.0), batch(LABELLED)
+    s, t, b = outputs_of(16), outputs_of(17, 2.0), batch(LABELLED)
     criterion = Criterion.build(objective.replace(refine=(refine,), on=on), Probe(TASK, b, s, {"t": t}, {}))
     whole = criterion(s, {"t": t}, b, Clock())[0].item()
     items, added = criterion.items(b)[objective.label], 0.0
@@ -238,7 +238,7 @@ def test_positions_with_a_mask():
 
 
 def test_what_the_order_and_a_sum_do():
-    s, t = said(18), said(19)
+    s, t = outputs_of(18), outputs_of(19)
     first, second = TeacherSmoothing(amount=0.5), ConfidenceFilter(at_least=0.5)
     one = value(KL.replace(refine=(first, second)), s, t).item()
     other = value(KL.replace(refine=(second, first)), s, t).item()
@@ -249,7 +249,7 @@ def test_what_the_order_and_a_sum_do():
 
 
 def test_a_scheduled_threshold_is_logged():
-    s, t = said(20), said(21)
+    s, t = outputs_of(20), outputs_of(21)
     objective = KL.replace(refine=(ConfidenceFilter(at_least=Linear(0.9, 0.5)),))
     criterion = Criterion.build(objective, Probe(TASK, batch(), s, {"t": t}, {}))
     assert criterion.weights(Clock(progress=0.5)) == {"kd": 1.0, "kd.confidence.at_least": 0.7}
@@ -261,7 +261,7 @@ def test_entropy_of_one_possible_class_is_zero():
 
 
 @pytest.mark.parametrize(
-    ("objective", "said_of_it"),
+    ("objective", "words"),
     [
         (DIST(refine=(GradientWeighting(),)), "relates them to each other"),
         (NST(layers={"map": "map"}, refine=(GradientWeighting(),)), "takes no mean over them|mean is over"),
@@ -273,9 +273,9 @@ def test_entropy_of_one_possible_class_is_zero():
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused_when_it_is_built(objective, said_of_it):
-    with pytest.raises(RecipeError, match=said_of_it):
-        value(objective, said(22), said(23))
+def test_what_does_not_go_together_is_refused_when_it_is_built(objective, words):
+    with pytest.raises(RecipeError, match=words):
+        value(objective, outputs_of(22), outputs_of(23))
 
 
 def test_what_is_refused_as_data():
@@ -283,8 +283,8 @@ def test_what_is_refused_as_data():
         CrossEntropy(refine=(ConfidenceFilter(),))
     with pytest.raises(RecipeError, match="did you mean confidence"):
         KD.parse({"refine": [{"use": "confidense"}]})
-    t = replace(said(25), distribution=said(25).logits[:, :3])
-    probe = Probe(TASK, batch(), said(24), {"t": t}, {}, {"t": (0, 1, 2)})
+    t = replace(outputs_of(25), distribution=outputs_of(25).logits[:, :3])
+    probe = Probe(TASK, batch(), outputs_of(24), {"t": t}, {}, {"t": (0, 1, 2)})
     with pytest.raises(RecipeError, match="does not know all classes"):
         Criterion.build(KL.replace(refine=(LabelCorrection(),)), probe)
     assert "refine" not in KD().plain()

@@ -8,7 +8,7 @@ from torch import nn
 import decoct as dc
 from decoct.data.base import Source
 from decoct.objectives.criterion import needs_of
-from decoct.outputs import Batch, Needs
+from decoct.outputs import DENSE, Batch, Needs
 from decoct.steps.learning.building import build_criterion
 from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers.frozen import Frozen
@@ -68,15 +68,15 @@ def net(width: int, seed: int) -> nn.Sequential:
 
 def trained(steps: int, work, seed: int = 5) -> tuple[nn.Module, nn.Module]:
     student, teacher, source = net(3, 1), net(4, 2), Repeated()
-    needs = needs_of(OBJECTIVE, ["teacher"])
-    with Frozen().open(teacher, TASK, needs["teacher"], side="teacher") as heard:
+    needs = needs_of(OBJECTIVE, ["teacher"], DENSE)
+    with Frozen().open(teacher, TASK, needs["teacher"], side="teacher") as predict:
         forward = lambda batch: TASK.forward(student, batch, needs["student"], "student")  # noqa: E731
         torch.manual_seed(seed)
         criterion = build_criterion(
-            OBJECTIVE, TASK, next(iter(Repeated())), forward, {"teacher": heard}, {"student": student}
+            OBJECTIVE, TASK, next(iter(Repeated())), forward, {"teacher": predict}, {"student": student}
         )
         optimizer = torch.optim.Adam([*student.parameters(), *criterion.parameters()], lr=0.01)
-        update = Descent(forward, {"teacher": heard}, criterion, optimizer)
+        update = Descent(forward, {"teacher": predict}, criterion, optimizer)
         state = State(student=student, optimizer=optimizer, criterion=criterion)
         fit(update, source, state, dc.Budget(steps=steps), work=work, options=Options(log_every=2))
     return student, criterion

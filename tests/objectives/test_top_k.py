@@ -99,13 +99,13 @@ def test_classes_in_another_order_and_a_student_with_more():
     s, t = logits(0), logits(1)
     for tail in ("bucket", "sample"):
         top = TopK.of(t, 2, tail=tail, draws=3, generator=torch.Generator().manual_seed(0))
-        said = align("edcba", "abcde")(lambda batch, top=top: Outputs(top))(None)
-        got = value(ForwardKL(), Outputs(s), said)
+        outputs = align("edcba", "abcde")(lambda batch, top=top: Outputs(top))(None)
+        got = value(ForwardKL(), Outputs(s), outputs)
         torch.testing.assert_close(got, F.top_k_kl_loss(s.flip(-1), top))
     less = TopK.of(t[:, :3], 2)
     alignment = align("eca", "abcde")
-    said = alignment(lambda batch: Outputs(less))(None)
-    got = value(ForwardKL(), Outputs(s), said, known={"t": alignment.known})
+    outputs = alignment(lambda batch: Outputs(less))(None)
+    got = value(ForwardKL(), Outputs(s), outputs, known={"t": alignment.known})
     torch.testing.assert_close(got, F.top_k_kl_loss(s[:, [4, 2, 0]], less))
     with pytest.raises(RecipeError, match=r"2 largest of 5.*student has 4"):
         align("abcde", "abcd")(lambda batch: Outputs(TopK.of(t, 2)))(None)

@@ -307,15 +307,15 @@ def test_a_slim_attention_is_the_attention_it_came_from() -> None:
 
 
 @pytest.mark.parametrize("score", ["l2", "bn_scale"])
-def test_the_companion_takes_the_proximal_step(score: str) -> None:
+def test_the_callback_takes_the_proximal_step(score: str) -> None:
     net, x = conv_net()
     rate, weight = 0.1, 0.5
     scheme = Channels(score=score, sparsity=weight)
     a, scale, b = (net[i].weight.detach().double().numpy().copy() for i in (0, 1, 3))
-    companion = scheme.companion(net, Evidence((x,)), 1.0)
-    assert companion.ready
+    callback = scheme.callback(net, Evidence((x,)), 1.0)
+    assert callback.ready
     with torch.no_grad():
-        logged = companion.after_step(Clock(0, 0, 0.0), torch.optim.SGD(net.parameters(), lr=rate))
+        logged = callback.after_step(Clock(0, 0, 0.0), torch.optim.SGD(net.parameters(), lr=rate))
     if score == "bn_scale":
         expected = np.sign(scale) * np.maximum(np.abs(scale) - rate * weight, 0)
         np.testing.assert_allclose(net[1].weight.detach(), expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Masks against loops in NumPy, schedules against their closed form, companions against training by hand."""
+"""Masks against loops in NumPy, schedules against their closed form, callbacks against training by hand."""
 
 import math
 
@@ -114,7 +114,7 @@ def test_a_layer_without_weights_is_reported():
 @pytest.mark.parametrize("schedule", ["cubic", "linear", "one_shot"])
 def test_the_share_of_zeros_follows_the_closed_form(schedule):
     module, steps, begin, until, every = net(), 40, 0.2, 0.7, 3
-    companion = Magnitude(ratio=0.8, schedule=schedule, begin=begin, every=every).companion(module, NONE, until)
+    callback = Magnitude(ratio=0.8, schedule=schedule, begin=begin, every=every).callback(module, NONE, until)
     total = sum(each.numel() for each in prunable(module).values())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     wanted = 0.0
@@ -122,7 +122,7 @@ def test_the_share_of_zeros_follows_the_closed_form(schedule):
         with torch.no_grad():
             for each in module.parameters():
                 each.add_(torch.randn_like(each) * 0.01)
-            logged = companion.after_step(clock, optimizer)
+            logged = callback.after_step(clock, optimizer)
         progress = (clock.step + 1) / steps
         time = min(1.0, (progress - begin) / (until - begin))
         due = clock.step % every == 0 or time > 1 - 1e-9 or schedule == "one_shot"
@@ -130,34 +130,34 @@ def test_the_share_of_zeros_follows_the_closed_form(schedule):
             wanted = {"cubic": 0.8 - 0.8 * (1 - time) ** 3, "linear": 0.8 * time, "one_shot": 0.8}[schedule]
         assert zeros(module) == pytest.approx(round(max(0.0, wanted) * total), abs=1)
         assert logged["sparsity"].item() == pytest.approx(zeros(module) / total, abs=1e-6)
-        assert companion.ready == (wanted >= 0.8 - 1e-12)
-    assert companion.ready
+        assert callback.ready == (wanted >= 0.8 - 1e-12)
+    assert callback.ready
     assert sum(change.after for change in Magnitude(ratio=0.8).changes(module)) == total - round(0.8 * total)
 
 
 def test_masks_are_complete_when_until_is_the_end_of_the_budget():
     module = net()
-    companion = Magnitude(ratio=0.5).companion(module, NONE, 1.0)
+    callback = Magnitude(ratio=0.5).callback(module, NONE, 1.0)
     with torch.no_grad():
         for clock in clocks(7):
-            assert not companion.ready
-            companion.after_step(clock, torch.optim.SGD(module.parameters()))
-    assert companion.ready
+            assert not callback.ready
+            callback.after_step(clock, torch.optim.SGD(module.parameters()))
+    assert callback.ready
     with pytest.raises(RecipeError, match=r"begin is 0.6 .* below 0.6"):
-        Magnitude(begin=0.6).companion(module, NONE, 0.6)
+        Magnitude(begin=0.6).callback(module, NONE, 0.6)
 
 
 @pytest.mark.parametrize("scheme", [Magnitude(ratio=0.5), Movement(ratio=0.5), NM(schedule="gradual")])
 def test_a_budget_that_ends_early_completes_the_masks(scheme):
     module = net()
-    companion = scheme.companion(module, NONE, 1.0)
+    callback = scheme.callback(module, NONE, 1.0)
     with torch.no_grad():
-        companion.after_step(Clock(0, 0, 0.0), torch.optim.SGD(module.parameters()))
-        assert not companion.ready
-        assert companion.finish()
+        callback.after_step(Clock(0, 0, 0.0), torch.optim.SGD(module.parameters()))
+        assert not callback.ready
+        assert callback.finish()
         after = zeros(module)
-        assert not companion.finish()
-    assert companion.ready
+        assert not callback.finish()
+    assert callback.ready
     assert after == zeros(module) == sum(each.before - each.after for each in scheme.changes(module)) > 0
 
 
@@ -179,7 +179,7 @@ def test_movement_is_that_of_training_by_hand():
     module = nn.Linear(6, 2, bias=False).double()
     dense = module.weight.detach().numpy().copy()
     movement, mask, steps, lr = np.zeros_like(dense), np.ones_like(dense, dtype=bool), 12, 0.1
-    companion = Movement(ratio=0.5, schedule="linear").companion(module, NONE, 0.75)
+    callback = Movement(ratio=0.5, schedule="linear").callback(module, NONE, 0.75)
     optimizer = torch.optim.SGD(module.parameters(), lr=lr)
     seen = []
     for clock in clocks(steps):
@@ -187,7 +187,7 @@ def test_movement_is_that_of_training_by_hand():
         ((module(torch.from_numpy(x)) - torch.from_numpy(y)) ** 2).mean().backward()
         optimizer.step()
         with torch.no_grad():
-            companion.after_step(clock, optimizer)
+            callback.after_step(clock, optimizer)
         gradient = 2 * (x @ (dense * mask).T - y).T @ x / y.size
         time = (clock.step + 1) / steps / 0.75
         movement -= dense * gradient
@@ -200,12 +200,12 @@ def test_movement_is_that_of_training_by_hand():
                 mask = np.ones_like(mask)
                 mask.flat[lowest] = False
                 seen.append(mask.copy())
-        if time >= 1 - 1e-9 and not companion.ready:
+        if time >= 1 - 1e-9 and not callback.ready:
             pytest.fail("masks are not complete")
         if time >= 1 - 1e-9:
             break
         np.testing.assert_allclose(module.weight.detach().numpy(), dense * mask, rtol=1e-9, atol=1e-12)
-    assert companion.ready
+    assert callback.ready
     np.testing.assert_array_equal(module.weight.detach().numpy() != 0, mask)
     assert int(mask.sum()) == 6
 
@@ -214,14 +214,14 @@ def test_a_weight_that_was_left_out_comes_back_with_its_value():
     module = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, 2.0]]))
-    companion = Movement(ratio=0.5, schedule="one_shot", begin=0.0).companion(module, NONE, 1.0)
-    companion.rule = lambda scores, strength: smallest_out(scores, 0.5, "global")
-    companion.pace = type(companion.pace)(0.0, 1.0, 1, lambda time: 0.5)
+    callback = Movement(ratio=0.5, schedule="one_shot", begin=0.0).callback(module, NONE, 1.0)
+    callback.rule = lambda scores, strength: smallest_out(scores, 0.5, "global")
+    callback.pace = type(callback.pace)(0.0, 1.0, 1, lambda time: 0.5)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     for step, gradient, kept in ((0, [1.0, -1.0], [0.0, 2.0]), (1, [-9.0, 9.0], [1.0, 0.0])):
         module.weight.grad = torch.tensor([gradient])
         with torch.no_grad():
-            companion.after_step(Clock(step, 0, step / 10), optimizer)
+            callback.after_step(Clock(step, 0, step / 10), optimizer)
         assert module.weight.tolist() == [kept]
 
 
@@ -287,15 +287,15 @@ def test_two_of_four_is_found_on_the_weights_and_the_rest_is_reported():
 
 def test_n_falls_one_by_one_from_m():
     module = nn.Linear(16, 4)
-    companion = NM(n=1, m=4, schedule="gradual").companion(module, NONE, 0.9)
+    callback = NM(n=1, m=4, schedule="gradual").callback(module, NONE, 0.9)
     seen = []
     with torch.no_grad():
         for clock in clocks(20):
-            companion.after_step(clock, torch.optim.SGD(module.parameters()))
+            callback.after_step(clock, torch.optim.SGD(module.parameters()))
             seen.append(int((module.weight.view(-1, 4) != 0).sum(1).max()))
             progress = (clock.step + 1) / 20 if clock.step else 0
             assert seen[-1] == 4 - math.floor(min(1, progress / 0.9) * 3 + 1e-9)
-    assert companion.ready
+    assert callback.ready
     assert (module.weight.view(-1, 4) != 0).sum(1).eq(1).all()
 
 
@@ -303,15 +303,15 @@ def test_n_falls_one_by_one_from_m():
 def test_zeros_are_held_while_a_network_recovers(scheme):
     made = scheme.apply(net(), NONE).module
     before = {name: each == 0 for name, each in prunable(made).items()}
-    companion = scheme.hold(made)
+    callback = scheme.hold(made)
     optimizer = torch.optim.AdamW(made.parameters(), lr=0.1)
     for clock in clocks(4):
         optimizer.zero_grad()
         made(torch.randn(6, 8, 3, 3)).square().sum().backward()
         optimizer.step()
         with torch.no_grad():
-            companion.after_step(clock, optimizer)
-    assert companion.ready
+            callback.after_step(clock, optimizer)
+    assert callback.ready
     for name, each in prunable(made).items():
         if scheme.use == "magnitude" or name != "5.weight":
             assert torch.equal(each == 0, before[name])
@@ -319,18 +319,18 @@ def test_zeros_are_held_while_a_network_recovers(scheme):
 
 @pytest.mark.parametrize("scheme", [Magnitude(ratio=0.8, every=2), Movement(ratio=0.8), NM(schedule="gradual")])
 def test_a_companion_goes_on_from_its_state(scheme):
-    def train(module, companion, optimizer, steps):
+    def train(module, callback, optimizer, steps):
         for clock in steps:
             torch.manual_seed(clock.step)
             optimizer.zero_grad()
             module(torch.randn(6, 8, 3, 3)).square().sum().backward()
             optimizer.step()
             with torch.no_grad():
-                companion.after_step(clock, optimizer)
+                callback.after_step(clock, optimizer)
 
     def begun():
         module = net()
-        return module, scheme.companion(module, NONE, 0.8), torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+        return module, scheme.callback(module, NONE, 0.8), torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
 
     whole, first, again = begun(), begun(), begun()
     train(*whole, clocks(10))

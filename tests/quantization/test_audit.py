@@ -41,12 +41,12 @@ def test_dynamic_leaves_convolutions_in_float_and_says_so(tmp_path: Path) -> Non
     ("activation", "name"), [(nn.Hardswish(), "HardSwish"), (nn.GELU(), "Gelu"), (nn.ReLU6(), ""), (nn.SiLU(), "")]
 )
 def test_activations_between_integer_layers_are_named_once(tmp_path: Path, activation: nn.Module, name: str) -> None:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         net = cnn(activation).eval()
         record = dc.export(net, tmp_path / "net.onnx", example=IMAGES, quantize="int8", calibration=IMAGES)
     assert record["audit"]["between"] == ({name: 1} if name else {})
-    told = [str(each.message) for each in said if "integer layers" in str(each.message)]
+    told = [str(each.message) for each in caught if "integer layers" in str(each.message)]
     assert len(told) == bool(name)
     assert all(f"1 {name} in float" in each and "ReLU6" in each for each in told)
 

@@ -75,8 +75,8 @@ def written(module: nn.Module, x: Tensor, folder: Path) -> tuple[np.ndarray, Cou
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(folder / "optimized.onnx")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    [said] = session.run(None, {"image": x.numpy()})
-    return said, Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node), path
+    [outputs] = session.run(None, {"image": x.numpy()})
+    return outputs, Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node), path
 
 
 def stored(module: nn.Module, spec, folder: Path, x: Tensor, interface: Interface = IMAGES) -> Artifact:
@@ -103,10 +103,10 @@ def test_every_layer_of_the_file_runs_in_integers_and_says_what_torch_says(
     descend(found.module, x)
     with torch.no_grad():
         expected = found.module(x).numpy()
-    said, operators, path = written(found.module, x, tmp_path)
+    outputs, operators, path = written(found.module, x, tmp_path)
     assert sum(operators[each] for each in INTEGER) == layers
     assert not FLOAT & set(operators)
-    assert np.abs(said - expected).max() < 0.1 * expected.std()
+    assert np.abs(outputs - expected).max() < 0.1 * expected.std()
     kinds = {each.data_type for each in onnx.load(path).graph.initializer if len(each.dims) > 1}
     assert kinds == {onnx.TensorProto.INT8}
 
@@ -116,9 +116,9 @@ def test_at_8_bits_the_network_says_nearly_what_it_said_in_float() -> None:
     before = copy.deepcopy(net.state_dict())
     with torch.no_grad():
         expected = net(x)
-        said = FakeQuantize().apply(net, Evidence((x,))).module(x)
-    assert (said - expected).abs().max() < 0.1 * expected.std()
-    assert not torch.equal(said, expected)
+        outputs = FakeQuantize().apply(net, Evidence((x,))).module(x)
+    assert (outputs - expected).abs().max() < 0.1 * expected.std()
+    assert not torch.equal(outputs, expected)
     assert all(torch.equal(each, before[name]) for name, each in net.state_dict().items())
 
 
@@ -136,7 +136,7 @@ def test_coarse_weights_lie_on_their_grid_in_the_file(bits: int, tmp_path: Path)
     net, x = trained(SmallResNet(width=8))
     module = FakeQuantize(weight_bits=bits).apply(net, Evidence((x,))).module
     descend(module, x)
-    said, operators, path = written(module, x, tmp_path)
+    outputs, operators, path = written(module, x, tmp_path)
     integers = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
     weights = {name: each for name, each in integers.items() if each.ndim > 1}
     most = {name: int(np.abs(each.astype(int)).max()) for name, each in weights.items()}
@@ -144,16 +144,16 @@ def test_coarse_weights_lie_on_their_grid_in_the_file(bits: int, tmp_path: Path)
     assert len(ends) == 2, "the first and the last layer keep 8 bits"
     assert operators["QLinearConv"] == 9
     expected = module(x).detach().numpy()
-    assert np.abs(said - expected).max() < 0.1 * expected.std()
+    assert np.abs(outputs - expected).max() < 0.1 * expected.std()
 
 
 def test_activations_of_4_bits_are_those_of_torch_in_the_file(tmp_path: Path) -> None:
     net, x = trained(MLP(hidden=(16, 16)))
     module = FakeQuantize(activation_bits=4).apply(net, Evidence((x,))).module
-    said, _, _ = written(module, x, tmp_path)
+    outputs, _, _ = written(module, x, tmp_path)
     with torch.no_grad():
         expected = module(x).numpy()
-    assert np.median(np.abs(said - expected)) < 1e-3 * expected.std()
+    assert np.median(np.abs(outputs - expected)) < 1e-3 * expected.std()
 
 
 def test_learned_scales_move_and_kept_ones_stay() -> None:
@@ -199,9 +199,9 @@ def test_a_pruned_network_is_built_again_from_deltas_then_quantizers(tmp_path: P
     assert [stage["use"] for stage in artifact.json(STRUCTURE)["stages"]] == ["deltas", "fake_quantizers"]
     again = load_model(artifact)
     assert torch.equal(again(x), module(x))
-    said, operators, _ = written(again, x, tmp_path)
+    outputs, operators, _ = written(again, x, tmp_path)
     assert operators["QLinearConv"] == 9
-    assert np.abs(said - again(x).detach().numpy()).max() < 0.1 * said.std()
+    assert np.abs(outputs - again(x).detach().numpy()).max() < 0.1 * outputs.std()
 
 
 def test_a_stage_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -250,8 +250,8 @@ def test_what_torch_fx_cannot_trace_gets_dynamic_linear_layers(tmp_path: Path) -
     with torch.no_grad():
         expected = found.module(x).numpy()
         assert (found.module(x[:2]) - found.module(x)[:2]).abs().max() > 0, "ranges are those of the batch"
-    said, operators, _ = written(found.module, x, tmp_path)
-    assert np.abs(said - expected).max() < 0.02 * expected.std()
+    outputs, operators, _ = written(found.module, x, tmp_path)
+    assert np.abs(outputs - expected).max() < 0.02 * expected.std()
     assert operators["DynamicQuantizeMatMul"] == 2
     with pytest.raises(RecipeError, match="static needs a network that torch"):
         FakeQuantize(activations="static").apply(net, Evidence((x,)))
@@ -287,9 +287,9 @@ def test_a_transformer_has_its_linear_layers_in_integers(tmp_path: Path) -> None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     short = {name: each[:2, :7] for name, each in feeds.items()}
     for feed in (feeds, short):
-        [said] = session.run(None, {name: each.numpy() for name, each in feed.items()})
+        [outputs] = session.run(None, {name: each.numpy() for name, each in feed.items()})
         with torch.no_grad():
-            np.testing.assert_allclose(said, module(**feed).logits.numpy(), atol=0.05 * expected.std().item())
+            np.testing.assert_allclose(outputs, module(**feed).logits.numpy(), atol=0.05 * expected.std().item())
 
 
 def test_recurrent_weights_stay_in_float_and_it_is_said(tmp_path: Path) -> None:
@@ -352,9 +352,9 @@ def test_a_nearly_dead_channel_keeps_its_bias_in_the_file(tmp_path: Path) -> Non
         net.stem[1].weight[0], net.stem[1].bias[0] = 1e-9, 0.7
         net.stem[1].weight[1], net.stem[1].bias[1] = 0.0, 0.3
     module = FakeQuantize().apply(net, Evidence((x,))).module
-    said, _, _ = written(module, x, tmp_path)
+    outputs, _, _ = written(module, x, tmp_path)
     expected = module(x).detach().numpy()
-    assert np.abs(said - expected).max() < 0.1 * expected.std()
+    assert np.abs(outputs - expected).max() < 0.1 * expected.std()
 
 
 class Dropping(nn.Module):
@@ -396,10 +396,10 @@ def test_dropout_by_function_and_stochastic_depth_are_at_work_in_training(tmp_pa
     assert torch.equal(seen["path"][~dropped], 2 * seen["path@input"][~dropped])
     module.eval()
     assert torch.equal(module(x), module(x))
-    said, operators, _ = written(module, x[:8], tmp_path)
+    outputs, operators, _ = written(module, x[:8], tmp_path)
     assert sum(operators[each] for each in INTEGER) == 3
     assert not FLOAT & set(operators)
-    assert np.abs(said - module(x[:8]).detach().numpy()).max() < 0.1 * said.std()
+    assert np.abs(outputs - module(x[:8]).detach().numpy()).max() < 0.1 * outputs.std()
 
 
 def test_code_that_asks_for_the_mode_otherwise_is_said() -> None:
@@ -425,11 +425,11 @@ def test_the_norms_of_timm_are_folded_and_every_convolution_runs_in_integers(tmp
     descend(module, x, steps=1)
     with torch.no_grad():
         expected = module(x).numpy()
-    said, operators, path = written(module, x, tmp_path)
+    outputs, operators, path = written(module, x, tmp_path)
     assert operators["QLinearConv"] == 52
     assert operators["BatchNormalization"] == 0
     assert not FLOAT & set(operators)
-    assert np.abs(said - expected).max() < 0.1 * expected.std()
+    assert np.abs(outputs - expected).max() < 0.1 * expected.std()
     integers = [each for each in onnx.load(path).graph.initializer if len(each.dims) > 1]
     assert {each.data_type for each in integers} == {onnx.TensorProto.INT8}
     assert len(integers) == 53

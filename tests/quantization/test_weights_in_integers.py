@@ -41,8 +41,8 @@ class Program(nn.Module):
         self.model = model
 
     def forward(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        said = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        return said if isinstance(said, torch.Tensor) else said.logits
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return outputs if isinstance(outputs, torch.Tensor) else outputs.logits
 
 
 def feed(batch: int = 16, length: int = 11) -> dict[str, np.ndarray]:
@@ -78,8 +78,8 @@ def test_dynamic_text_models_answer_alike_and_shrink(text: onnx.ModelProto, tmp_
     found = Dynamic(per_channel=per_channel).quantize(text, None, None)
     assert text.SerializeToString() == before
     exact, large = answers(text, tmp_path, "float")
-    said, small = answers(found.graph, tmp_path, "int8")
-    assert sqnr(exact, said) > 25
+    outputs, small = answers(found.graph, tmp_path, "int8")
+    assert sqnr(exact, outputs) > 25
     assert small < 0.4 * large
     assert "DynamicQuantizeLSTM" in kinds(found.graph) or kinds(found.graph).count("MatMulInteger") == 14
     assert "LSTM" not in kinds(found.graph)

@@ -83,14 +83,14 @@ def test_damaged_recipes(kind: Damage) -> None:
 
 
 def check(error: RecipeError, content: str, line: int, key: str) -> None:
-    said = f"{error}\n{content}"
-    assert error.problems, said
+    context = f"{error}\n{content}"
+    assert error.problems, context
     for problem in error.problems:
-        assert isinstance(problem, Located), said
-        assert 1 <= problem.place.line <= content.count("\n") + 1, said
-        assert problem.path or problem.place.column >= 1, said
-    assert all(each.startswith("r.yaml:") for each in str(error).splitlines()), said
+        assert isinstance(problem, Located), context
+        assert 1 <= problem.place.line <= content.count("\n") + 1, context
+        assert problem.path or problem.place.column >= 1, context
+    assert all(each.startswith("r.yaml:") for each in str(error).splitlines()), context
     if line:
-        assert error.problems[0].place.line == line or line in [each.place.line for each in error.problems], said
+        assert error.problems[0].place.line == line or line in [each.place.line for each in error.problems], context
     if key:
-        assert key in str(error), said
+        assert key in str(error), context

@@ -215,8 +215,8 @@ def test_the_section_in_a_browser(browser, write, records, tmp_path, width):
     results["compressions"][1]["sensitivity"][0]["layer"] = HOSTILE
     path = write_page([write(results)], tmp_path / "report.html")
     page = browser.new_page(viewport={"width": width, "height": 900})
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
+    messages, asked = [], []
+    page.on("console", lambda message: messages.append(message.text))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_selector("body[data-drawn]", state="attached")
@@ -230,17 +230,17 @@ def test_the_section_in_a_browser(browser, write, records, tmp_path, width):
     assert "19.8 k → 6.39 k" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert page.evaluate("window.hacked") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert (said, asked) == ([], [path.as_uri()])
+    assert (messages, asked) == ([], [path.as_uri()])
     page.close()
 
 
 def test_a_real_run_from_the_teacher_to_integers(tmp_path):
     short = tiny.LEARN
     plain = {
-        **tiny.TAUGHT,
+        **tiny.PAIR,
         "models": {"large": {"use": "small_resnet", "width": 8}, "small": {"use": "small_resnet", "width": 8}},
         "steps": [
-            *(step for step in tiny.TAUGHT["steps"] if step["name"] != "student_alone"),
+            *(step for step in tiny.PAIR["steps"] if step["name"] != "student_alone"),
             {"use": "prune", "name": "pruned", "inputs": {"model": "student", "teacher": "teacher"}, "ratio": 0.5,
              **short},
             {"use": "qat", "name": "rounded", "inputs": {"model": "pruned", "teacher": "teacher"}, **short},

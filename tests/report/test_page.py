@@ -15,9 +15,9 @@ MOST_BYTES = 3_000_000
 def opened(browser, path, width=1400, scheme="light"):
     """The page drawn, what its console said, and what it asked of the network."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.messages, page.asked = [], []
+    page.on("console", lambda message: page.messages.append(message.text))
+    page.on("pageerror", lambda error: page.messages.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_selector("body[data-drawn]", state="attached")
@@ -30,7 +30,7 @@ def words(page):
 
 
 def must_be_quiet(page, path):
-    assert page.said == []
+    assert page.messages == []
     assert page.asked == [path.as_uri()]
 
 

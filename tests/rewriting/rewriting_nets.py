@@ -63,9 +63,9 @@ def answer(module: nn.Module, x: Tensor | Mapping[str, Tensor]) -> Tensor:
     """Logits in eval mode."""
     module.eval()
     with torch.no_grad():
-        said = module(x) if isinstance(x, Tensor) else module(**x).logits
-    assert isinstance(said, Tensor)
-    return said
+        outputs = module(x) if isinstance(x, Tensor) else module(**x).logits
+    assert isinstance(outputs, Tensor)
+    return outputs
 
 
 def saved_and_loaded(

@@ -9,11 +9,11 @@ import pytest
 
 from decoct.errors import RecipeError
 from decoct.runner.checking import check
-from tiny import LEARN, TAUGHT, recipe
+from tiny import LEARN, PAIR, recipe
 
 AUGMENTED = {"use": "image_classification", "augment": {"crop": 1}}
 STORED: dict[str, Any] = {
-    **TAUGHT,
+    **PAIR,
     "data": {"use": "digits", "limit": 60},
     "models": {"large": {"use": "mlp", "hidden": [12]}, "small": {"use": "mlp", "hidden": [6]}},
     "steps": [
@@ -49,8 +49,8 @@ def test_what_a_cut_store_cannot_tell_is_refused(keep: Any, objective: Any, mess
         check(made)
     with pytest.raises(RecipeError) as later:
         made.run(tmp_path)
-    said = str(found.value).split(": ", 1)[1]
-    assert said in str(later.value)
+    text = str(found.value).split(": ", 1)[1]
+    assert text in str(later.value)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from decoct.runner.execution import Execution, Options, Run, plan, prepare
 from decoct.runner.folders import lock
 from decoct.runner.verify import verify_run
 from decoct.spec import Choice
-from tiny import SHIPPED, TAUGHT, Watch, recipe, records, timeless, tree
+from tiny import PAIR, SHIPPED, Watch, recipe, records, timeless, tree
 
 STEPS = ["teacher", "student_alone", "student", "student_onnx", "benchmark"]
 
@@ -219,7 +219,7 @@ def test_other_data_make_everything_again(copied: Path) -> None:
 
 
 def test_a_precision_for_all_steps_is_part_of_what_they_are(tmp_path: Path) -> None:
-    data = {**TAUGHT, "steps": [TAUGHT["steps"][1], {**TAUGHT["steps"][1], "name": "plain", "precision": "no"}]}
+    data = {**PAIR, "steps": [PAIR["steps"][1], {**PAIR["steps"][1], "name": "plain", "precision": "no"}]}
     recipe(data).run(tmp_path)
     planned = plan(recipe(data), tmp_path, precision="bf16")
     assert [each.skip for each in planned] == [False, True]
@@ -321,7 +321,7 @@ def test_a_damaged_checkpoint_is_left_out_and_the_end_is_the_same(tmp_path: Path
     [node] = [each for each in plan(recipe(), tmp_path) if each.node.step.name == "student"]
     assert node.why == "new, continues from its checkpoint"
     with pytest.warns(UserWarning, match=r"checkpoint-\d+ is left out: state.safetensors is damaged"):
-        watch = again(tmp_path, TAUGHT)
+        watch = again(tmp_path, PAIR)
     assert watch.steps("started") == ["student"]
     made, wanted = (load_file(path / "03-student/model.safetensors") for path in (tmp_path, finished.folder))
     assert all(torch.equal(made[name], wanted[name]) for name in wanted)
@@ -336,7 +336,7 @@ def test_checkpoints_of_other_settings_are_dropped_and_no_plan_counts_on_them(tm
     assert node.why == "new"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again(tmp_path, TAUGHT, **changes)
+        again(tmp_path, PAIR, **changes)
     assert max(each.get("step") for each in records(tmp_path / "03-student/log.jsonl")) == 5
 
 
@@ -396,8 +396,8 @@ def test_a_run_that_fails_lets_go(tmp_path: Path) -> None:
 
 
 def test_damage_in_an_artifact_from_elsewhere_stops_the_run(copied: Path, tmp_path: Path) -> None:
-    models = {**TAUGHT["models"], "taught": {"use": "artifact", "path": str(copied / "01-teacher")}}
-    data = {**TAUGHT, "models": models, "steps": [dict(TAUGHT["steps"][2])]}
+    models = {**PAIR["models"], "taught": {"use": "artifact", "path": str(copied / "01-teacher")}}
+    data = {**PAIR, "models": models, "steps": [dict(PAIR["steps"][2])]}
     data["steps"][0]["inputs"] = {"model": "small", "teacher": "taught"}
     flip(copied / "01-teacher/model.safetensors")
     with pytest.raises(IntegrityError, match=r"model\.safetensors is damaged"):
@@ -424,12 +424,12 @@ def test_a_teacher_that_was_trained_elsewhere_stands_beside_its_student(tmp_path
     save_file(net.state_dict(), tmp_path / "mine.safetensors")
     large = {"use": "file", "path": str(tmp_path / "mine.safetensors"), "model": {"use": "small_resnet", "width": 4}}
     steps = [
-        {**TAUGHT["steps"][2], "inputs": {"model": "small", "teacher": "large"}},
+        {**PAIR["steps"][2], "inputs": {"model": "small", "teacher": "large"}},
         {"use": "export", "name": "teacher_onnx", "inputs": {"model": "large"}},
         {"use": "export", "name": "student_onnx", "inputs": {"model": "student"}},
         {**SHIPPED["steps"][-1], "inputs": {"teacher": "teacher_onnx", "student": "student_onnx"}},
     ]
-    found = recipe({**TAUGHT, "models": {**TAUGHT["models"], "large": large}, "steps": steps}).run(tmp_path / "run")
+    found = recipe({**PAIR, "models": {**PAIR["models"], "large": large}, "steps": steps}).run(tmp_path / "run")
     models = {each["name"]: each for each in found.results["models"]}
     assert models["teacher"]["parameters"] == sum(each.numel() for each in net.parameters())
     assert models["student"]["fidelity"]["agreement"] >= 0

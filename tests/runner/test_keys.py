@@ -34,7 +34,7 @@ from decoct.tasks.inputs.augment import Augment
 from decoct.tasks.mixing.mixup import Mixup
 from decoct.tasks.tabular_classification import TabularClassification
 from decoct.teachers.remote.server import teaching
-from tiny import TAUGHT, recipe
+from tiny import PAIR, recipe
 
 
 def test_a_role_is_a_name_and_no_path() -> None:
@@ -133,7 +133,7 @@ def test_keys_of_settings_that_were_there_before_are_what_they_were() -> None:
     data = Digits(limit=20).open()
     task = ImageClassification().resolve(data)
     step = Distill(name="x", teachers={"teacher": {"use": "frozen"}})
-    plain = {name: each for name, each in step.plain().items() if name not in ("name", "inputs", *step.unkeyed)}
+    plain = {name: each for name, each in step.plain().items() if name not in ("name", "inputs", *step.not_in_key)}
     assert step.keyed() == plain | {"name": "x", "inputs": step.plain()["inputs"]}
     model = MLP(hidden=(4,))
     assert identity(model) == model.digest()
@@ -184,7 +184,7 @@ def test_a_server_is_known_by_its_weights_and_not_by_its_address(tmp_path: Path)
 
 
 def test_apply_again_with_other_settings_starts_anew(tmp_path: Path) -> None:
-    run = recipe(TAUGHT).run(tmp_path / "run")
+    run = recipe(PAIR).run(tmp_path / "run")
     source = run.artifact("teacher").folder
     made = []
     for lr in ("0.0", "0.5"):

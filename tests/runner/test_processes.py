@@ -21,7 +21,7 @@ from decoct.recipe.file import dump
 from decoct.training.launching import LAUNCHER, environment
 from process_groups import DEADLINE, ended
 from process_scripts import trains
-from tiny import TAUGHT, recipe, records, timeless, tree
+from tiny import PAIR, recipe, records, timeless, tree
 
 SCRIPT = Path(__file__).parents[1] / "process_scripts.py"
 SGD = {"use": "sgd", "lr": 0.1}
@@ -31,7 +31,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def plain(*, dropout: float = 0.0) -> dict[str, Any]:
     """Teacher, student and the student pruned in two rounds; with batches that do not divide evenly."""
-    made = copy.deepcopy(dict(TAUGHT))
+    made = copy.deepcopy(dict(PAIR))
     learn = {"budget": {"epochs": 2}, "batch_size": 9, "log_every": 2, "optimizer": SGD}
     student = {"use": "mlp", "hidden": [12], "dropout": dropout}
     made["models"] = {"large": made["models"]["large"], "small": student}
@@ -119,7 +119,7 @@ def test_a_script_that_torchrun_starts(tmp_path: Path) -> None:
     places = [environment(rank, 2, port, ENVIRONMENT) for rank in range(2)]
     for place in places:
         del place[LAUNCHER]
-    codes, said = zip(*ended([[sys.executable, str(SCRIPT), str(tmp_path)]] * 2, places))
+    codes, errors = zip(*ended([[sys.executable, str(SCRIPT), str(tmp_path)]] * 2, places))
 
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -131,7 +131,7 @@ def test_a_script_that_torchrun_starts(tmp_path: Path) -> None:
         assert (tmp_path / f"failed-{rank}").read_text() == "DataError: sample 7 of the second disk cannot be read"
         assert (tmp_path / f"after-{rank}").read_text() == "[1.0]"
     assert codes == (1, -signal.SIGKILL)
-    assert "ResourceError: another of the 2 processes was lost" in said[0]
+    assert "ResourceError: another of the 2 processes was lost" in errors[0]
 
 
 def test_an_error_has_its_exit_code_and_is_said_once(tmp_path: Path) -> None:

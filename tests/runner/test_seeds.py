@@ -15,14 +15,14 @@ from decoct.errors import RecipeError
 from decoct.recipe.graph import graph
 from decoct.runner.execution import Run
 from decoct.runner.keys import derive
-from tiny import SHIPPED, TAUGHT, Watch, recipe, records, tree
+from tiny import PAIR, SHIPPED, Watch, recipe, records, tree
 
 STEPS = ["teacher", "student_alone", "student", "student_onnx", "benchmark"]
 
 
 @pytest.fixture(scope="session")
 def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    data = {**SHIPPED, "steps": [*TAUGHT["steps"], {**SHIPPED["steps"][-1], "inputs": {}}]}
+    data = {**SHIPPED, "steps": [*PAIR["steps"], {**SHIPPED["steps"][-1], "inputs": {}}]}
     data["steps"][-1]["inputs"] = {name: name for name in ("teacher", "student_alone", "student")}
     return recipe(data).run(tmp_path_factory.mktemp("run") / "seeds", seeds=3)
 
@@ -52,9 +52,9 @@ def test_an_artifact_is_found_by_its_seed(three_seeds: Run) -> None:
 
 def test_a_seed_of_several_is_that_seed_alone(three_seeds: Run, tmp_path: Path) -> None:
     """The second seed equals a run of its own under that seed with the same teacher."""
-    models = {**TAUGHT["models"], "taught": {"use": "artifact", "path": str(three_seeds.folder / "01-teacher")}}
-    step = {**TAUGHT["steps"][2], "inputs": {"model": "small", "teacher": "taught"}}
-    alone = recipe({**TAUGHT, "seed": 1, "models": models, "steps": [step]}).run(tmp_path)
+    models = {**PAIR["models"], "taught": {"use": "artifact", "path": str(three_seeds.folder / "01-teacher")}}
+    step = {**PAIR["steps"][2], "inputs": {"model": "small", "teacher": "taught"}}
+    alone = recipe({**PAIR, "seed": 1, "models": models, "steps": [step]}).run(tmp_path)
     made = load_file(alone.artifact("student").folder / "model.safetensors")
     wanted = load_file(three_seeds.artifact("student", 1).folder / "model.safetensors")
     assert all(torch.equal(made[name], wanted[name]) for name in wanted)
@@ -147,8 +147,8 @@ def test_nothing_learns_from_the_test_split(tmp_path: Path) -> None:
     for name, scale in (("plain", 1), ("poisoned", 255)):
         images = (rng.random((30, 16, 16)) * scale).astype(np.uint8)
         path = written_digits(tmp_path / name, images, rng.integers(0, 10, 30).astype(np.uint8))
-        data = {**TAUGHT, "data": {"use": "fashion_mnist", "path": str(path)}, "task": {"use": "image_classification"}}
-        data["models"] = {**TAUGHT["models"], "large": {"use": "mlp", "hidden": [12]}}
+        data = {**PAIR, "data": {"use": "fashion_mnist", "path": str(path)}, "task": {"use": "image_classification"}}
+        data["models"] = {**PAIR["models"], "large": {"use": "mlp", "hidden": [12]}}
         runs.append(recipe(data).run(tmp_path / f"run-{name}"))
     assert runs[0].results["data"] != runs[1].results["data"]
     for step in ("teacher", "student_alone", "student"):
@@ -165,7 +165,7 @@ def test_a_distilled_student_under_the_task_loss_alone_is_the_student_alone(tmp_
 
 
 def test_last_weights_have_scores_too(tmp_path: Path) -> None:
-    data = {**TAUGHT, "steps": [{**TAUGHT["steps"][1], "select": "last"}]}
+    data = {**PAIR, "steps": [{**PAIR["steps"][1], "select": "last"}]}
     found = recipe(data).run(tmp_path)
     validated = [each for each in records(tmp_path / "log.jsonl") if each["kind"] == "validation"]
     assert dict(found.artifact("student_alone").scores) == validated[-1]["scores"]

@@ -178,13 +178,13 @@ def test_zeros_of_a_pruned_layer_stay_zero_while_centroids_train():
         was = pruned.get_submodule(name).weight == 0
         if was.float().mean() >= 1 / 16:
             assert (zeros | ~was).all()
-    companion, optimizer = scheme.hold(made), torch.optim.AdamW(made.parameters(), lr=0.01)
+    callback, optimizer = scheme.hold(made), torch.optim.AdamW(made.parameters(), lr=0.01)
     for step in range(3):
         optimizer.zero_grad()
         made(torch.randn(4, 1, 8, 8)).square().sum().backward()
         optimizer.step()
         with torch.no_grad():
-            companion.after_step(Clock(step), optimizer)
+            callback.after_step(Clock(step), optimizer)
     moved = False
     for name, zeros in before.items():
         weight = made.get_submodule(name).weight

@@ -32,21 +32,21 @@ BASE = {
 }
 ATTACK = {"use": "pgd", "epsilon": 1.0, "step": 0.5, "steps": 2, "high": 16}
 TEACHER = {"use": "train", "name": "teacher", "inputs": {"model": "large"}, **LEARN}
-TAUGHT = {"model": "small", "teacher": "teacher"}
+PAIR = {"model": "small", "teacher": "teacher"}
 METHODS = {
     "mutual": {"inputs": {"model": "small", "peer": "net"}},
     "self_distill": {"inputs": {"model": "net"}, "exits": ["layer1", "layer2"]},
     "ema_distill": {"inputs": {"model": "net"}, "labels": 50},
-    "adversarial_distill": {"inputs": TAUGHT, "attack": ATTACK, "test_attack": ATTACK},
-    "assistants": {"inputs": TAUGHT, "assistants": [{"use": "mlp", "hidden": [16]}]},
+    "adversarial_distill": {"inputs": PAIR, "attack": ATTACK, "test_attack": ATTACK},
+    "assistants": {"inputs": PAIR, "assistants": [{"use": "mlp", "hidden": [16]}]},
     "born_again": {"inputs": {"model": "small"}, "generations": 1},
     "meta_distill": {
-        "inputs": TAUGHT,
+        "inputs": PAIR,
         "labels": 60,
         "objective": [{"use": "ctkd", "weight": 0.5}, {"use": "task_loss", "weight": 0.5}],
         "tune": ["weights", "temperature"],
     },
-    "distill": {"inputs": {**TAUGHT, "other": "large"}, "combine": {"use": "ensemble", "weights": "entropy"}},
+    "distill": {"inputs": {**PAIR, "other": "large"}, "combine": {"use": "ensemble", "weights": "entropy"}},
 }
 
 
@@ -161,20 +161,20 @@ class TestExits:
         net, when_sure = load_model(run.artifact("student")), load_model(run.artifact("sure"))
         with capture(net, ["heads.0", "heads.1"]) as features:
             end = logits(net, x)
-        said = [features["heads.0"], features["heads.1"], end]
-        threshold = said[0].softmax(-1).amax(-1).median().item()
+        outputs = [features["heads.0"], features["heads.1"], end]
+        threshold = outputs[0].softmax(-1).amax(-1).median().item()
         when_sure.threshold = threshold
         expected = [
-            next((s[row] for s in said[:2] if s[row].softmax(-1).max() >= threshold), said[2][row])
+            next((s[row] for s in outputs[:2] if s[row].softmax(-1).max() >= threshold), outputs[2][row])
             for row in range(len(x))
         ]
         torch.testing.assert_close(logits(when_sure, x), torch.stack(expected), rtol=1e-5, atol=1e-5)
-        enough = sure(said[:2], threshold)
+        enough = sure(outputs[:2], threshold)
         assert 0 < enough[0].float().mean() < 1
         ran_on = []
         when_sure.net.layer3.register_forward_hook(lambda *_: ran_on.append(1))
         for row in range(len(x)):
-            if abs(said[0][row].softmax(-1).max() - threshold) > 1e-5:
+            if abs(outputs[0][row].softmax(-1).max() - threshold) > 1e-5:
                 ran_on.clear()
                 torch.testing.assert_close(logits(when_sure, x[row : row + 1])[0], expected[row], rtol=1e-4, atol=1e-4)
                 assert bool(ran_on) == (not enough[:, row].any())

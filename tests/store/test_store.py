@@ -318,7 +318,7 @@ def test_any_flipped_bit_is_refused_or_harmless(tmp_path: Path, ragged: bool) ->
     assert refused > len(content) / 15
 
 
-def _read_elsewhere(store: Store, queue: "multiprocessing.Queue[list[list[float]]]") -> None:
+def _read_in_process(store: Store, queue: "multiprocessing.Queue[list[list[float]]]") -> None:
     logits = store.read(seen_of([4, 2])).logits
     assert logits is not None
     queue.put(logits.tolist())
@@ -333,7 +333,7 @@ def test_other_processes_open_it_again(tmp_path: Path) -> None:
     assert torch.equal(found, expected)
     context = multiprocessing.get_context("spawn")
     queue: multiprocessing.Queue[list[list[float]]] = context.Queue()
-    worker = context.Process(target=_read_elsewhere, args=(store, queue))
+    worker = context.Process(target=_read_in_process, args=(store, queue))
     worker.start()
     assert torch.equal(torch.tensor(queue.get()), expected)
     worker.join()

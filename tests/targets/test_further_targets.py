@@ -87,8 +87,8 @@ def test_a_text_file_takes_any_length(use: str, tmp_path: Path) -> None:
         feed = {"input_ids": ids * mask, "attention_mask": mask}
         with torch.no_grad():
             expected = program(**feed).numpy()
-        said = session({name: value.numpy() for name, value in feed.items()})["logits"]
-        assert np.abs(said - expected).max() < 1e-5
+        answer = session({name: value.numpy() for name, value in feed.items()})["logits"]
+        assert np.abs(answer - expected).max() < 1e-5
 
 
 def test_a_recurrent_layer_that_torch_would_write_out_is_named(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_openvino_computes_in_float_and_sends_nothing(tmp_path: Path) -> None:
         "import openvino.tools.ovc.telemetry_utils as used\n"
         "print(used.tm.__name__, 'openvino_telemetry' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
 
 
 def test_an_operator_that_cannot_be_traced_is_named(tmp_path: Path) -> None:

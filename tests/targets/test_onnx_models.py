@@ -70,5 +70,7 @@ def test_a_recurrent_net_given_as_a_plain_module(tmp_path: Path) -> None:
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     record = dc.export(net, tmp_path / "net.onnx", example=example)
     assert record["verified"]["max_abs_diff"] < 1e-5
-    [said] = open_session(tmp_path / "net.onnx")({name: value[:1].numpy() for name, value in example.items()}).values()
-    torch.testing.assert_close(torch.from_numpy(said), net(ids[:1], torch.ones_like(ids[:1])).detach())
+    [outputs] = open_session(tmp_path / "net.onnx")(
+        {name: value[:1].numpy() for name, value in example.items()}
+    ).values()
+    torch.testing.assert_close(torch.from_numpy(outputs), net(ids[:1], torch.ones_like(ids[:1])).detach())

@@ -172,17 +172,17 @@ def test_the_task_s_loss_of_mixed_targets():
     problem = task()
     logits = torch.randn(16, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for batch in batches(Mixup(), split(LABELLED)):
-        said = logits[: len(batch)].clone().requires_grad_()
-        loss = problem.loss(Outputs(said), batch)
+        outputs = logits[: len(batch)].clone().requires_grad_()
+        loss = problem.loss(Outputs(outputs), batch)
         rows = [
             -sum(t * np.log(p) for t, p in zip(target.numpy(), row.softmax(-1).detach().numpy()))
-            for target, row in zip(batch.target, said)
+            for target, row in zip(batch.target, outputs)
             if not target.isnan().any()
         ]
         assert loss.item() == pytest.approx(np.mean(rows), abs=1e-6)
         assert int(problem.items(batch)) == len(rows)
         loss.backward()
-        assert (said.grad[batch.target.isnan().any(-1)] == 0).all()
+        assert (outputs.grad[batch.target.isnan().any(-1)] == 0).all()
 
 
 def test_two_thirds_of_a_source_are_replayed():

@@ -126,18 +126,18 @@ def test_weights_by_sample():
     p = softmax(logits.astype(np.float64))
     weights = {"confidence": p.max(-1).T, "entropy": 1 / -(p * np.log(p)).sum(-1).T}
     for name, expected in weights.items():
-        said = joined(Ensemble(weights=name), members, batch_of())
+        outputs = joined(Ensemble(weights=name), members, batch_of())
         shares = expected / expected.sum(1, keepdims=True)
-        np.testing.assert_allclose(said.values["weights"].numpy(), shares, rtol=1e-4)
-        np.testing.assert_allclose(said.logits.exp().numpy(), np.einsum("kbc,bk->bc", p, shares), rtol=1e-4)
+        np.testing.assert_allclose(outputs.values["weights"].numpy(), shares, rtol=1e-4)
+        np.testing.assert_allclose(outputs.logits.exp().numpy(), np.einsum("kbc,bk->bc", p, shares), rtol=1e-4)
 
 
 def test_weights_by_role_keep_to_their_teachers():
     logits = drawn(5, 2, 6, CLASSES).astype(np.float32)
     spec = Ensemble(weights={"b": 3.0, "a": 1.0})
-    said = joined(spec, {"a": member(logits[0]), "b": member(logits[1])}, batch_of())
+    outputs = joined(spec, {"a": member(logits[0]), "b": member(logits[1])}, batch_of())
     p = softmax(logits.astype(np.float64))
-    np.testing.assert_allclose(said.logits.exp().numpy(), 0.25 * p[0] + 0.75 * p[1], rtol=1e-4)
+    np.testing.assert_allclose(outputs.logits.exp().numpy(), 0.25 * p[0] + 0.75 * p[1], rtol=1e-4)
 
 
 def test_validation_weights_are_accuracies_on_the_classes_that_are_known():
@@ -145,8 +145,8 @@ def test_validation_weights_are_accuracies_on_the_classes_that_are_known():
     right = np.eye(CLASSES)[[0, 1, 0, 0, 0, 0]].astype(np.float32)
     narrow = np.eye(2)[[0, 0, 0, 0, 0, 0]].astype(np.float32)
     members = {"a": member(right), "b": member(narrow, (3, 4))}
-    said = joined(Ensemble(weights="validation"), members, batch_of(), [batch_of(6, target)])
-    assert said.values["weights"][0].tolist() == pytest.approx([0.4 / 0.9, 0.5 / 0.9])
+    outputs = joined(Ensemble(weights="validation"), members, batch_of(), [batch_of(6, target)])
+    assert outputs.values["weights"][0].tolist() == pytest.approx([0.4 / 0.9, 0.5 / 0.9])
     with pytest.raises(DataError, match="no held-out sample has a label that b knows"):
         joined(Ensemble(weights="validation"), members, batch_of(), [batch_of(6, torch.zeros(6, dtype=torch.long))])
 
@@ -159,7 +159,7 @@ def test_learned_weights_make_the_held_out_labels_most_likely(average):
     logits[np.arange(3)[:, None], np.arange(n), target] += np.array([[2.0], [1.0], [0.0]])
     members = {name: member(each) for name, each in zip("abc", logits)}
     held_out = [batch_of(n, torch.from_numpy(target))]
-    said = joined(Ensemble(weights="learned", average=average), members, batch_of(), held_out)
+    outputs = joined(Ensemble(weights="learned", average=average), members, batch_of(), held_out)
     wide = logits.astype(np.float64)
 
     def lost(w):
@@ -169,7 +169,7 @@ def test_learned_weights_make_the_held_out_labels_most_likely(average):
 
     sums = {"type": "eq", "fun": lambda w: w.sum() - 1}
     best = scipy.optimize.minimize(lost, np.full(3, 1 / 3), bounds=[(1e-9, 1)] * 3, constraints=sums, tol=1e-12)
-    found = said.values["weights"][0].numpy()
+    found = outputs.values["weights"][0].numpy()
     assert lost(found.astype(np.float64)) <= best.fun + 1e-4
     np.testing.assert_allclose(found, best.x, atol=2e-2)
 
@@ -178,9 +178,9 @@ def test_learned_weights_with_classes_that_are_missing_stay_finite():
     target = torch.tensor([0, 1, 2, 2, 1, 0])
     logits = drawn(7, 2, 6, 3).astype(np.float32)
     members = {"a": member(logits[0], (0, 1, 2)), "b": member(logits[1][:, :2], (1, 2))}
-    said = joined(Ensemble(weights="learned"), members, batch_of(), [batch_of(6, target)])
-    assert torch.isfinite(said.values["weights"]).all()
-    assert torch.isneginf(said.logits[:, 3:]).all()
+    outputs = joined(Ensemble(weights="learned"), members, batch_of(), [batch_of(6, target)])
+    assert torch.isfinite(outputs.values["weights"]).all()
+    assert torch.isneginf(outputs.logits[:, 3:]).all()
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_weights_must_be_positive_and_numbers_are_averaged_as_they_are():
     setting = Setting(task, 1, list)
     with pytest.raises(RecipeError, match="predicts numbers"):
         Ensemble().join(members, setting)
-    said = Ensemble(average="logits", weights={"a": 3.0, "b": 1.0}).join(members, setting)(batch_of())
-    assert said.logits.tolist() == [[0.75]] * 6
+    outputs = Ensemble(average="logits", weights={"a": 3.0, "b": 1.0}).join(members, setting)(batch_of())
+    assert outputs.logits.tolist() == [[0.75]] * 6
 
 
 def test_classes_meet_by_name():
@@ -215,8 +215,8 @@ def test_classes_meet_by_name():
     assert align(["z", "y", "x"], ["x", "y"]).columns == (2, 1)
     some = align(["x", "y"], ["y", "q", "x"])
     assert some.known == (0, 2)
-    said = some(lambda batch: Outputs(torch.tensor([[1.0, 2.0]])))(batch_of(1))
-    assert in_full(said.logits, some.known, 3).tolist() == [[2.0, -np.inf, 1.0]]
+    outputs = some(lambda batch: Outputs(torch.tensor([[1.0, 2.0]])))(batch_of(1))
+    assert in_full(outputs.logits, some.known, 3).tolist() == [[2.0, -np.inf, 1.0]]
     with pytest.raises(RecipeError, match="they share x, and two are needed"):
         align(["x", "p"], ["x", "q"])
     assert joined_classes({"a": Member(None, (0, 1)), "b": Member(None, (1, 2))}, 4) == (0, 1, 2)

@@ -76,10 +76,10 @@ def test_no_gradient_reaches_the_teacher_and_its_targets_can_enter_a_loss():
     net = network()
     student = nn.Linear(4, 3)
     with opened(net) as teacher:
-        taught = teacher(batch()).logits
-        assert not taught.requires_grad
-        assert not taught.is_inference()
-        loss = (student(batch().side("teacher")).softmax(-1) * taught).sum()
+        teacher_outputs = teacher(batch()).logits
+        assert not teacher_outputs.requires_grad
+        assert not teacher_outputs.is_inference()
+        loss = (student(batch().side("teacher")).softmax(-1) * teacher_outputs).sum()
         loss.backward()
         optimizer = torch.optim.SGD([*student.parameters(), *net.parameters()], lr=1.0)
         optimizer.step()
@@ -111,9 +111,9 @@ def test_modes_and_flags_come_back_also_after_an_exception():
 def test_features_are_captured_and_no_hook_stays():
     net = network()
     with opened(net, Needs(frozenset({"0", "2"}))) as teacher:
-        said = teacher(batch())
-        assert said.features["0"].shape == (6, 8)
-        assert not said.features["2"].requires_grad
+        outputs = teacher(batch())
+        assert outputs.features["0"].shape == (6, 8)
+        assert not outputs.features["2"].requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())
     with pytest.raises(PathError, match="no module '00'"), opened(net, Needs(frozenset({"00"}))) as teacher:
         teacher(batch())

@@ -41,7 +41,7 @@ def train(work: Path, epochs: int, checkpoint_seconds: float, pause: float) -> s
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.01)
     criterion = HandCriterion(Linear(1, 0))
 
-    def taught(batch):
+    def teacher_outputs(batch):
         with torch.no_grad():
             return predictor(teacher)(batch)
 
@@ -57,7 +57,7 @@ def train(work: Path, epochs: int, checkpoint_seconds: float, pause: float) -> s
 
     torch.manual_seed(3)
     history = fit(
-        Descent(forward, {"t": taught}, criterion, optimizer, lr=Cosine(0.02)),
+        Descent(forward, {"t": teacher_outputs}, criterion, optimizer, lr=Cosine(0.02)),
         Toy(poison=[(1, 3)]),
         State(student=student, optimizer=optimizer, criterion=criterion),
         Budget(epochs=epochs),

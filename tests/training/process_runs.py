@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import decoct as dc
 from decoct.data.given import LoaderSource
-from decoct.data.parts import Spare, own_part, parts
+from decoct.data.parts import Padding, own_part, parts
 from decoct.errors import RecipeError
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
@@ -125,7 +125,7 @@ def case(
         inputs = each.side("student")
         return Outputs(module(inputs), mask=inputs > 0 if kind == "texts" else None)
 
-    def heard(each: Batch) -> Outputs:
+    def answer_of_teacher(each: Batch) -> Outputs:
         with torch.no_grad():
             return say(teacher, each)
 
@@ -135,7 +135,7 @@ def case(
     first = batch(torch.arange(4))
     student.eval()
     task = dc.ImageClassification(raw=True)
-    probe = Probe(task, first, answer(first), {"teacher": heard(first)}, {"student": student}, {}, None)
+    probe = Probe(task, first, answer(first), {"teacher": answer_of_teacher(first)}, {"student": student}, {}, None)
     criterion = Criterion.build(OBJECTIVES[objective], probe)
     student.train()
     engine = Engine("cpu", precision, processes)
@@ -145,11 +145,13 @@ def case(
         window = [padded_anew(own_part(each, processes.rank, processes.count)) for each in window]
     update = Descent(
         answer,
-        {"teacher": heard},
+        {"teacher": answer_of_teacher},
         criterion,
         torch.optim.SGD(student.parameters(), lr=0.1),
         engine,
-        measure=lambda said, taught: {"largest": taught["teacher"].logits.double().square().flatten(1)[:, 0].mean()},
+        measure=lambda outputs, teacher_outputs: {
+            "largest": teacher_outputs["teacher"].logits.double().square().flatten(1)[:, 0].mean()
+        },
     )
     logged = update(window, Clock())
     gradients = {f"{name}.grad": each.grad for name, each in student.named_parameters()}
@@ -188,7 +190,7 @@ def sharded(processes: Processes) -> Mapping[str, Tensor]:
         optimizer.zero_grad()
         with engine.whole_batch(batch):
             total = nn.functional.cross_entropy(student(batch.side("student")), wanted, reduction="none")
-        loss = total.sum() * (0.0 if isinstance(batch, Spare) else 1 / SAMPLES)
+        loss = total.sum() * (0.0 if isinstance(batch, Padding) else 1 / SAMPLES)
         engine.backward(loss)
         loss = engine.sum_gradients(learned(optimizer), {"loss": loss})["loss"]
         take_step(loss, optimizer, engine, max_grad_norm=0.05)
@@ -256,7 +258,7 @@ def drawn(processes: Processes, *, own: bool = False) -> list[float]:
     )
     source = parts(loader, processes.rank, processes.count, refusing_other_batches(processes))
     return [
-        x for _ in range(2) for each in source if not isinstance(each, Spare) for x in each.side("student").tolist()
+        x for _ in range(2) for each in source if not isinstance(each, Padding) for x in each.side("student").tolist()
     ]
 
 
@@ -277,7 +279,7 @@ def rolled_back(processes: Processes) -> Mapping[str, Tensor]:
     def update(window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
         x = window[0].side("student")
         seen.append(float(torch.rand(())))
-        total = student(x).square().sum() * (0.0 if isinstance(window[0], Spare) else 1.0)
+        total = student(x).square().sum() * (0.0 if isinstance(window[0], Padding) else 1.0)
         return descend(total, optimizer, engine)
 
     x = torch.arange(16.0, dtype=torch.float64).reshape(8, 2) / 16

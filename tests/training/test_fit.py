@@ -30,11 +30,11 @@ class Case:
         self.calls = 0
         forward = predictor(self.student)
 
-        def taught(batch):
+        def teacher_outputs(batch):
             with torch.no_grad():
                 return predictor(teacher)(batch)
 
-        self.update = Descent(forward, {"teacher": taught}, self.criterion, self.optimizer, lr=lr)
+        self.update = Descent(forward, {"teacher": teacher_outputs}, self.criterion, self.optimizer, lr=lr)
         torch.manual_seed(3)
 
     def validate(self):
@@ -403,8 +403,8 @@ def test_flags_of_an_accelerator_are_read_late_but_before_any_checkpoint(tmp_pat
 
     def late(window, clock):
         with torch.no_grad():
-            taught = predictor(case.teacher)(window[0])
-        loss, _ = criterion(forward(window[0]), {"t": taught}, window[0], clock)
+            teacher_outputs = predictor(case.teacher)(window[0])
+        loss, _ = criterion(forward(window[0]), {"t": teacher_outputs}, window[0], clock)
         case.optimizer.zero_grad()
         loss.backward()
         case.optimizer.step()

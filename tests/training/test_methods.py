@@ -63,8 +63,10 @@ class TestMutual:
             batch = Toy().make(0, step)
             logged = update([batch], Clock())
             x = batch.side("student")
-            said = [each(x) for each in hand]
-            losses = [0.7 * kl(said[1 - k].detach(), said[k]) + 0.5 * labelled_ce(said[k], batch) for k in (0, 1)]
+            outputs = [each(x) for each in hand]
+            losses = [
+                0.7 * kl(outputs[1 - k].detach(), outputs[k]) + 0.5 * labelled_ce(outputs[k], batch) for k in (0, 1)
+            ]
             optimizer.zero_grad()
             (losses[0] + losses[1]).backward()
             optimizer.step()
@@ -76,12 +78,12 @@ class TestMutual:
         peers = [network(k, torch.float64) for k in range(3)]
         batch = batch_of(torch.float64)
         total, terms, _ = self.update(peers).losses(batch, Clock(), None)
-        said = [each(batch.side("student")) for each in peers]
+        outputs = [each(batch.side("student")) for each in peers]
         expected = 0.0
         for k in range(3):
-            others = torch.stack([kl(said[o].detach(), said[k]) for o in range(3) if o != k]).mean()
+            others = torch.stack([kl(outputs[o].detach(), outputs[k]) for o in range(3) if o != k]).mean()
             torch.testing.assert_close(terms[f"{'abc'[k]}.kd"], others.detach())
-            expected = expected + 0.7 * others + 0.5 * labelled_ce(said[k], batch)
+            expected = expected + 0.7 * others + 0.5 * labelled_ce(outputs[k], batch)
         torch.testing.assert_close(total, expected)
 
     def test_no_peer_is_moved_by_what_another_learns_from_it(self):
@@ -137,8 +139,8 @@ class TestExits:
         net, batch = self.Net(), batch_of()
         update = Exits(net, {"early": "heads.0"}, self.End(), {"early": HandCriterion()}, sgd(net))
         total, terms, _ = update.losses(batch, Clock(), None)
-        said = net(batch)
-        exit, end = said.features["heads.0"], said.logits
+        outputs = net(batch)
+        exit, end = outputs.features["heads.0"], outputs.logits
         expected = labelled_ce(end, batch) + 0.7 * kl(end.detach(), exit) + 0.5 * labelled_ce(exit, batch)
         torch.testing.assert_close(total, expected)
         assert set(terms) == {"cross_entropy", "early.kd", "early.cross_entropy"} == set(update.weights(Clock()))
@@ -242,9 +244,9 @@ class TestAttacks:
         near = {"low": -9.0, "high": 9.0, "epsilon": 0.3, "step": 0.1}
         found = attacked(PGD(**near), model, predictor(model), batch, "student", label_loss)
         assert label_loss(predictor(model)(found), batch) > label_loss(predictor(model)(batch), batch)
-        taught = {"teacher": predictor(teacher)(batch)}
-        loss = teacher_loss(taught)
-        expected = kl(taught["teacher"].logits, model(batch.side("student"))) * 32
+        teacher_outputs = {"teacher": predictor(teacher)(batch)}
+        loss = teacher_loss(teacher_outputs)
+        expected = kl(teacher_outputs["teacher"].logits, model(batch.side("student"))) * 32
         torch.testing.assert_close(loss(predictor(model)(batch), batch), expected)
         found = attacked(PGD(**near), model, predictor(model), batch, "student", loss)
         assert loss(predictor(model)(found), batch) > loss(predictor(model)(batch), batch)
@@ -263,9 +265,9 @@ class TestAttacks:
         model, batch = network(0), batch_of(n=64)
         attack = PGD(low=-9.0, high=9.0, epsilon=1.0, step=0.3)
         with torch.no_grad():
-            said = under_attack(attack, model, predictor(model), "student")(batch)
+            outputs = under_attack(attack, model, predictor(model), "student")(batch)
         right = lambda logits: (logits.argmax(-1) == batch.target).sum()  # noqa: E731
-        assert right(said.logits) < right(model(batch.side("student")))
+        assert right(outputs.logits) < right(model(batch.side("student")))
 
 
 class TestAdversarial:
@@ -294,16 +296,16 @@ class TestAdversarial:
             batch = Toy().make(0, step)
             x = batch.side("student")
             update([batch], Clock())
-            taught, found = teacher(x).detach(), x
+            teacher_outputs, found = teacher(x).detach(), x
             for _ in range(3):
                 leaf = found.detach().requires_grad_()
                 if against == "labels":
                     loss = F.cross_entropy(hand(leaf), batch.target, reduction="sum")
                 else:
-                    loss = kl(taught, hand(leaf)) * len(x)
+                    loss = kl(teacher_outputs, hand(leaf)) * len(x)
                 found = x + (leaf + 0.1 * torch.autograd.grad(loss, leaf)[0].sign() - x).clamp(-0.3, 0.3)
             optimizer.zero_grad()
-            kl(taught, hand(found.detach())).backward()
+            kl(teacher_outputs, hand(found.detach())).backward()
             optimizer.step()
         for a, b in zip(weights_of(model), weights_of(hand)):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
@@ -314,7 +316,7 @@ class TestMeta:
     def update(model, teacher, lr=0.1, meta_lr=0.5):
         answering = Answering(model, lambda each, batch: Outputs(each(batch.side("student"))))
         multipliers = Multipliers(["kd", "cross_entropy"]).to(torch.float64)
-        held_out = lambda said, batch: F.cross_entropy(said.logits, batch.target)  # noqa: E731
+        held_out = lambda outputs, batch: F.cross_entropy(outputs.logits, batch.target)  # noqa: E731
         return Meta(
             answering,
             {"teacher": predictor(teacher)},
@@ -332,15 +334,15 @@ class TestMeta:
     def test_the_gradient_is_that_of_finite_differences(self):
         model, teacher, batch = network(0, torch.float64), network(1, torch.float64), self.batch()
         update = self.update(model, teacher)
-        taught = {"teacher": Outputs(teacher(batch.side("student")).detach())}
+        teacher_outputs = {"teacher": Outputs(teacher(batch.side("student")).detach())}
         a = update.multipliers.a
-        found = torch.autograd.grad(update.held_out(batch, taught, Clock(), 0.1), a)[0]
+        found = torch.autograd.grad(update.held_out(batch, teacher_outputs, Clock(), 0.1), a)[0]
         for place in range(2):
             values = []
             for move in (1e-5, -1e-5):
                 with torch.no_grad():
                     a[place] += move
-                values.append(update.held_out(batch, taught, Clock(), 0.1).item())
+                values.append(update.held_out(batch, teacher_outputs, Clock(), 0.1).item())
                 with torch.no_grad():
                     a[place] -= move
             assert found[place].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
@@ -348,8 +350,8 @@ class TestMeta:
     def test_looking_ahead_is_one_real_step_of_descent(self):
         model, teacher, batch = network(0, torch.float64), network(1, torch.float64), self.batch()
         update = self.update(model, teacher)
-        taught = {"teacher": Outputs(teacher(batch.side("student")).detach())}
-        ahead = update.held_out(batch, taught, Clock(), 0.1).item()
+        teacher_outputs = {"teacher": Outputs(teacher(batch.side("student")).detach())}
+        ahead = update.held_out(batch, teacher_outputs, Clock(), 0.1).item()
         moved = copy.deepcopy(model)
         optimizer = torch.optim.SGD(moved.parameters(), lr=0.1)
         Descent(predictor(moved), {"teacher": predictor(teacher)}, HandCriterion(), optimizer)([batch], Clock())

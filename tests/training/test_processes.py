@@ -35,8 +35,8 @@ def stepped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what one process and each of two and of three made."""
     folder = tmp_path_factory.mktemp("stepped")
     for processes in (1, 2, 3):
-        for code, said in started([str(SCRIPT), str(folder / f"{processes}-RANK.safetensors")], processes):
-            assert code == 0, said
+        for code, text in started([str(SCRIPT), str(folder / f"{processes}-RANK.safetensors")], processes):
+            assert code == 0, text
     return folder
 
 
@@ -82,11 +82,11 @@ def test_bfloat16_is_as_near_to_float32_in_two_processes_as_in_one(stepped: Path
 
 def test_terms_that_relate_samples_are_refused_in_two_processes(stepped: Path) -> None:
     for rank in range(2):
-        said = (stepped / f"2-{rank}.refused").read_text()
-        assert "accumulate is 1 and processes 2: a term of this objective relates the samples" in said
+        text = (stepped / f"2-{rank}.refused").read_text()
+        assert "accumulate is 1 and processes 2: a term of this objective relates the samples" in text
 
 
 def test_loaders_that_differ_between_processes_are_refused_in_all(stepped: Path) -> None:
     for rank in range(2):
-        said = (stepped / f"2-{rank}.differ").read_text()
-        assert "the first batch of an epoch of the loader is not the same in the 2 processes" in said
+        text = (stepped / f"2-{rank}.differ").read_text()
+        assert "the first batch of an epoch of the loader is not the same in the 2 processes" in text

@@ -115,7 +115,7 @@ def test_cosine_and_linear_against_numpy():
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "words"),
     [
         (lambda: Linear(1, 0, begin=0.8, finish=0.2), "begin comes first"),
         (lambda: Exponential(1, 0), "both must be above 0"),
@@ -133,8 +133,8 @@ def test_cosine_and_linear_against_numpy():
         (lambda: JSD(beta=Exponential(0.5, 2.0)), "allowed: 0 to 1"),
     ],
 )
-def test_what_is_refused(build, said):
-    with pytest.raises(RecipeError, match=said):
+def test_what_is_refused(build, words):
+    with pytest.raises(RecipeError, match=words):
         build()
 
 

@@ -88,8 +88,8 @@ def test_fit_is_bitwise_a_bare_loop(optimizer):
         for i in range(len(source)):
             batch = source.make(epoch, i)
             with torch.no_grad():
-                taught = predictor(teacher)(batch)
-            loss, _ = criterion(predictor(student)(batch), {"t": taught}, batch, Clock())
+                teacher_outputs = predictor(teacher)(batch)
+            loss, _ = criterion(predictor(student)(batch), {"t": teacher_outputs}, batch, Clock())
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -99,10 +99,10 @@ def test_fit_is_bitwise_a_bare_loop(optimizer):
     torch.manual_seed(5)
 
     @torch.no_grad()
-    def taught_by(batch):
+    def answer(batch):
         return predictor(teacher2)(batch)
 
-    update = Descent(predictor(other), {"t": taught_by}, HandCriterion(), opt2)
+    update = Descent(predictor(other), {"t": answer}, HandCriterion(), opt2)
     history = fit(update, Toy(), State(student=other, optimizer=opt2), Budget(epochs=3), options=Options(log_every=1))
     assert [record["loss"] for record in history.records] == losses
     assert equal_states(student.state_dict(), other.state_dict())

@@ -201,7 +201,7 @@ class Distiller(nn.Module):
             if example is None:
                 raise RecipeError("this objective has layers: auto; give `example=inputs`, so that they can be chosen")
             self.objective = objective = self._decided(self._batch(example, target))
-        self._needs = needs_of(objective, tuple(self._subjects))
+        self._needs = needs_of(objective, tuple(self._subjects), self.task.answer.needs)
         self._stack: ExitStack | None = None
         self._teachers: dict[str, Any] = {}
         self.criterion: Criterion | None = None
@@ -232,9 +232,9 @@ class Distiller(nn.Module):
             self._build(batch)
             if any(True for _ in self._criterion().parameters()):
                 raise RecipeError("this objective has terms that learn; give `example=inputs`, then make the optimizer")
-        taught = {name: teacher(batch) for name, teacher in self._teachers.items()}
-        said = self._forward(batch)
-        return self._criterion()(said, taught, batch, Clock(progress=progress))
+        teacher_outputs = {name: teacher(batch) for name, teacher in self._teachers.items()}
+        outputs = self._forward(batch)
+        return self._criterion()(outputs, teacher_outputs, batch, Clock(progress=progress))
 
     def _decided(self, batch: Batch) -> Objective:
         """The objective with its layers chosen from one batch."""

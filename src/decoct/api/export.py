@@ -351,8 +351,8 @@ class _Plain(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         given = {} if set(inputs) == {"input"} else inputs
-        said = self.model(**given) if given else self.model(inputs["input"])
-        logits: Tensor = said if isinstance(said, Tensor) else said.logits
+        outputs = self.model(**given) if given else self.model(inputs["input"])
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
         return logits
 
 

@@ -389,9 +389,9 @@ def call(words: Sequence[str]) -> int:
     words = in_front(words)
     first = os.environ.get("RANK", "0") == "0"
     session = Session(words, json="--json" in words and first, quiet="--quiet" in words or not first)
-    elsewhere = contextlib.redirect_stdout(sys.stderr) if session.json else contextlib.nullcontext()
+    redirected = contextlib.redirect_stdout(sys.stderr) if session.json else contextlib.nullcontext()
     try:
-        with elsewhere:
+        with redirected:
             answer = app(words, prog_name="decoct", standalone_mode=False, obj=session)
     except UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""

@@ -21,13 +21,11 @@ REQUIRED = {
     "onnxscript": (0, 7, 1),
     "pydantic": (2, 12),
     "safetensors": (0, 5),
-    "accelerate": (1, 6),
     "scikit-learn": (1, 5),
 }
 EXTRAS = {
     "vision": ("timm", "pyarrow"),
     "nlp": ("transformers", "tokenizers"),
-    "tabular": ("skl2onnx",),
 }
 DISK_MIB = 500
 MEMORY_MIB = 1000

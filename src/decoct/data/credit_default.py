@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from decoct.data.base import Data, Dataset
 from decoct.data.files import absent, cache_folder, failed, present
@@ -66,17 +69,24 @@ def _fetch(offline: bool) -> Table:
     from sklearn.datasets import fetch_openml
 
     try:
-        frame = fetch_openml(data_id=OPENML, data_home=str(kept.parent), as_frame=True, parser="auto").frame
+        found = fetch_openml(data_id=OPENML, data_home=str(kept.parent), as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:
         raise failed("credit_default", error, WANTED) from None
     names = (*FEATURES, TARGET)
-    if len(frame.columns) != len(names):
-        raise DataError(f"OpenML {OPENML}: {len(frame.columns)} columns, expected {len(names)}")
-    rows = [",".join(_cell(cell) for cell in row) for row in frame.itertuples(index=False)]
+    values = [_decoded(column, found.categories.get(name)) for name, column in zip(found.feature_names, found.data.T)]
+    columns = [*values, list(found.target)]
+    if len(columns) != len(names):
+        raise DataError(f"OpenML {OPENML}: {len(columns)} columns, expected {len(names)}")
+    rows = [",".join(map(_cell, row)) for row in zip(*columns)]
     part = kept.with_suffix(".part")
     part.write_text("\n".join([",".join(names), *rows]) + "\n", encoding="utf-8")
     part.replace(kept)
     return _read(kept)
+
+
+def _decoded(column: np.ndarray, categories: Sequence[str] | None) -> list[Any]:
+    """A column's values; those of a nominal one are given as places in its list of categories."""
+    return column.tolist() if categories is None else [categories[int(place)] for place in column]
 
 
 def _cell(value: object) -> str:

@@ -18,7 +18,7 @@ Same = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Spare(Batch):
+class Padding(Batch):
     """A sample that stands in where a batch has none for a process: it may be run, and counts for nothing."""
 
 
@@ -44,16 +44,16 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def own_part(batch: Batch, rank: int, count: int) -> Batch:
-    """What process `rank` of `count` gets of a batch and of the one beside it; a Spare where nothing is left for it."""
+    """What process `rank` of `count` gets of a batch and of those beside it; a Padding where nothing is left."""
     start, stop = bounds(len(batch), rank, count)
-    found = part(batch, start, stop) if start < stop else spare(part(batch, 0, 1))
+    found = part(batch, start, stop) if start < stop else padding(part(batch, 0, 1))
     also = {name: own_part(each, rank, count) for name, each in batch.also.items()}
     return replace(found, also=also) if also else found
 
 
-def spare(batch: Batch) -> Spare:
-    """The same as a Spare."""
-    return Spare(**{each.name: getattr(batch, each.name) for each in fields(Batch)})
+def padding(batch: Batch) -> Padding:
+    """The same as a Padding."""
+    return Padding(**{each.name: getattr(batch, each.name) for each in fields(Batch)})
 
 
 class Parts(Source):
@@ -92,7 +92,7 @@ def dealt(collate: Callable[..., Batch], rank: int, count: int) -> Callable[...,
         own_view = view[chosen] if isinstance(view, np.ndarray) and view.ndim else view
         own_seeds = None if seeds is None else seeds[chosen]
         batch = collate(split, indices[chosen], seeds=own_seeds, view=own_view)
-        return batch if start < stop else spare(batch)
+        return batch if start < stop else padding(batch)
 
     return collated
 

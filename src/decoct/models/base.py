@@ -79,7 +79,7 @@ class OutsideModel(Model):
 
 
 def identity(model: Model) -> str:
-    """SHA-256 of what a model is: its Spec without what is `unkeyed`, and of files their content, not their path."""
+    """SHA-256 of what a model is: its Spec without what is `not_in_key`, and of files their content, not their path."""
     if not isinstance(model, OutsideModel):
         return digest_of(model.keyed())
     fields = {name: getattr(model, name) for name in type(model).model_fields if name != "path"}

@@ -31,14 +31,14 @@ def call(model: nn.Module, kind: str, inputs: Any) -> Any:
 def run_plainly(module: nn.Module, inputs: Any, interface: Interface, needs: Needs) -> Outputs:
     """What a network says whose result is logits, one tensor for all outputs or one for each by name."""
     if not needs.features:
-        return said(call(module, interface.kind, inputs), interface)
+        return outputs_of(call(module, interface.kind, inputs), interface)
     with capture(module, sorted(needs.features)) as features:
         raw = call(module, interface.kind, inputs)
-    found = said(raw, interface)
+    found = outputs_of(raw, interface)
     return Outputs(found.distribution, heads=found.heads, features=dict(features))
 
 
-def said(raw: Any, interface: Interface) -> Outputs:
+def outputs_of(raw: Any, interface: Interface) -> Outputs:
     """The Outputs of what a model returned; of several outputs each is a head, by its name.
 
     A tensor for several outputs holds them side by side, in their order. RecipeError describes anything else.

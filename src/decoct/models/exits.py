@@ -124,45 +124,45 @@ class ExitNet(nn.Module):
                 tap.listener = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        said: list[Tensor] = []
+        answers: list[Tensor] = []
 
         def listen(path: str, output: Any) -> None:
-            said.append(self.heads[len(said)](summary(output, self.pool)))
-            if self._enough(said):
+            answers.append(self.heads[len(answers)](summary(output, self.pool)))
+            if self._enough(answers):
                 raise _Answered
 
         with suppress(_Answered), self._listening(listen):
             raw = self.net(*args, **kwargs)
-            said.append(raw if isinstance(raw, Tensor) else raw.logits)
-        return self._answer(said)
+            answers.append(raw if isinstance(raw, Tensor) else raw.logits)
+        return self._answer(answers)
 
-    def _enough(self, said: Sequence[Tensor]) -> bool:
+    def _enough(self, answers: Sequence[Tensor]) -> bool:
         if self.training or torch.compiler.is_compiling():
             return False
         if self.exit is not None:
-            return len(said) == self.at.index(self.exit) + 1
+            return len(answers) == self.at.index(self.exit) + 1
         if self.threshold is None:
             return False
-        return bool(sure(said, self.threshold).any(0).all())
+        return bool(sure(answers, self.threshold).any(0).all())
 
-    def _answer(self, said: Sequence[Tensor]) -> Tensor:
+    def _answer(self, answers: Sequence[Tensor]) -> Tensor:
         if self.training:
-            return said[-1]
+            return answers[-1]
         if self.exit is not None:
-            return said[self.at.index(self.exit)]
+            return answers[self.at.index(self.exit)]
         if self.threshold is None:
-            return said[-1]
-        answer = said[-1]
-        for logits, enough in zip(reversed(said[:-1]), sure(said[:-1], self.threshold).flip(0)):
+            return answers[-1]
+        answer = answers[-1]
+        for logits, enough in zip(reversed(answers[:-1]), sure(answers[:-1], self.threshold).flip(0)):
             answer = torch.where(enough.unsqueeze(-1), logits, answer)
         return answer
 
 
-def sure(said: Sequence[Tensor], threshold: float) -> Tensor:
+def sure(answers: Sequence[Tensor], threshold: float) -> Tensor:
     """Bool `[exits, B]`: whose highest probability reaches the threshold."""
-    if not said:
+    if not answers:
         return torch.zeros(0, 0, dtype=torch.bool)
-    return torch.stack([logits.softmax(-1).amax(-1) >= threshold for logits in said])
+    return torch.stack([logits.softmax(-1).amax(-1) >= threshold for logits in answers])
 
 
 def summary(output: Any, pool: int = 1) -> Tensor:

@@ -31,9 +31,9 @@ def function_fingerprint(name: str, function: Callable[..., Any]) -> str:
     >>> function_fingerprint("teacher", one)
     'version 1'
     """
-    said = getattr(function, "fingerprint", None)
-    if isinstance(said, str):
-        return said
+    own = getattr(function, "fingerprint", None)
+    if isinstance(own, str):
+        return own
     try:
         made = _of(function, ())
     except _Unknown as error:

@@ -94,7 +94,7 @@ class Client:
                     sock.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, method: str, path: str, body: bytes | None, kind: str) -> Reply:
-        said = ""
+        problem = ""
         for number in range(self._retries + 1):
             if number:
                 self.resent += 1
@@ -103,15 +103,15 @@ class Client:
             try:
                 reply = self._once(method, path, body, kind)
             except (OSError, http.client.HTTPException) as error:
-                said = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {error}"
                 continue
             if reply.status == 200:
                 return reply
             if reply.status != 429 and reply.status < 500:
                 raise refused(self.url + path, reply)
-            said = f"status {reply.status}: {_text(reply)}"
+            problem = f"status {reply.status}: {_text(reply)}"
         raise ResourceError(
-            f"{self.url}{path} gave no answer in {number + 1} tries, at last {said}; does the server run?"
+            f"{self.url}{path} gave no answer in {number + 1} tries, at last {problem}; does the server run?"
         )
 
     def _once(self, method: str, path: str, body: bytes | None, kind: str) -> Reply:

@@ -30,7 +30,7 @@ class Remote(OutsideModel):
 
     use: ClassVar[str] = "http"
     positional: ClassVar[tuple[str, ...]] = ("url",)
-    unkeyed: ClassVar[tuple[str, ...]] = ("url", "token", "timeout", "retries")  # the fingerprint says which weights
+    not_in_key: ClassVar[tuple[str, ...]] = ("url", "token", "timeout", "retries")  # the fingerprint says which weights
     url: str
     token: TokenName = TOKEN
     timeout: float = Field(default=60.0, gt=0)

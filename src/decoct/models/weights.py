@@ -75,19 +75,19 @@ def fill(module: nn.Module, expected: Mapping[str, Tensor], weights: Mapping[str
 def mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     """What keeps `weights` from filling `expected`, one sentence for each sort."""
     missing = [name for name in expected if name not in weights]
-    spare = [name for name in weights if name not in expected]
+    unexpected = [name for name in weights if name not in expected]
     wrong = [
         f"{name} is {_shape(weights[name])}, {_shape(tensor)} is needed"
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    lacking = [f"{name} {_shape(expected[name])}{_near(name, spare, weights)}" for name in missing[:SHOWN]]
-    over = [f"{name} {_shape(weights[name])}" for name in spare[:SHOWN]]
+    lacking = [f"{name} {_shape(expected[name])}{_near(name, unexpected, weights)}" for name in missing[:SHOWN]]
+    over = [f"{name} {_shape(weights[name])}" for name in unexpected[:SHOWN]]
     sentences = []
     if missing:
         sentences.append("missing " + ", ".join(lacking) + _more(missing))
-    if spare:
-        sentences.append("unexpected " + ", ".join(over) + _more(spare))
+    if unexpected:
+        sentences.append("unexpected " + ", ".join(over) + _more(unexpected))
     if wrong:
         sentences.append(", ".join(wrong[:SHOWN]) + _more(wrong))
     return sentences
@@ -108,8 +108,8 @@ def without_prefix(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -
     return weights
 
 
-def _near(name: str, spare: list[str], weights: Mapping[str, Tensor]) -> str:
-    close = nearest(name, spare, count=1)
+def _near(name: str, unexpected: list[str], weights: Mapping[str, Tensor]) -> str:
+    close = nearest(name, unexpected, count=1)
     return f" (the file has {close[0]} {_shape(weights[close[0]])})" if close else ""
 
 

@@ -233,13 +233,13 @@ def sweep(
     own, theirs = _Room(student, chunk, full), _Room(teacher, chunk, full)
     for start in range(0, len(hidden), chunk):
         part = slice(start, min(start + chunk, len(hidden)))
-        logits, heard = own.logits(part), theirs.logits(part)
+        logits, teacher_logits = own.logits(part), theirs.logits(part)
         assert isinstance(logits, Tensor)
         for rows in _blocks(logits):
             inside = slice(start + rows.start, start + rows.stop)
-            said = _rows_of(heard, rows)
+            teacher_rows = _rows_of(teacher_logits, rows)
             capped = logits[rows].clone() if any(wanted) and head.softcap is not None else None
-            one, two = recipe.block(logits[rows], said, inside, any(wanted))
+            one, two = recipe.block(logits[rows], teacher_rows, inside, any(wanted))
             soft, hard = soft + one * share, hard + two * share
             if capped is not None and head.softcap is not None:
                 slope = 1 - (capped / head.softcap).clamp_(-1, 1).square_()
@@ -294,8 +294,8 @@ class _Room:
         return _rows_of(self.source, part) if isinstance(self.source, TopK) else self.source(part).to(self.type)
 
 
-def _rows_of(heard: Tensor | TopK, rows: slice) -> Tensor | TopK:
-    return heard.each(lambda each: each[rows]) if isinstance(heard, TopK) else heard[rows]
+def _rows_of(logits: Tensor | TopK, rows: slice) -> Tensor | TopK:
+    return logits.each(lambda each: each[rows]) if isinstance(logits, TopK) else logits[rows]
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:

@@ -85,8 +85,8 @@ def _top_of(objective: LogitsObjective, teachers: Mapping[str, Outputs]) -> TopK
     """What the teacher says in place of logits."""
     if not objective.taught:
         return None
-    heard = only(teachers)
-    return heard.top if heard.logits is None else None
+    outputs = only(teachers)
+    return outputs.top if outputs.logits is None else None
 
 
 class LogitsTerm(Term):

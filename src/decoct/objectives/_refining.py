@@ -50,9 +50,9 @@ def _refined(
     clock: Clock,
 ) -> Tensor:
     """The term's value under the refined teacher; items that a refinement leaves out stay in the number of items."""
-    ((name, heard),) = teachers.items()
+    ((name, outputs),) = teachers.items()
     layers = objective.needs().get("teacher", Needs()).features
-    lesson = Lesson(objective.label, heard, layers=tuple(sorted(layers)))
+    lesson = Lesson(objective.label, outputs, layers=tuple(sorted(layers)))
     for each in objective.refine:
         lesson = each.refine(lesson, batch, clock)
     if lesson.weight is not None and not term.splittable:

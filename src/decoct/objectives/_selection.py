@@ -47,8 +47,8 @@ def selected(
         if not keep.any():
             return zero(student)
         chosen = keep.nonzero().squeeze(1)
-        heard = {name: each.take(chosen, len(keep)) for name, each in teachers.items()}
-        result = term(student.take(chosen, len(keep)), heard, batch.take(chosen), clock)
+        teacher_outputs = {name: each.take(chosen, len(keep)) for name, each in teachers.items()}
+        result = term(student.take(chosen, len(keep)), teacher_outputs, batch.take(chosen), clock)
     assert isinstance(result, Tensor)
     return result
 

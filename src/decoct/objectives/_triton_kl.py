@@ -78,10 +78,10 @@ def _rows(  # type: ignore[no-untyped-def]
             tl.store(own + start + lanes, gradient, mask=inside)
     tl.store(soft + row, value)
     if LABELS:
-        said = (1.0 - smoothing) * likely
+        log_likelihood = (1.0 - smoothing) * likely
         if smoothing > 0.0:
-            said += smoothing / alive * total
-        tl.store(hard + row, -weight * said)
+            log_likelihood += smoothing / alive * total
+        tl.store(hard + row, -weight * log_likelihood)
 
 
 def forward_kl_in_place(

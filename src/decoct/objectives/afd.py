@@ -80,8 +80,8 @@ class AFD(Objective):
 
     def decide(self, student: Outputs, teacher: Outputs) -> Objective:
         found: dict[str, Any] = {}
-        for name, said in (("student", student), ("teacher", teacher)):
-            paths = tuple(path for path, _ in stages(said))
+        for name, outputs in (("student", student), ("teacher", teacher)):
+            paths = tuple(path for path, _ in stages(outputs))
             if not paths:
                 raise RecipeError(f"{self.label}: layers are auto, and the {name} has no stages; name them")
             given = getattr(self, f"{name}_layers")
@@ -134,10 +134,10 @@ class AFDTerm(Term):
         logits = torch.einsum("bstd,btd->bts", spread, queries) + self.teacher_place @ self.student_place.T
         return afd_loss(own, theirs, torch.softmax(logits / dim**0.5, -1))
 
-    def _maps(self, who: Literal["student", "teacher"], said: Outputs) -> list[Tensor]:
+    def _maps(self, who: Literal["student", "teacher"], outputs: Outputs) -> list[Tensor]:
         objective = self.objective
         paths = objective.student_layers if who == "student" else objective.teacher_layers
-        found = [as_map(objective.label, promote(feature(objective, who, said, path))[0]) for path in paths]
+        found = [as_map(objective.label, promote(feature(objective, who, outputs, path))[0]) for path in paths]
         return found if who == "student" else [each.detach() for each in found]
 
     def layers(self) -> list[dict[str, Any]]:

@@ -73,13 +73,15 @@ class Objective(Spec):
     are several; `teacher` the one that it listens to, where there are several; `on` which samples count.
     `refine`: what is done to the teacher's answer before the term hears it, in order, as `[{use: confidence}]`.
     `taught`: it listens to a teacher; `supervised`: it reads targets, so that unlabelled samples never count; `mixed`:
-    these may be distributions over classes, as mixup makes them; `splittable`: what its Term says of itself.
+    these may be distributions over classes, as mixup makes them; `splittable`: what its Term says of itself;
+    `asks_task`: it reads what the task's own loss reads of the student.
     """
 
     taught: ClassVar[bool] = True
     supervised: ClassVar[bool] = False
     mixed: ClassVar[bool] = False
     splittable: ClassVar[bool] = True
+    asks_task: ClassVar[bool] = False
 
     weight: Scalar = 1.0
     name: str | None = None

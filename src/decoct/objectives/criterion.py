@@ -178,14 +178,19 @@ class Criterion(nn.Module):
         if not each.plain:
             view = _view(each.objective, student, teachers, batch, self._known)
             return value_of(each.objective, each.term, *view, clock)
-        heard = {} if each.teacher is None else {each.teacher: teachers[each.teacher]}
-        return selected(each.term, kept(each.objective, each.term, batch), student, heard, batch, clock)
+        teacher_outputs = {} if each.teacher is None else {each.teacher: teachers[each.teacher]}
+        return selected(each.term, kept(each.objective, each.term, batch), student, teacher_outputs, batch, clock)
 
 
-def needs_of(objective: Objective, teachers: Sequence[str]) -> dict[str, Needs]:
-    """What must be captured of the "student" and of each of `teachers` by name, before a Criterion is built."""
+def needs_of(objective: Objective, teachers: Sequence[str], loss: Needs) -> dict[str, Needs]:
+    """What must be captured of the "student" and of each of `teachers` by name, before a Criterion is built.
+
+    `loss`: what the task's own loss reads of the student (`answer.needs`), where a term asks for it.
+    """
     wanted: dict[str, Needs] = {name: Needs() for name in ("student", *teachers)}
     for each in objective.flat():
+        if each.asks_task:
+            wanted["student"] = wanted["student"] | loss
         for role, needs in each.needs().items():
             name = role if role == "student" else teacher_name(each, teachers)
             wanted[name] = wanted[name] | needs

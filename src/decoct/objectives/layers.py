@@ -84,31 +84,31 @@ def stage_pairs(label: str, student: Outputs, teacher: Outputs) -> dict[str, str
 def embedding_pair(label: str, student: Outputs, teacher: Outputs) -> dict[str, str]:
     """What goes into the last layer of both sides."""
     found = []
-    for who, said in (("student", student), ("teacher", teacher)):
-        path = last_layer(said)
+    for who, outputs in (("student", student), ("teacher", teacher)):
+        path = last_layer(outputs)
         if path is None:
             raise RecipeError(f"{label}: layers is auto, and the {who} has no last layer; name the layers")
         found.append(f"{path}@input")
     return {found[0]: found[1]}
 
 
-def last_layer(said: Outputs) -> str | None:
+def last_layer(outputs: Outputs) -> str | None:
     """The layer that makes the logits: the first of the modules without parts that end with the shape of the logits."""
-    if said.logits is None:
+    if outputs.logits is None:
         return None
     found = None
-    for path, value in reversed(list(said.features.items())):
-        if not _has_parts(path, said.features):
-            if value.shape != said.logits.shape:
+    for path, value in reversed(list(outputs.features.items())):
+        if not _has_parts(path, outputs.features):
+            if value.shape != outputs.logits.shape:
                 break
             found = path
     return found
 
 
-def stages(said: Outputs) -> list[tuple[str, tuple[int, ...]]]:
+def stages(outputs: Outputs) -> list[tuple[str, tuple[int, ...]]]:
     """Blocks of tokens where there are any, else the last module at each resolution: paths and shapes, in order."""
-    size = next((len(each) for each in (said.logits, *said.features.values()) if each is not None), 0)
-    return _blocks(said.features, size) or _resolutions(said.features, size)
+    size = next((len(each) for each in (outputs.logits, *outputs.features.values()) if each is not None), 0)
+    return _blocks(outputs.features, size) or _resolutions(outputs.features, size)
 
 
 def _blocks(features: Mapping[str, Tensor], size: int) -> list[tuple[str, tuple[int, ...]]]:

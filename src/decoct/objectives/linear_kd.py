@@ -280,13 +280,13 @@ def _kept_top_k(targets: TopK, items: torch.Size, classes: int, mask: Tensor | N
 def _told(source: TeacherLogits, classes: int) -> TeacherLogits:
     def ask(part: slice) -> Tensor:
         with torch.no_grad():
-            said = source(part)
-        if said.shape != (part.stop - part.start, classes):
+            logits = source(part)
+        if logits.shape != (part.stop - part.start, classes):
             raise RecipeError(
-                f"{NAME}: the teacher gave logits {shape(said)} for {part.stop - part.start} tokens and {classes} "
+                f"{NAME}: the teacher gave logits {shape(logits)} for {part.stop - part.start} tokens and {classes} "
                 "classes; allowed: [n, V]"
             )
-        return said
+        return logits
 
     return ask
 

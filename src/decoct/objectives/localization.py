@@ -78,7 +78,8 @@ class LocalizationTerm(Term):
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         objective, teacher = self.objective, only(teachers)
         own, theirs = (
-            _values(objective, who, said, objective.edges) for who, said in (("student", student), ("teacher", teacher))
+            _values(objective, who, outputs, objective.edges)
+            for who, outputs in (("student", student), ("teacher", teacher))
         )
         if own.shape != theirs.shape or own.ndim < 2:
             raise RecipeError(
@@ -95,7 +96,9 @@ class LocalizationTerm(Term):
         return len(batch)
 
 
-def _values(objective: Localization, who: str, said: Outputs, name: str) -> Tensor:
-    if name not in said.values:
-        raise RecipeError(f"{objective.label}: the {who} gives no values {name!r}; {did_you_mean(name, said.values)}")
-    return said.values[name]
+def _values(objective: Localization, who: str, outputs: Outputs, name: str) -> Tensor:
+    if name not in outputs.values:
+        raise RecipeError(
+            f"{objective.label}: the {who} gives no values {name!r}; {did_you_mean(name, outputs.values)}"
+        )
+    return outputs.values[name]

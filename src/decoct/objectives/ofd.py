@@ -94,8 +94,8 @@ class OFD(PairedObjective):
         return self.batch_norm.get(path, path.partition("@")[0])
 
     def network(self, student: Tensor, teacher: Tensor, probe: Probe, path: str) -> PairNetwork:
-        said, source = only(probe.teachers), self._source(path)
-        weight, bias = (feature(self, "teacher", said, f"{source}@{part}") for part in ("weight", "bias"))
+        outputs, source = only(probe.teachers), self._source(path)
+        weight, bias = (feature(self, "teacher", outputs, f"{source}@{part}") for part in ("weight", "bias"))
         channels = teacher.shape[1] if teacher.ndim == 4 else teacher.shape[-1]
         if weight.shape != (channels,) or bias.shape != (channels,):
             raise RecipeError(

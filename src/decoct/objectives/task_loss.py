@@ -23,6 +23,7 @@ class TaskLoss(Objective):
     taught: ClassVar[bool] = False
     supervised: ClassVar[bool] = True
     mixed: ClassVar[bool] = True
+    asks_task: ClassVar[bool] = True
 
     def build(self, probe: Probe) -> Term:
         return TaskLossTerm(probe.task)

@@ -111,11 +111,11 @@ class ULDTerm(Term):
         temperature = at(self.objective.temperature, clock)
         return uld_loss(own, theirs, student_mask=kept, teacher_mask=theirs_kept, temperature=temperature)
 
-    def _positions(self, who: str, said: Outputs) -> tuple[Tensor, Tensor]:
-        logits = logits_of(who, said, self.objective.label)
+    def _positions(self, who: str, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        logits = logits_of(who, outputs, self.objective.label)
         logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
-        if said.mask is not None:
-            return logits, said.mask.reshape(logits.shape[:2])
+        if outputs.mask is not None:
+            return logits, outputs.mask.reshape(logits.shape[:2])
         return logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
 
     def items(self, batch: Batch) -> Tensor | int:

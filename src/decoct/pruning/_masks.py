@@ -1,4 +1,4 @@
-"""What schemes that set weights to zero share: which weights, the pace, the companions."""
+"""What schemes that set weights to zero share: which weights, the pace, the callbacks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.training.callback import Callback
 from decoct.training.clock import Clock
-from decoct.training.companion import Companion
 from decoct.training.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.training.projection import Projection
 
@@ -209,7 +209,7 @@ class ByMovement(Scoring):
             self.dense[name] = state["dense"][name].to(weight.device)
 
 
-class Growing(Companion):
+class Growing(Callback):
     """Masks that grow while a network trains, chosen by a rule from scores; complete at the end of the pace."""
 
     def __init__(self, weights: Mapping[str, nn.Parameter], scoring: Scoring, rule: Rule, pace: Pace) -> None:
@@ -284,7 +284,7 @@ class Unstructured(Scheme):
             return self.replace(ratio=1 - (1 - self.ratio) ** (number / count))
         return self.replace(ratio=self.ratio * SHAPES[self.schedule](number / count))
 
-    def companion(self, module: nn.Module, evidence: Evidence, until: float) -> Companion:
+    def callback(self, module: nn.Module, evidence: Evidence, until: float) -> Callback:
         weights = self.weights(module)
         pace = Pace(self.begin, until, self.every, SHAPES[self.schedule])
         return Growing(weights, self.scoring(weights), self.masks, pace)
@@ -292,7 +292,7 @@ class Unstructured(Scheme):
     def changes(self, module: nn.Module) -> tuple[Change, ...]:
         return nonzero(self.weights(module))
 
-    def hold(self, module: nn.Module) -> Companion:
+    def hold(self, module: nn.Module) -> Callback:
         return held(self.weights(module))
 
 

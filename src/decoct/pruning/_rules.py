@@ -328,9 +328,9 @@ def _flip(atoms: Atoms, args: Sequence[Any], kwargs: Mapping[str, Any], out: Ten
 def _reduced(atoms: Atoms, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
     """A sum, mean, maximum or norm over axes, whose sizes are free."""
     x = args[0]
-    said = next((each for each in args[1:] if isinstance(each, list | tuple | int) and each is not True), None)
-    said = kwargs.get("dim", said)
-    dims = range(x.dim()) if said in (None, []) else [said] if isinstance(said, int) else said
+    named = next((each for each in args[1:] if isinstance(each, list | tuple | int) and each is not True), None)
+    named = kwargs.get("dim", named)
+    dims = range(x.dim()) if named in (None, []) else [named] if isinstance(named, int) else named
     gone = {dim % x.dim() for dim in dims} if x.dim() else set()
     labels = atoms.of(x)
     for each in _flat([out]):

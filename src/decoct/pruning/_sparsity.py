@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from decoct.pruning._atoms import Axis, Group
 from decoct.pruning._scores import WEIGHED
+from decoct.training.callback import Callback
 from decoct.training.clock import Clock
-from decoct.training.companion import Companion
 
 
 class Part:
@@ -40,7 +40,7 @@ class Part:
         self.parameter.mul_(full.view(shape).to(self.parameter.dtype))
 
 
-class _Lasso(Companion):
+class _Lasso(Callback):
     """Soft thresholds over the groups of a dependency graph; it keeps no state."""
 
     def __init__(self, module: nn.Module, groups: Sequence[Group], weight: float) -> None:

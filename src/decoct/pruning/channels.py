@@ -18,7 +18,7 @@ from decoct.pruning._graph import groups_of
 from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import Scores, choose, keep_count
 from decoct.pruning._sparsity import GroupLasso, ScaleLasso
-from decoct.training.companion import Companion
+from decoct.training.callback import Callback
 from decoct.training.compression import Change, Compressed, Evidence, protected
 
 
@@ -59,7 +59,7 @@ class Channels(InRounds):
     def _head_score(self) -> Literal["l1", "l2", "taylor"]:
         return "l2" if self.score == "bn_scale" else self.score
 
-    def companion(self, module: nn.Module, evidence: Evidence, until: float) -> Companion:
+    def callback(self, module: nn.Module, evidence: Evidence, until: float) -> Callback:
         keep = dict.fromkeys(protected(module, self.protect), "protected")
         groups = [each for each in groups_of(module, evidence, keep) if not each.frozen and each.size > self.round_to]
         lasso = ScaleLasso if self.score == "bn_scale" else GroupLasso

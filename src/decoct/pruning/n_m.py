@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from decoct.errors import RecipeError
 from decoct.pruning._masks import ByMagnitude, Growing, Pace, Tensors, held, magnitudes, masked, nonzero, prunable
-from decoct.training.companion import Companion
+from decoct.training.callback import Callback
 from decoct.training.compression import Change, Compressed, Evidence, Scheme
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -65,7 +65,7 @@ class NM(Scheme):
         """n after `number` of `count` rounds, rounded down."""
         return self.replace(n=self.m + (-(self.m - self.n) * number) // count)
 
-    def companion(self, module: nn.Module, evidence: Evidence, until: float) -> Companion:
+    def callback(self, module: nn.Module, evidence: Evidence, until: float) -> Callback:
         def shape(time: float) -> float:
             return time if self.schedule == "gradual" else 1.0
 
@@ -75,7 +75,7 @@ class NM(Scheme):
     def changes(self, module: nn.Module) -> tuple[Change, ...]:
         return nonzero(self.weights(module))
 
-    def hold(self, module: nn.Module) -> Companion:
+    def hold(self, module: nn.Module) -> Callback:
         return held(self.weights(module))
 
     def _why_not(self, name: str, weight: Tensor, module: nn.Module) -> str:

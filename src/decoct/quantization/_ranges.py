@@ -41,11 +41,11 @@ def histograms(proto: onnx.ModelProto, tensors: Iterable[str], feeds: Feeds) -> 
     session = opened(wide)
     samples = 0
     for feed in feeds():
-        said: Mapping[str, np.ndarray] = {**feed, **session(feed)}
+        arrays: Mapping[str, np.ndarray] = {**feed, **session(feed)}
         samples += len(next(iter(feed.values())))
         for name, seen in found.items():
             try:
-                seen.update(said[name])
+                seen.update(arrays[name])
             except ValueError:
                 raise DataError(
                     f"calibration: tensor {name!r} takes values that are not finite; look at the data"

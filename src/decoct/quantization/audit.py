@@ -92,19 +92,19 @@ class Audit:
 
     def warning(self) -> str:
         """What a user should know; empty where every layer runs in integers and no activation stands between."""
-        said = []
+        sentences = []
         left = [each for each in self.layers if each.runs == "float"]
         if left:
             named = "; ".join(f"{each.layer} ({each.operator}): {each.cause}" for each in left[:5])
             more = f"; and {len(left) - 5} more" if len(left) > 5 else ""
-            said.append(f"{len(left)} of {len(self.layers)} layers run in float: {named}{more}")
+            sentences.append(f"{len(left)} of {len(self.layers)} layers run in float: {named}{more}")
         if self.between:
             named = ", ".join(f"{count} {name}" for name, count in self.between.items())
-            said.append(
+            sentences.append(
                 f"between integer layers the runtime computes {named} in float, with codes turned into floats and "
                 "back each time: a student with ReLU or ReLU6 needs none of it"
             )
-        return ". ".join(said)
+        return ". ".join(sentences)
 
 
 def audit(path: Path, changes: Iterable[Change] = ()) -> Audit:

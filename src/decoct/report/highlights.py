@@ -38,9 +38,9 @@ def highlights(results: Results) -> list[Highlight]:
     if mine is not None and theirs is not None:
         detail = f"{units.score(mine, results.metric)} against {units.score(theirs, results.metric)}"
         found.append(_difference(results, mine, theirs, "than the teacher", detail))
-    taught, alone = results.model(STUDENT), results.model(ALONE)
-    if taught and alone and results.metric in taught.quality and results.metric in alone.quality:
-        mine, theirs = taught.quality[results.metric], alone.quality[results.metric]
+    student, alone = results.model(STUDENT), results.model(ALONE)
+    if student and alone and results.metric in student.quality and results.metric in alone.quality:
+        mine, theirs = student.quality[results.metric], alone.quality[results.metric]
         detail = f"{units.score(mine, results.metric)} against {units.score(theirs, results.metric)}"
         found.append(_difference(results, mine, theirs, "than the student alone", detail))
     return found

@@ -53,7 +53,7 @@ def findings(results: Results | Mapping[str, Any]) -> list[Finding]:
     if subject is None:
         return [Finding("This run evaluated no model.", "lead")]
     found = [Finding(_cost(records, subject, teacher_of(records, subject)), "lead")]
-    found += _taught(records, subject)
+    found += _gain(records, subject)
     found += _fidelity(records, subject)
     found += _integers(records)
     found += [Finding(_cost(records, each, teacher_of(records, each)), "note") for each in _others(records, subject)]
@@ -68,8 +68,8 @@ def subject_of(results: Results) -> ModelRecord | None:
     if end is not None:
         return end
     pupils = [model for model in models if not is_teacher(model)]
-    taught = [model for model in pupils if model.name != ALONE]
-    return results.model(STUDENT) or next(iter(taught + pupils + models), None)
+    students = [model for model in pupils if model.name != ALONE]
+    return results.model(STUDENT) or next(iter(students + pupils + models), None)
 
 
 def shipped_of(results: Results) -> ModelRecord | None:
@@ -77,8 +77,8 @@ def shipped_of(results: Results) -> ModelRecord | None:
     end = end_of(results)
     if end is not None:
         return end
-    taught = [model for model in results.models if not is_teacher(model) and model.name != ALONE]
-    return taught[-1] if taught else subject_of(results)
+    students = [model for model in results.models if not is_teacher(model) and model.name != ALONE]
+    return students[-1] if students else subject_of(results)
 
 
 def speedup(model: ModelRecord, teacher: ModelRecord) -> float | None:
@@ -213,7 +213,7 @@ def _unit(metric: str, amount: str) -> str:
     return f" {_points(amount)}" if units.is_share(metric) else ""
 
 
-def _taught(results: Results, subject: ModelRecord) -> Iterator[Finding]:
+def _gain(results: Results, subject: ModelRecord) -> Iterator[Finding]:
     for each in results.comparisons:
         if each.mean is not None and results.model(each.better) is not None:
             yield _comparison(results, each)

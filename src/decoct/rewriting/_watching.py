@@ -25,9 +25,9 @@ class _Watched(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with capture(self.module, self.paths) as features:
-            said = self.module(*args, **kwargs)
+            output = self.module(*args, **kwargs)
         self.look(features)
-        return said
+        return output
 
 
 def watch(module: nn.Module, evidence: Evidence, paths: Sequence[str], take: Take, *, inputs: bool = False) -> set[str]:

@@ -22,7 +22,7 @@ from decoct.recipe.recipe import Recipe
 from decoct.runner.execution import Options, prepare
 from decoct.steps.base import Context, Step
 from decoct.steps.distill import Distill
-from decoct.steps.labelling.answers import sight_of
+from decoct.steps.labelling.answers import label_views
 from decoct.steps.labelling.step import Label
 from decoct.steps.learning.batches import class_counts, few
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
@@ -130,20 +130,20 @@ def _step(
         return found.predict(batch, needs)
 
     objective = choose_layers(objective, roles, look)
-    needs = needs_of(objective, roles)
-    heard = {
+    needs = needs_of(objective, roles, task.answer.needs)
+    teachers = {
         role: _bound(_stand_in(recipe, inputs[role], made, task, context).predict, needs[role])
         for role in roles
         if role != COMBINED
     }
     if COMBINED in roles:
-        heard[COMBINED] = _bound(_zeros(task), needs[COMBINED])
+        teachers[COMBINED] = _bound(_zeros(task), needs[COMBINED])
     forward = student.forward(task, needs["student"])
     refuse_what_cannot_mix(step, objective, {}, context)
     counts = class_counts(context, step.labels)
     known = _known(recipe, {role: inputs[role] for role in roles if role != COMBINED}, task)
     modules = {"student": student.module}
-    criterion = build_criterion(objective, task, batch, forward, heard, modules, known, counts=counts)
+    criterion = build_criterion(objective, task, batch, forward, teachers, modules, known, counts=counts)
     return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
 
 
@@ -154,14 +154,14 @@ def _labelled(
     found = step.estimate(context.data, task)
     note = "its inputs fit" if found is None else f"{found[0]:,} answers, about {size_text(found[1])}"
     store = {
-        "views": sight_of(step, context).plain(step.mix),
+        "views": label_views(step, context).plain(step.mix),
         "labels": step.labels if step.mix is not None else None,
     }
-    said, alignment = _zeros(task), None
+    answer, alignment = _zeros(task), None
     if step.combine is None:
         first, alignment = _unaligned(recipe, next(iter(inputs.values())), made, task, context)
-        said = first.predict
-    stored = _stored(said, step.codec(task), step.features, step.name)
+        answer = first.predict
+    stored = _stored(answer, step.codec(task), step.features, step.name)
     stored(few(context, PROBE_SAMPLES), Needs(features=frozenset(step.features)))
     return StandIn(stored if alignment is None else _aligned(stored, alignment), store=store), note
 
@@ -175,14 +175,14 @@ def _stored(predict: Predict, codec: Codec, features: Sequence[str], name: str) 
                 f"feature {path!r} is wanted of the store {name!r}, which keeps "
                 f"{', '.join(features) or 'none'}; add it to its features"
             )
-        said = predict(batch, needs)
-        if said.logits is None:
-            return said
-        plain, places = Outputs(Dense(said.logits), mask=said.mask), np.arange(len(batch))
+        outputs = predict(batch, needs)
+        if outputs.logits is None:
+            return outputs
+        plain, places = Outputs(Dense(outputs.logits), mask=outputs.mask), np.arange(len(batch))
         layout = Layout.of(plain, codec)
         written = layout.encode(plain, seen=places, keys=places, measure=False)
-        back = layout.decode(written.cells, None if said.mask is None else said.mask.shape[-1])
-        return replace(said, distribution=back.distribution)
+        back = layout.decode(written.cells, None if outputs.mask is None else outputs.mask.shape[-1])
+        return replace(outputs, distribution=back.distribution)
 
     return kept
 
@@ -255,13 +255,13 @@ def _read(store: Artifact) -> Predict:
     opened = Store.open(store.folder, verify="none")
 
     def predict(batch: Batch, needs: Needs) -> Outputs:
-        said = opened.read(np.resize(opened.seen, len(batch)))
-        absent = sorted(needs.features - said.features.keys())
+        outputs = opened.read(np.resize(opened.seen, len(batch)))
+        absent = sorted(needs.features - outputs.features.keys())
         if absent:
             raise PathError(
-                f"feature {absent[0]!r} is wanted of {store.folder}, which keeps {', '.join(said.features)}"
+                f"feature {absent[0]!r} is wanted of {store.folder}, which keeps {', '.join(outputs.features)}"
             )
-        return replace(said, features={path: said.features[path].float() for path in needs.features})
+        return replace(outputs, features={path: outputs.features[path].float() for path in needs.features})
 
     return predict
 

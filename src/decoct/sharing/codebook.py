@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError
 from decoct.models.clustered import Clustered, bits_for, kind_of, pack
 from decoct.sharing._kmeans import kmeans, nearest
-from decoct.training.companion import Companion
+from decoct.training.callback import Callback
 from decoct.training.compression import Change, Compressed, Evidence, Scheme, protected
 from decoct.training.projection import Projection
 
@@ -86,7 +86,7 @@ class Codebook(Scheme):
         """Fewer clusters in each round, from 256 down, in equal ratios."""
         return self.replace(clusters=round(256 * (self.clusters / 256) ** (number / count)))
 
-    def hold(self, module: nn.Module) -> Companion | None:
+    def hold(self, module: nn.Module) -> Callback | None:
         """Keeps at zero the centroids that are, and weights of layers without a codebook that were pruned."""
         zeros = {path: each.centroids for path, each in _clustered(module) if bool((each.centroids == 0).any())}
         zeros |= _pruned(module)

@@ -53,7 +53,7 @@ class AdversarialDistill(Learning):
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         roles = [role for role in inputs if role != "model"]
         objective = decided(self, inputs, context, self.objective, roles)
-        needs = needs_of(objective, roles)
+        needs = needs_of(objective, roles, context.task.answer.needs)
         refuse_what_cannot_mix(self, objective, inputs, context)
         with lesson(self, inputs, context, needs) as at_work:
             student, module = self._student(at_work, needs["student"]), at_work.student.module

@@ -5,18 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
 from decoct.artifact import Artifact
+from decoct.data.base import Split
+from decoct.data.sources import Collate
 from decoct.spec import Spec
+from decoct.tasks.inputs.base import STUDENT
 from decoct.training.processes import ONE, Processes
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
     from decoct.tasks.base import Task
+    from decoct.tasks.inputs.base import Inputs as ReaderInputs
 
 Inputs = Mapping[str, Any]
 """By role: an Artifact, or a Model Spec to be built fresh."""
@@ -29,7 +34,8 @@ class Context:
     `task` is resolved; `folder` is where the artifact goes; `work` is a folder for checkpoints that survives a kill and
     goes when the step is done; `seed` is its own, derived from `run_seed`; `key` goes into the artifact; `given`
     holds objects that came from Python; `progress` takes (done, total, text) for the display; `processes` are those
-    that do this step, of which the first writes what there is to write.
+    that do this step, of which the first writes what there is to write; `readers` what teachers read that do
+    not read as the task says, by role.
     """
 
     task: Task
@@ -46,6 +52,16 @@ class Context:
     device: str = "auto"
     precision: str = "no"
     processes: Processes = ONE
+    readers: Mapping[str, ReaderInputs] = field(default_factory=dict)
+
+    @property
+    def collate(self) -> Collate:
+        """Makes batches of the task's samples, with inputs for the `readers` of this step too."""
+        return partial(self.task.collate, readers=self.readers) if self.readers else self.task.collate
+
+    def rows(self, split: Split) -> Split:
+        """The rows that models read of a split's samples."""
+        return self.task.inputs(STUDENT).rows(split)
 
     def run(self, step: Step, inputs: Inputs, *, seed: int | None = None) -> Artifact:
         """Runs another step inside this one, in the work folder, and gives its artifact.
@@ -99,7 +115,7 @@ class Step(Spec):
     """Whether all processes of a run do the step together; else the first does it alone."""
     machine_bound: ClassVar[bool] = False
     """Whether the result depends on the machine, which then is part of the key."""
-    unkeyed: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
+    not_in_key: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
     keyed_with: ClassVar[Mapping[str, str]] = {}
     """Settings that change the result only where another one is set; else their default stands in the key."""
     machine_bound_by: ClassVar[tuple[str, ...]] = ()

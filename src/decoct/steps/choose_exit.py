@@ -65,8 +65,8 @@ class ChooseExit(Step):
         counts = torch.zeros(len(net.at) + 1)
         with torch.no_grad():
             for batch in evaluation_batches(context, "validation"):
-                said = forward(batch)
-                enough = sure([said.features[f"heads.{k}"] for k in range(len(net.at))], self.threshold)
+                outputs = forward(batch)
+                enough = sure([outputs.features[f"heads.{k}"] for k in range(len(net.at))], self.threshold)
                 first = torch.cat([enough, torch.ones(1, len(batch), dtype=torch.bool)]).float().argmax(0)
                 counts += torch.bincount(first, minlength=len(counts))
         shares = (counts / counts.sum()).tolist()

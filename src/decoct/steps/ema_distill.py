@@ -54,7 +54,7 @@ class EMADistill(Learning):
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         roles = [AVERAGE, *(role for role in inputs if role != "model")]
         objective = decided(self, inputs, context, self.objective, roles, alike=[AVERAGE])
-        needs = needs_of(objective, roles)
+        needs = needs_of(objective, roles, context.task.answer.needs)
         refuse_what_cannot_mix(self, objective, inputs, context)
         opened = {role: each for role, each in needs.items() if role != AVERAGE}
         with lesson(self, inputs, context, opened) as at_work:

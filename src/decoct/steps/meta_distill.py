@@ -61,7 +61,7 @@ class MetaDistill(Learning):
             raise RecipeError("meta_distill draws its own batches; leave mix and teacher_views out")
         roles = [role for role in inputs if role != "model"]
         objective = decided(self, inputs, context, self._objective(), roles)
-        needs = needs_of(objective, roles)
+        needs = needs_of(objective, roles, context.task.answer.needs)
         source = self._source(context)
         with lesson(self, inputs, context, needs) as at_work:
             criterion = at_work.criterion(objective, at_work.forward(needs["student"]))
@@ -136,4 +136,4 @@ class MetaDistill(Learning):
         )
         judges = replace(train.take(chosen), labelled=None)
         size = min(self.held_out_batch, len(chosen))
-        return Together(main, Batches(judges, context.task.collate, batch_size=size, seed=context.seed))
+        return Together(main, Batches(judges, context.collate, batch_size=size, seed=context.seed))

@@ -82,7 +82,7 @@ class MutualLearning(Learning):
         objectives = {pair: self._decided(pair, peers, at_work) for pair in pairs}
         wanted = dict.fromkeys(peers, Needs())
         for (own, other), objective in objectives.items():
-            needs = needs_of(objective, ["peer"])
+            needs = needs_of(objective, ["peer"], at_work.context.task.answer.needs)
             wanted[own] |= needs["student"]
             wanted[other] |= needs["peer"]
         forwards = {name: each.forward(task, wanted[name]) for name, each in peers.items()}

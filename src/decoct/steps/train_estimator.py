@@ -94,7 +94,7 @@ def _training(context: Context, labels: int | None) -> Iterator[Batch]:
     split = splits_of(context).get("train")
     if labels is None or not isinstance(split, Split):
         return evaluation_batches(context, "train")
-    return ordered(keep_labels(split, labels), context.task.collate, batch_size=EVALUATION_BATCH)
+    return ordered(keep_labels(split, labels), context.collate, batch_size=EVALUATION_BATCH)
 
 
 def _table(batches: Iterator[Batch], context: Context, side: str) -> tuple[np.ndarray, np.ndarray]:

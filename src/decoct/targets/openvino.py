@@ -72,8 +72,8 @@ class OpenVINOSession:
         self._outputs = [each.any_name for each in compiled.outputs]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        said = self._request.infer(dict(feed))
-        return {name: np.array(said[name]) for name in self._outputs}
+        outputs = self._request.infer(dict(feed))
+        return {name: np.array(outputs[name]) for name in self._outputs}
 
 
 def convert(proto: onnx.ModelProto, folder: Path, name: str = MAIN) -> Path:

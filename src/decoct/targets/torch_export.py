@@ -69,8 +69,8 @@ class ProgramSession:
         import torch
 
         with torch.no_grad():
-            said = self._program(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        parts = said if isinstance(said, tuple) else (said,)
+            outputs = self._program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
         return {name: part.numpy() for name, part in zip(self._outputs, parts, strict=True)}
 
 

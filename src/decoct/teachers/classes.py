@@ -28,10 +28,14 @@ class Alignment:
         columns = list(self.columns)
 
         def aligned(batch: Batch) -> Outputs:
-            said = predict(batch)
-            if said.top is not None:
-                return replace(said, distribution=self.of_top(said.top))
-            return said if said.logits is None else replace(said, distribution=Dense(said.logits[..., columns]))
+            outputs = predict(batch)
+            if outputs.top is not None:
+                return replace(outputs, distribution=self.of_top(outputs.top))
+            return (
+                outputs
+                if outputs.logits is None
+                else replace(outputs, distribution=Dense(outputs.logits[..., columns]))
+            )
 
         return aligned
 

@@ -54,12 +54,12 @@ class Once:
     def __init__(self, predict: Predictor) -> None:
         self._predict = predict
         self._batch: Batch | None = None
-        self._said: Outputs | None = None
+        self._outputs: Outputs | None = None
 
     def __call__(self, batch: Batch) -> Outputs:
-        if self._said is None or batch is not self._batch:
-            self._batch, self._said = batch, self._predict(batch)
-        return self._said
+        if self._outputs is None or batch is not self._batch:
+            self._batch, self._outputs = batch, self._predict(batch)
+        return self._outputs
 
 
 def joined_classes(members: Mapping[str, Member], outputs: int) -> tuple[int, ...] | None:
@@ -83,12 +83,12 @@ def agreement(
     0.3333333432674408
     """
     classes = student.shape[-1]
-    said = {role: in_full(each, known.get(role), classes) for role, each in teachers.items()}
+    logits_of = {role: in_full(each, known.get(role), classes) for role, each in teachers.items()}
     found = {}
-    for role, logits in said.items():
+    for role, logits in logits_of.items():
         own = student.masked_fill(torch.isneginf(logits), float("-inf"))
         found[f"agreement.{role}"] = _share(own, logits)
-    pairs = list(combinations(said.values(), 2))
+    pairs = list(combinations(logits_of.values(), 2))
     if pairs:
         found["agreement.teachers"] = torch.stack([_share(a, b) for a, b in pairs]).mean()
     return found

@@ -52,22 +52,22 @@ def mean_probabilities(logits: Tensor, weights: Tensor, *, temperature: float = 
     columns = known.any(0).nonzero().squeeze(1)
     known = known[:, columns]
     log_p, log_w = torch.log_softmax(logits[..., columns].double() / temperature, -1), log_w.double().log_softmax(-1)
-    said = (log_w.movedim(-1, 0).unsqueeze(-1) + log_p).logsumexp(0)
-    factors = log_w + reach(said, log_w, known)
+    mixture = (log_w.movedim(-1, 0).unsqueeze(-1) + log_p).logsumexp(0)
+    factors = log_w + reach(mixture, log_w, known)
     total = torch.where(known.T, factors.unsqueeze(-2), -torch.inf).logsumexp(-1)
     q = torch.full_like(logits[0], -torch.inf)
-    q[..., columns] = (temperature * torch.log_softmax(said - total, -1)).to(q.dtype)
+    q[..., columns] = (temperature * torch.log_softmax(mixture - total, -1)).to(q.dtype)
     return q
 
 
-def reach(said: Tensor, log_w: Tensor, known: Tensor) -> Tensor:
+def reach(mixture: Tensor, log_w: Tensor, known: Tensor) -> Tensor:
     """`[*B, K]`, u_k = -log q(known to k) up to a constant, by Newton's method in ROUNDS rounds at most.
 
     With S = Σ_k w_k p_k (`said`, its log, `[*B, C]`), the q wanted is S(c) / Σ_{k knows c} w_k e^{u_k} at the minimum
     of the convex function Σ_c S(c) log Σ_{k knows c} w_k e^{u_k} - Σ_k w_k u_k. Both logs in float64, since the
     function is flat along a constant; differentiable in both.
     """
-    weight = said.exp()
+    weight = mixture.exp()
 
     def step(u: Tensor) -> Tensor:
         shares = torch.where(known.T, (log_w + u).unsqueeze(-2), -torch.inf).softmax(-1)
@@ -194,9 +194,9 @@ class Ensemble(Combination):
 
 def stacked(members: Mapping[str, Member], batch: Batch, outputs: int) -> Tensor:
     """Logits `[K, *B, outputs]` of all members, -inf where one does not know the class."""
-    said = {role: (each.predict(batch).logits, each.known) for role, each in members.items()}
+    answers = {role: (each.predict(batch).logits, each.known) for role, each in members.items()}
     found = []
-    for role, (logits, known) in said.items():
+    for role, (logits, known) in answers.items():
         if logits is None:
             raise RecipeError(f"combine: {role} gives no logits")
         full = in_full(logits.float(), known, outputs)

@@ -70,8 +70,8 @@ def file_predictor(
             with torch.no_grad():
                 prepared = preprocessing(reading.of(batch.to("cpu")))
             feed = {next(iter(feed)): prepared.numpy()}
-        said = session(_named(session, feed))
-        found = reading.from_file({own: said[name] for own, name in zip(reading.outputs, names)}, batch)
+        answers = session(_named(session, feed))
+        found = reading.from_file({own: answers[name] for own, name in zip(reading.outputs, names)}, batch)
         return found.to(_device(reading.of(batch)))
 
     return predict

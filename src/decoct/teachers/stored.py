@@ -25,7 +25,7 @@ class StoredTeacher(Teacher):
     """
 
     use: ClassVar[str] = "stored"
-    unkeyed: ClassVar[tuple[str, ...]] = ("verify",)
+    not_in_key: ClassVar[tuple[str, ...]] = ("verify",)
     verify: Literal["lazy", "all", "none"] = "lazy"
 
     def open(
@@ -59,9 +59,9 @@ class StoredTeacher(Teacher):
         away = torch.device(device).type != "cpu"
 
         def predict(batch: Batch) -> Outputs:
-            said = store.read(seen_of(batch))
-            if said.features:
-                said = replace(said, features={path: said.features[path].float() for path in needs.features})
-            return said.to(device) if away else said
+            outputs = store.read(seen_of(batch))
+            if outputs.features:
+                outputs = replace(outputs, features={path: outputs.features[path].float() for path in needs.features})
+            return outputs.to(device) if away else outputs
 
         yield predict

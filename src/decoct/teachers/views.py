@@ -31,13 +31,13 @@ def over_views(predict: Predictor, *, numbers: bool = False) -> Predictor:
     """Predicts a batch and its `views`, and answers with the mean; all but the logits come from the batch itself."""
 
     def averaged(batch: Batch) -> Outputs:
-        said = predict(batch)
+        outputs = predict(batch)
         if not batch.views:
-            return said
-        found = [said.logits, *(predict(each).logits for each in batch.views)]
+            return outputs
+        found = [outputs.logits, *(predict(each).logits for each in batch.views)]
         logits = [each for each in found if each is not None]
         if len(logits) < len(found):
             raise RecipeError("teacher_views: the teacher gives no logits to average")
-        return replace(said, distribution=Dense(mean_of_views(logits, numbers=numbers)))
+        return replace(outputs, distribution=Dense(mean_of_views(logits, numbers=numbers)))
 
     return averaged

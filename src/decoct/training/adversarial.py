@@ -33,9 +33,9 @@ class Attacked:
     side: str
     against: Literal["labels", "teacher"] = "labels"
 
-    def __call__(self, batch: Batch, taught: Mapping[str, Outputs]) -> Outputs:
+    def __call__(self, batch: Batch, teacher_outputs: Mapping[str, Outputs]) -> Outputs:
         """Both answers."""
-        loss = teacher_loss(taught) if self.against == "teacher" else label_loss
+        loss = teacher_loss(teacher_outputs) if self.against == "teacher" else label_loss
         changed = attacked(self.attack, self.module, self.forward, batch, self.side, loss)
         return replace(self.forward(batch), heads={HEAD: self.forward(changed)})
 
@@ -71,10 +71,10 @@ class Adversarial(Windowed):
         return self.criterion.weights(clock)
 
     def losses(self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None) -> Losses:
-        taught = {name: teacher(batch) for name, teacher in self.teachers.items()}
+        teacher_outputs = {name: teacher(batch) for name, teacher in self.teachers.items()}
         with self.engine.autocast():
-            said = self.student(batch, taught)
-        total, terms = self.criterion(said, taught, batch, clock, shares)
+            outputs = self.student(batch, teacher_outputs)
+        total, terms = self.criterion(outputs, teacher_outputs, batch, clock, shares)
         return total, terms, {}
 
 

@@ -32,8 +32,8 @@ class Block:
 
     def error(self, call: Call) -> Tensor:
         """Mean squared error over `scale`: 0 for a block that gives what it should, about 1 for one that gives 0."""
-        said, wanted = (first_tensor(each) for each in (self.module(*call.args, **call.kwargs), call.output))
-        return (said.float() - wanted.float()).square().mean() / self.scale
+        produced, wanted = (first_tensor(each) for each in (self.module(*call.args, **call.kwargs), call.output))
+        return (produced.float() - wanted.float()).square().mean() / self.scale
 
 
 class Blockwise(Windowed):

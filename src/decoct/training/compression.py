@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from decoct.errors import PathError, RecipeError, did_you_mean
 from decoct.spec import Spec
-from decoct.training.companion import Companion
+from decoct.training.callback import Callback
 
 Losses = Callable[[nn.Module], Iterator[Tensor]]
 
@@ -93,15 +93,15 @@ class Scheme(Spec):
         """This scheme of a round, told what the first round found; the scheme itself where shares are not of sizes."""
         return self
 
-    def companion(self, module: nn.Module, evidence: Evidence, until: float) -> Companion:
+    def callback(self, module: nn.Module, evidence: Evidence, until: float) -> Callback:
         """What works on `module` itself while it trains, done at progress `until`; RecipeError by default."""
         raise RecipeError(f"scheme {self.use} cannot work while the network trains; use another `recover` than joint")
 
     def changes(self, module: nn.Module) -> tuple[Change, ...]:
-        """What became of each layer of a module on which a companion has worked; nothing by default."""
+        """What became of each layer of a module on which a callback has worked; nothing by default."""
         return ()
 
-    def hold(self, module: nn.Module) -> Companion | None:
+    def hold(self, module: nn.Module) -> Callback | None:
         """What keeps a compressed module as it is while it recovers; None where nothing need be done."""
         return None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from decoct.data.parts import Spare
+from decoct.data.parts import Padding
 from decoct.errors import RecipeError, ResourceError
 from decoct.outputs import Batch
 from decoct.training.processes import ONE, Processes
@@ -80,8 +80,8 @@ class Engine:
         self.sharded = True
 
     def whole_batch(self, batch: Batch) -> AbstractContextManager[Any]:
-        """The context in which batch normalisation sees the samples of all processes, a Spare not counted."""
-        return synchronised(self.group, self.synchronises, counts=not isinstance(batch, Spare))
+        """The context in which batch normalisation sees the samples of all processes, a Padding not counted."""
+        return synchronised(self.group, self.synchronises, counts=not isinstance(batch, Padding))
 
     def sum_gradients(self, parameters: Iterable[Tensor], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums gradients over processes, in one transfer a type, and gives `numbers`, without shape, summed likewise.

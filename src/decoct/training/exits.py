@@ -55,13 +55,13 @@ class Exits(Windowed):
 
     def losses(self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None) -> Losses:
         with self.engine.autocast():
-            said = self.forward(batch)
-        total, found = self.end(said, {}, batch, clock, shares)
+            outputs = self.forward(batch)
+        total, found = self.end(outputs, {}, batch, clock, shares)
         logged = dict(found)
-        taught = {END: detached(said)}
+        teacher_outputs = {END: detached(outputs)}
         for exit, criterion in self.criteria.items():
-            said_there = at_exit(said, self.heads[exit])
-            loss, terms = criterion(said_there, taught, batch, clock, shares_of(exit, shares))
+            exit_outputs = at_exit(outputs, self.heads[exit])
+            loss, terms = criterion(exit_outputs, teacher_outputs, batch, clock, shares_of(exit, shares))
             total = total + loss
             logged |= {f"{exit}.{name}": term for name, term in terms.items()}
         return total, logged, {}

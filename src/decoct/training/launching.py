@@ -63,20 +63,20 @@ def launch(words: Sequence[str], count: int) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with contextlib.ExitStack() as stack:
-        said: list[IO[bytes] | None] = [None]
-        said += [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
+        captured: list[IO[bytes] | None] = [None]
+        captured += [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
         running: list[subprocess.Popen[bytes]] = []
         with _forwarding(running):
-            for rank, file in enumerate(said):
+            for rank, file in enumerate(captured):
                 running.append(_start(words, environment(rank, count, port, os.environ), file))
             codes = _ended(running)
-        return _told(codes, said)
+        return _told(codes, captured)
 
 
-def _start(words: Sequence[str], own: Mapping[str, str], said: IO[bytes] | None) -> subprocess.Popen[bytes]:
+def _start(words: Sequence[str], own: Mapping[str, str], captured: IO[bytes] | None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "decoct", *words]
-    out = None if said is None else subprocess.DEVNULL
-    return subprocess.Popen(command, env=dict(own), stdout=out, stderr=said, stdin=out, start_new_session=True)
+    out = None if captured is None else subprocess.DEVNULL
+    return subprocess.Popen(command, env=dict(own), stdout=out, stderr=captured, stdin=out, start_new_session=True)
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def _ended(running: Sequence[subprocess.Popen[bytes]]) -> list[int]:
         time.sleep(0.02)
 
 
-def _told(codes: Sequence[int], said: Sequence[IO[bytes] | None]) -> int:
+def _told(codes: Sequence[int], captured: Sequence[IO[bytes] | None]) -> int:
     """The exit code of all, after what the first process has not said is said."""
     if not any(codes):
         return 0
@@ -131,7 +131,7 @@ def _told(codes: Sequence[int], said: Sequence[IO[bytes] | None]) -> int:
             name = signal.Signals(-code).name
             sys.stderr.write(f"process {rank} of {len(codes)} was ended by {name}; the same command continues\n")
     rank = next((rank for rank, code in enumerate(codes) if code > 0), 0)
-    file = said[rank]
+    file = captured[rank]
     if file is not None:
         file.seek(0)
         sys.stderr.write(file.read().decode(errors="replace"))

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from decoct.data.base import Source
-from decoct.data.parts import Spare
+from decoct.data.parts import Padding
 from decoct.errors import DataError, Diverged, RecipeError, did_you_mean
 from decoct.outputs import Batch
 from decoct.training.base import History, ManagedUpdate, Options, Update
 from decoct.training.budget import Budget
+from decoct.training.callback import WithCallback
 from decoct.training.checkpoint import Checkpoints
 from decoct.training.clock import Clock
-from decoct.training.companion import Accompanied
 from decoct.training.guards import NonFinite, Origin, given_up
 from decoct.training.log import Log, Means
 from decoct.training.packing import pack, unpack
@@ -164,9 +164,9 @@ class Run:
         return History(self.log.records, self.position.step, *found, resumed)
 
     def _last_things_to_do(self) -> bool:
-        """What is left when the budget is used up: a companion's end, validation, the last record and checkpoint."""
+        """What is left when the budget is used up: a callback's end, validation, the last record and checkpoint."""
         position = self.position
-        if position.step and isinstance(self.update, Accompanied) and self.update.finish():
+        if position.step and isinstance(self.update, WithCallback) and self.update.finish():
             position.validated, self.changed = -1, True
         if self.validate is not None and position.validated != position.step:
             position.pending = True
@@ -227,7 +227,7 @@ class Run:
         position.batch += len(window)
         position.windows += 1
         if self.budget.samples is not None:
-            own = sum(len(batch) for batch in window if not isinstance(batch, Spare))
+            own = sum(len(batch) for batch in window if not isinstance(batch, Padding))
             position.samples += round(self.processes.added([own])[0])
         if skip is None and position.step % self.options.log_every == 0:
             self._record()

@@ -80,18 +80,18 @@ class Meta(ManagedUpdate):
             raise RecipeError("meta-learning looks ahead from one batch: set accumulate to 1 and run one process")
         batch = self.engine.move(window[0])
         set_lr(self.optimizer, self.lr, clock)
-        taught = {name: teacher(batch) for name, teacher in self.teachers.items()}
-        ahead = self._look_ahead(batch, taught, clock)
+        teacher_outputs = {name: teacher(batch) for name, teacher in self.teachers.items()}
+        ahead = self._look_ahead(batch, teacher_outputs, clock)
         with self.engine.autocast():
-            said = self.student(batch)
+            outputs = self.student(batch)
         factors = {name: each.detach() for name, each in self.multipliers().items()}
-        total, terms = self.criterion(said, taught, batch, clock, factors)
+        total, terms = self.criterion(outputs, teacher_outputs, batch, clock, factors)
         logged = descend(total, self.optimizer, self.engine, max_grad_norm=self.max_grad_norm)
         return {"held_out": ahead, **terms, **logged}
 
-    def _look_ahead(self, batch: Batch, taught: Mapping[str, Outputs], clock: Clock) -> Tensor:
+    def _look_ahead(self, batch: Batch, teacher_outputs: Mapping[str, Outputs], clock: Clock) -> Tensor:
         """Moves what is learned; returns the held-out loss one step ahead."""
-        loss = self.held_out(batch, taught, clock, self._rate())
+        loss = self.held_out(batch, teacher_outputs, clock, self._rate())
         gradients = torch.autograd.grad(loss, self.learned, allow_unused=True)
         for parameter, gradient in zip(self.learned, gradients):
             parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
@@ -99,13 +99,13 @@ class Meta(ManagedUpdate):
         self.meta_optimizer.zero_grad()
         return loss.detach()
 
-    def held_out(self, batch: Batch, taught: Mapping[str, Outputs], clock: Clock, rate: float) -> Tensor:
+    def held_out(self, batch: Batch, teacher_outputs: Mapping[str, Outputs], clock: Clock, rate: float) -> Tensor:
         """The held-out loss after one step of plain descent at this rate, as a function of what is learned."""
         assert HELD_OUT in batch.also, "meta-learning needs held-out samples beside each batch"
         weights = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
         with self.engine.autocast():
-            said = functional_call(self.student, {**weights, **self._buffers()}, (batch,))
-        total, _ = self.criterion(said, taught, batch, clock, self.multipliers())
+            outputs = functional_call(self.student, {**weights, **self._buffers()}, (batch,))
+        total, _ = self.criterion(outputs, teacher_outputs, batch, clock, self.multipliers())
         steps = torch.autograd.grad(total, list(weights.values()), create_graph=True, allow_unused=True)
         moved = {
             name: weight if step is None else weight - rate * step

@@ -50,15 +50,15 @@ class Mutual(Windowed):
 
     def losses(self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None) -> Losses:
         with self.engine.autocast():
-            said = {peer: forward(batch) for peer, forward in self.peers.items()}
-        heard = {peer: detached(outputs) for peer, outputs in said.items()}
+            peer_outputs = {peer: forward(batch) for peer, forward in self.peers.items()}
+        teacher_outputs = {peer: detached(outputs) for peer, outputs in peer_outputs.items()}
         total: Tensor | None = None
         logged: dict[str, Tensor] = {}
-        for peer, own in said.items():
+        for peer, own in peer_outputs.items():
             mine = shares_of(peer, shares)
             others = self.criteria[peer]
             for other, criterion in others.items():
-                loss, terms = criterion(own, {other: heard[other]}, batch, clock, mine)
+                loss, terms = criterion(own, {other: teacher_outputs[other]}, batch, clock, mine)
                 part = loss / len(others) if len(others) > 1 else loss
                 total = part if total is None else total + part
                 for name, term in terms.items():

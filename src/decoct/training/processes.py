@@ -158,7 +158,7 @@ class Several(Processes):
 
     def shared(self, make: Callable[[], T]) -> T:
         if not self.first:
-            return self._heard()
+            return self._received()
         try:
             made = make()
             text = json.dumps({"made": made})
@@ -175,17 +175,17 @@ class Several(Processes):
         self._broadcast(torch.tensor([content.numel()]))
         self._broadcast(content)
 
-    def _heard(self) -> Any:
+    def _received(self) -> Any:
         import torch
 
         length = torch.zeros(1, dtype=torch.int64)
         self._broadcast(length)
         content = torch.empty(int(length), dtype=torch.uint8)
         self._broadcast(content)
-        said = json.loads(content.numpy().tobytes())
-        if "error" in said:
-            raise raised(said["error"])
-        return said["made"]
+        message = json.loads(content.numpy().tobytes())
+        if "error" in message:
+            raise raised(message["error"])
+        return message["made"]
 
     def _broadcast(self, tensor: Tensor) -> None:
         from torch import distributed

@@ -1,4 +1,4 @@
-"""Projection, the companion that keeps entries of parameters at zero."""
+"""Projection, the callback that keeps entries of parameters at zero."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoct.training.callback import Callback
 from decoct.training.clock import Clock
-from decoct.training.companion import Companion
 
 
-class Projection(Companion):
+class Projection(Callback):
     """Multiplies parameters by fixed masks after each optimizer step; entries whose mask is False stay zero.
 
     `parameters` by name, and a boolean mask of equal shape for each.

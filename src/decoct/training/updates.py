@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from decoct.data.parts import Spare
+from decoct.data.parts import Padding
 from decoct.errors import RecipeError
 from decoct.outputs import Batch, Outputs, Predictor
 from decoct.training.base import ManagedUpdate
@@ -246,24 +246,24 @@ class Descent(Windowed):
         return self.criterion.weights(clock)
 
     def losses(self, batch: Batch, clock: Clock, shares: Mapping[str, Tensor | float] | None) -> Losses:
-        taught = {name: teacher(batch) for name, teacher in self.teachers.items()}
+        teacher_outputs = {name: teacher(batch) for name, teacher in self.teachers.items()}
         if self.engine.precision == "no":
             student = self.forward(batch)
         else:
             with self.engine.autocast():
                 student = self.forward(batch)
-        total, terms = self.criterion(student, taught, batch, clock, shares)
+        total, terms = self.criterion(student, teacher_outputs, batch, clock, shares)
         if self.measure is None:
             return total, terms, {}
         with torch.no_grad():
-            return total, terms, self.measure(student, taught)
+            return total, terms, self.measure(student, teacher_outputs)
 
 
 def _counts(items: Items, batch: Batch) -> dict[str, Tensor | float]:
-    """Items of each term and samples; none of a Spare. Tensors of an accelerator are not read, so nothing waits."""
+    """Items of each term and samples; none of a Padding. Tensors of an accelerator are not read, so nothing waits."""
     counts = {name: each.double() if _away(each) else float(each) for name, each in items.items()}
     counts[SAMPLES] = float(len(batch))
-    return {name: 0.0 * each for name, each in counts.items()} if isinstance(batch, Spare) else counts
+    return {name: 0.0 * each for name, each in counts.items()} if isinstance(batch, Padding) else counts
 
 
 def _away(value: Tensor | int) -> TypeGuard[Tensor]:

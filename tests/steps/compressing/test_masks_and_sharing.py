@@ -24,7 +24,7 @@ BASE = {
 }
 TEACHER = {"use": "train", "name": "teacher", "inputs": {"model": "large"}, **LEARN}
 STUDENT = {"use": "train", "name": "student", "inputs": {"model": "small"}, **LEARN}
-TAUGHT = {"model": "student", "teacher": "teacher"}
+PAIR = {"model": "student", "teacher": "teacher"}
 CUBIC = {"use": "magnitude", "ratio": 0.7, "schedule": "cubic", "begin": 0.1}
 CASES = {
     "magnitude_joint": {"use": "prune", "scheme": CUBIC, "recover": {"use": "joint"}},
@@ -42,7 +42,7 @@ def recipe(*steps):
 
 
 def case(name, **fields):
-    return {**LEARN, **CASES[name], "name": "made", "inputs": TAUGHT, **fields}
+    return {**LEARN, **CASES[name], "name": "made", "inputs": PAIR, **fields}
 
 
 def zeros(module):
@@ -146,7 +146,7 @@ def test_masks_are_complete_whatever_the_budget(folder, budget, recover):
 def test_zeros_stay_in_a_codebook(folder):
     """Deep Compression: prune, then share; layers too small for a codebook keep their zeros too."""
     pruned = {**case("magnitude_joint"), "name": "pruned"}
-    run = recipe(TEACHER, STUDENT, pruned, case("codebook_after", inputs={**TAUGHT, "model": "pruned"})).run(folder)
+    run = recipe(TEACHER, STUDENT, pruned, case("codebook_after", inputs={**PAIR, "model": "pruned"})).run(folder)
     before, after = (dict(load_model(run.artifact(each)).named_modules()) for each in ("pruned", "made"))
     layers = {path: each.weight for path, each in before.items() if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)}
     assert any(isinstance(each, Clustered) for each in after.values())

@@ -19,10 +19,10 @@ from decoct.models.saving import load_model
 from decoct.quantization.aware.modules import QuantizedNet
 from decoct.runner.verify import _parity, verify_run
 from decoct.steps.compressing.qat import QAT
-from tiny import TAUGHT, recipe
+from tiny import PAIR, recipe
 
 RUN = {
-    **TAUGHT,
+    **PAIR,
     "data": {"use": "digits"},
     "models": {"net": {"use": "small_resnet", "width": 8}},
     "steps": [

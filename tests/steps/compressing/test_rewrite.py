@@ -74,8 +74,8 @@ def features(artifact: Artifact, data: Dataset, task: ImageClassification) -> to
     module = load_model(artifact)
     with torch.no_grad():
         x = task.preprocessing("student")(batch.side("student"))
-        said: torch.Tensor = module.layer2(module.layer1(module.stem(x)))
-    return said
+        outputs: torch.Tensor = module.layer2(module.layer1(module.stem(x)))
+    return outputs
 
 
 def test_blocks_alone(tmp_path: Path, data: Dataset, task: ImageClassification, trained: Artifact) -> None:

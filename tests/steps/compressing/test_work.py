@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from decoct.artifact import Artifact
-from tiny import LEARN, TAUGHT, recipe
+from tiny import LEARN, PAIR, recipe
 
 HINT = [{"use": "kd"}, {"use": "hint", "layers": {"layer1": "layer1"}}]
 AUTO = [{"use": "kd"}, {"use": "attention_transfer", "layers": "auto"}]
@@ -37,6 +37,6 @@ def test_scores_come_from_an_objective_on_features(
         {**train, "name": "student", "inputs": {"model": "net"}},
         pruned,
     ]
-    recipe({**TAUGHT, "models": {"net": net}, "steps": steps}).run(tmp_path / "run")
+    recipe({**PAIR, "models": {"net": net}, "steps": steps}).run(tmp_path / "run")
     report = Artifact.load(tmp_path / "run" / "03-pruned").json("compression.json")
     assert report["after"]["parameters"] < report["before"]["parameters"]

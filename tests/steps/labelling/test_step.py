@@ -70,17 +70,17 @@ def test_the_store_says_what_the_teacher_says_about_these_pixels(
     parts = [part for piece in pieces_of(step, context(tmp_path, data, task, "again")) for part in piece.parts]
     pairs = [(part.view, index) for part in parts for index in part.indices.tolist()]
     np.random.default_rng(0).shuffle(pairs)
-    collate, sight = answers._collates["train"], answers._sight
+    collate, looks = answers._collates["train"], answers._looks
     for start in range(0, len(pairs), 7):
         chosen = np.array(pairs[start : start + 7] if len(pairs) - start > 7 else pairs[-7:])
         numbers, indices = chosen[:, 0].astype(np.uint64), chosen[:, 1]
-        seeds = sight.views.seeds(numbers, split.keys[indices]) if sight.augment else None
+        seeds = looks.views.seeds(numbers, split.keys[indices]) if looks.augment else None
         batch = collate(split, indices, seeds=seeds, view=numbers)
         with torch.no_grad():
-            said = task.forward(module, batch, Needs(features=frozenset({"stem.0"})), "teacher")
+            outputs = task.forward(module, batch, Needs(features=frozenset({"stem.0"})), "teacher")
         read = store.read(seen_of(batch))
-        assert torch.equal(read.logits, said.logits)
-        assert torch.equal(read.features["stem.0"], said.features["stem.0"])
+        assert torch.equal(read.logits, outputs.logits)
+        assert torch.equal(read.features["stem.0"], outputs.features["stem.0"])
     answers.close()
 
 
@@ -144,8 +144,8 @@ def test_every_task_can_be_labelled(use: str, tmp_path: Path) -> None:
         split = data.splits[name]
         batch = problem.collate(split, np.arange(len(split))[::-1])
         with torch.no_grad():
-            said = problem.forward(module, batch, Needs(), "teacher").logits
-        torch.testing.assert_close(store.read(seen_of(batch)).logits, said, rtol=2e-6, atol=2e-6)
+            outputs = problem.forward(module, batch, Needs(), "teacher").logits
+        torch.testing.assert_close(store.read(seen_of(batch)).logits, outputs, rtol=2e-6, atol=2e-6)
     assert made.meta["views"]["count"] == 1
 
 
@@ -239,8 +239,8 @@ def test_embeddings_are_features(data: Dataset, task: ImageClassification, tmp_p
     answers = Answers(step, inputs, where)
     part = pieces_of(step, where)[1].parts[0]
     batch = answers.batch(part)
-    said = answers.predict(batch).features["body"]
-    assert torch.equal(store.read(seen_of(batch)).features["body"], said.half())
+    outputs = answers.predict(batch).features["body"]
+    assert torch.equal(store.read(seen_of(batch)).features["body"], outputs.half())
     answers.close()
     with torch.no_grad():
         net.body[1].weight.mul_(1e7)

@@ -79,9 +79,9 @@ def test_the_teacher_s_mean_over_views():
 
     first, *more = (Batch({"teacher": each}) for each in logits)
     whole = Batch(first.inputs, views=tuple(more))
-    said = over_views(predict)(whole.to("cpu"))
-    np.testing.assert_allclose(said.logits.exp().numpy(), p, rtol=1e-12)
-    assert torch.equal(said.features["f"], logits[0])
+    outputs = over_views(predict)(whole.to("cpu"))
+    np.testing.assert_allclose(outputs.logits.exp().numpy(), p, rtol=1e-12)
+    assert torch.equal(outputs.features["f"], logits[0])
     assert torch.equal(over_views(predict)(first).logits, logits[0])
 
 
@@ -106,16 +106,16 @@ def test_counts_are_of_the_labels_that_may_be_used(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "words"),
     [
         ({"mix": {"use": "mixup"}, "objective": [{"use": "dkd"}]}, "dkd reads one class a sample"),
         ({"teacher_views": 2}, "augments nothing"),
         ({"teacher_views": 2, "augment": False}, "augment"),
     ],
 )
-def test_what_is_refused(data, tmp_path, settings, said):
+def test_what_is_refused(data, tmp_path, settings, words):
     step = Distill.parse({"name": "a", **settings})
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=words):
         refuse_what_cannot_mix(step, step.objective, {}, context(data, tmp_path))
 
 

@@ -122,14 +122,14 @@ def test_unlabelled_samples_teach_through_the_teacher_alone(
     both = done(
         Distill(name="both", objective=objective, **SHORT), {"model": SMALL, "teacher": teacher}, tmp_path, none, task
     )
-    taught = done(
+    distilled = done(
         Distill(name="taught", objective=0.9 * KD(temperature=4.0), **SHORT),
         {"model": SMALL, "teacher": teacher},
         tmp_path,
         none,
         task,
     )
-    assert equal(both, taught)
+    assert equal(both, distilled)
     with pytest.raises(DataError, match="labelled of 120"):
         done(Train(name="alone", **SHORT), {"model": SMALL}, tmp_path, none, task)
 

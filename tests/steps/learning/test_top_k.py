@@ -18,17 +18,17 @@ def learned(folder: Path, temperature: float, keep: dict[str, Any]) -> list[str]
     task = dc.TabularClassification(raw=True)
     dc.label(big, loader, folder / "labels", task=task, **keep)
     teacher, objective = dc.Stored(folder / "labels"), dc.KD(temperature=temperature)
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dc.distill(teacher, small, loader, task=task, objective=objective, epochs=1, out=folder / "run", select="last")
-    return [str(each.message) for each in heard if "beyond the" in str(each.message)]
+    return [str(each.message) for each in caught if "beyond the" in str(each.message)]
 
 
 @pytest.mark.parametrize("tail", ["bucket", "uniform"])
 def test_most_of_a_softened_distribution_in_the_tail_is_said(tail: str, tmp_path: Path) -> None:
-    (said,) = learned(tmp_path, 4.0, {"top_k": 5, "tail": tail})
-    assert "kd: at temperature 4" in said
-    assert "beyond the 5 that it keeps" in said
+    (warning,) = learned(tmp_path, 4.0, {"top_k": 5, "tail": tail})
+    assert "kd: at temperature 4" in warning
+    assert "beyond the 5 that it keeps" in warning
 
 
 @pytest.mark.parametrize("keep", [{"top_k": 36}, {}])

@@ -173,11 +173,11 @@ def test_calibration_sees_a_draw_of_training_data_alone(tmp_path: Path, data: Da
     assert not np.array_equal(seen[0], train[:70])
     path = source.folder.parent / "student_int8" / "model.onnx"
     session = open_session(path)
-    said = [
+    answers = [
         (session(context.task.feed(batch, "student"))["logits"].argmax(1), batch.target.numpy())
         for batch in evaluation_batches(context, "validation")
     ]
-    accuracy = np.mean(np.concatenate([found == target for found, target in said]))
+    accuracy = np.mean(np.concatenate([found == target for found, target in answers]))
     assert seen[2] == pytest.approx(accuracy)
 
 

@@ -117,7 +117,7 @@ class Squares:
         return job
 
 
-class Taught:
+class Teaching:
     """A job under the teacher contract, of a teacher that writes to itself over job 3."""
 
     def __enter__(self):
@@ -186,10 +186,10 @@ def trained(teacher, batches, steps, each=lambda step: None):
     while len(told) < steps:
         for batch in batches:
             each(len(told))
-            said = teacher(batch).logits
-            told.append((batch.keys.tolist(), said))
+            outputs = teacher(batch).logits
+            told.append((batch.keys.tolist(), outputs))
             optimizer.zero_grad()
-            nn.functional.mse_loss(student(batch.side("student")), said).backward()
+            nn.functional.mse_loss(student(batch.side("student")), outputs).backward()
             optimizer.step()
             if len(told) == steps:
                 break

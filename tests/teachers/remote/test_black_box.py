@@ -50,8 +50,8 @@ def test_the_named_class_gets_the_confidence_and_the_others_share_the_rest():
         lambda r: map(str.upper, names(r)),
     ):
         with opened(ask, confidence=0.7) as teacher:
-            said = teacher(batch).logits.double().softmax(-1).numpy()
-            np.testing.assert_allclose(said, expected(batch, 0.7), atol=1e-6)
+            outputs = teacher(batch).logits.double().softmax(-1).numpy()
+            np.testing.assert_allclose(outputs, expected(batch, 0.7), atol=1e-6)
             assert teacher.unknown == 0
 
 
@@ -83,9 +83,9 @@ def test_what_is_no_class_is_refused_or_taken_as_even_and_counted():
     with opened(odd) as teacher, pytest.raises(DataError, match=r"answered 'I do not know', which is no class"):
         teacher(batch)
     with opened(odd, unknown="uniform") as teacher:
-        said = teacher(batch).logits.softmax(-1)
-        assert torch.allclose(said[0], torch.full((5,), 0.2))
-        np.testing.assert_allclose(said[1:].numpy(), expected(batch, 0.9)[1:], atol=1e-6)
+        outputs = teacher(batch).logits.softmax(-1)
+        assert torch.allclose(outputs[0], torch.full((5,), 0.2))
+        np.testing.assert_allclose(outputs[1:].numpy(), expected(batch, 0.9)[1:], atol=1e-6)
         assert teacher.unknown == 1
     with opened(lambda samples: ["Ada"]) as teacher, pytest.raises(DataError, match="1 labels for 4 samples"):
         teacher(batch)
@@ -107,11 +107,11 @@ def test_a_function_that_fails_is_asked_again_and_ahead_of_the_student():
     told, _ = trained(live, source(), 20)
     with opened(flaky) as teacher:
         running = RunsAhead(source(), [teacher])
-        found, heard = trained(teacher, running, 20)
+        found, asked = trained(teacher, running, 20)
         running.close()
     assert teacher.counts.resent == 2
     assert len(threads) == 1
-    assert len(heard) == 20
+    assert len(asked) == 20
     assert all(torch.allclose(found[name], told[name], atol=1e-5) for name in told)
     failures += [OSError("busy")] * 2
     with opened(flaky, retries=1) as teacher, pytest.raises(ResourceError, match="failed 2 times, at last: busy"):
@@ -126,10 +126,10 @@ class _Namer(BaseHTTPRequestHandler):
 
     def do_POST(self):
         inputs = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
-        status, said = 200, {self.key: names(inputs)}
+        status, outputs = 200, {self.key: names(inputs)}
         if self.failures:
-            status, said = self.failures.pop(), {}
-        body = json.dumps(said).encode()
+            status, outputs = self.failures.pop(), {}
+        body = json.dumps(outputs).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 import torch
-from far_toys import Faulty, Plain, Squares, Taught, bullets, network, source
+from far_toys import Faulty, Plain, Squares, Teaching, bullets, network, source
 
 from decoct.errors import IntegrityError, RecipeError, ResourceError
 from decoct.outputs import Needs
@@ -44,14 +44,14 @@ def test_errors_and_a_broken_contract_are_told():
     batch, large, *_ = source()
     large.side("teacher")[0, 0] = 1e7
 
-    def taught():
+    def learn():
         with RayTeacher().open(Faulty(writes=True), Plain(), Needs(), side="teacher") as teacher:
             teacher(batch)
             with pytest.raises(RuntimeError, match="ZeroDivisionError: these numbers are too large"):
                 teacher(large)
 
     with pytest.raises(IntegrityError, match="Faulty changed while it taught: buffer calls"):
-        taught()
+        learn()
 
 
 def test_jobs_are_done_once_also_where_an_actor_dies(tmp_path):
@@ -67,10 +67,10 @@ def test_jobs_are_done_once_also_where_an_actor_dies(tmp_path):
 
 
 def test_jobs_of_a_teacher_that_changed_are_not_accepted():
-    assert sorted(run_jobs_on_ray([1, 2], Taught, workers=1)) == [(0, b"1"), (1, b"2")]
+    assert sorted(run_jobs_on_ray([1, 2], Teaching, workers=1)) == [(0, b"1"), (1, b"2")]
     found = []
     with pytest.raises(IntegrityError, match="Faulty changed while it taught: buffer calls"):
-        found.extend(run_jobs_on_ray([3], Taught, workers=1))
+        found.extend(run_jobs_on_ray([3], Teaching, workers=1))
     assert found == []
 
 

@@ -76,13 +76,13 @@ def test_a_student_learns_what_the_live_teacher_would_have_taught(tmp_path):
         features = live(next(iter(source()))).features
     with served(tmp_path / "a") as server, opened(url_of(server), needs) as teacher:
         running = RunsAhead(source(), [teacher])
-        found, heard = trained(teacher, running, 30)
+        found, asked = trained(teacher, running, 30)
         running.close()
-        said = teacher(next(iter(source())))
+        outputs = teacher(next(iter(source())))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert all(torch.equal(left, right) for (_, left), (_, right) in zip(heard, told, strict=True))
-    assert set(said.features) == set(features)
-    assert all(torch.equal(said.features[name], features[name]) for name in features)
+    assert all(torch.equal(left, right) for (_, left), (_, right) in zip(asked, told, strict=True))
+    assert set(outputs.features) == set(features)
+    assert all(torch.equal(outputs.features[name], features[name]) for name in features)
 
 
 def test_what_a_server_tells_of_its_teacher(tmp_path):
@@ -159,7 +159,7 @@ def test_other_weights_behind_the_same_address_end_the_training(tmp_path):
     artifact(tmp_path / "b", seed=1)
     batch = next(iter(source()))
 
-    def taught(asks_again):
+    def learn(asks_again):
         with served(tmp_path / "a") as server:
             port = server.server_port
             context = opened(url_of(server))
@@ -175,7 +175,7 @@ def test_other_weights_behind_the_same_address_end_the_training(tmp_path):
 
     for asks_again in (True, False):
         with pytest.raises(IntegrityError, match="changed while it taught"):
-            taught(asks_again)
+            learn(asks_again)
 
 
 def test_without_the_token_nobody_is_answered(tmp_path, monkeypatch):
@@ -361,8 +361,8 @@ GROUP = st.dictionaries(NAMES, TENSORS, max_size=3)
 @given(TENSORS | st.none(), TENSORS | st.none(), GROUP, GROUP, st.dictionaries(NAMES, TENSORS, max_size=2))
 @settings(max_examples=50, deadline=None)
 def test_outputs_come_back_from_their_bytes(logits, mask, values, features, heads):
-    said = Outputs(logits, mask, values, features, {}, {name: Outputs(each) for name, each in heads.items()})
-    again = to_outputs(from_outputs(said))
+    outputs = Outputs(logits, mask, values, features, {}, {name: Outputs(each) for name, each in heads.items()})
+    again = to_outputs(from_outputs(outputs))
     for left, right in [(again.logits, logits), (again.mask, mask)]:
         assert (left is None) == (right is None)
         assert left is None or torch.equal(left, right)

@@ -69,11 +69,11 @@ def test_killed_again_and_again_it_teaches_as_the_live_teacher_does(workers, kil
                 os.kill(pids[step % len(pids)], signal.SIGKILL)
 
         running = RunsAhead(source(augment=True), [teacher])
-        found, heard = trained(teacher, running, steps, kill)
+        found, seen = trained(teacher, running, steps, kill)
         running.close()
     assert same(found, expected)
-    assert [keys for keys, _ in heard] == [keys for keys, _ in told]
-    assert all(torch.equal(left, right) for (_, left), (_, right) in zip(heard, told))
+    assert [keys for keys, _ in seen] == [keys for keys, _ in told]
+    assert all(torch.equal(left, right) for (_, left), (_, right) in zip(seen, told))
     counts = teacher.counts
     assert 1 <= counts.restarts <= len(kills)
     assert counts.resent >= 1
@@ -95,9 +95,9 @@ def test_features_memory_layouts_and_types_arrive_as_they_were():
     images = torch.randn(3, 4, 6, 6).to(memory_format=torch.channels_last)
     with opened(nn.Identity()) as echo:
         for x in (images, images[:, ::2], images[:0], torch.arange(5).bool(), images.bfloat16().transpose(0, 3)):
-            said = echo(Batch({"teacher": x})).logits
-            assert said.dtype == x.dtype
-            assert torch.equal(said, x)
+            outputs = echo(Batch({"teacher": x})).logits
+            assert outputs.dtype == x.dtype
+            assert torch.equal(outputs, x)
         assert echo(Batch({"teacher": images})).logits.is_contiguous(memory_format=torch.channels_last)
         for strides in ((36, 1, 6, 1), (36, 36, 6, 1)):  # both are contiguous, and torch takes other kernels for each
             grey = torch.randn(72).as_strided((2, 1, 6, 6), strides)
@@ -167,7 +167,7 @@ def test_after_too_many_deaths_in_a_row_it_is_given_up(tmp_path):
     assert teacher.counts.restarts == 2
     net = Deadly(bullets(tmp_path / "many", 9))
 
-    def taught():
+    def learn():
         with opened(net, restarts=1) as teacher:
             tickets = [teacher.submit(batch) for batch in batches]
             assert len(teacher.result(tickets[1]).logits) == 4
@@ -178,7 +178,7 @@ def test_after_too_many_deaths_in_a_row_it_is_given_up(tmp_path):
                 teacher.submit(batches[0])
 
     with pytest.raises(ResourceError, match="ended with code 9, 2 times in a row; is memory short"):
-        taught()
+        learn()
     assert len(list((tmp_path / "many").iterdir())) == 7
 
 

@@ -129,13 +129,13 @@ def _follow_mode(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in DROPOUTS:
             continue
-        said = {**dict(zip(("input", "p", "training"), node.args)), **node.kwargs}
-        if said.get("training", said.get("train", True)):
+        arguments = {**dict(zip(("input", "p", "training"), node.args)), **node.kwargs}
+        if arguments.get("training", arguments.get("train", True)):
             continue
-        holder.add_module(node.name, DROPOUTS[node.target](float(said.get("p", 0.5))).eval())
+        holder.add_module(node.name, DROPOUTS[node.target](float(arguments.get("p", 0.5))).eval())
         root.add_module(HELD, holder)
         with graph.inserting_after(node):
-            made = graph.create_node("call_module", f"{HELD}.{node.name}", (said["input"],))
+            made = graph.create_node("call_module", f"{HELD}.{node.name}", (arguments["input"],))
         made.meta = dict(node.meta)
         node.replace_all_uses_with(made)
         graph.erase_node(node)
@@ -159,12 +159,13 @@ def traceable(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     try:
         found = trace(module)
         with evaluating(module), torch.no_grad():
-            said = tensors(fx.GraphModule(found.root, found.graph)(*args, **kwargs))
+            outputs = tensors(fx.GraphModule(found.root, found.graph)(*args, **kwargs))
             wanted = tensors(module(*args, **kwargs))
     except UNTRACEABLE as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    alike = len(said) == len(wanted) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in zip(said, wanted)
+    alike = len(outputs) == len(wanted) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in zip(outputs, wanted)
     )
     return "" if alike else "its traced graph gives other numbers"
 

@@ -24,8 +24,8 @@ from decoct.outputs import Batch, Needs
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.lesson import Begun, Lesson, decided, learn, lesson
 from decoct.steps.learning.saving import save_student
+from decoct.training.callback import Callback
 from decoct.training.clock import Clock
-from decoct.training.companion import Companion
 from decoct.training.compression import Change, Evidence
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def settled(step: Compressing, inputs: Inputs, context: Context) -> tuple[Object
     """The step's objective with its layers chosen, and what of each model must be captured for its losses."""
     roles = [role for role in inputs if role != "model"]
     objective = decided(step, inputs, context, step.lesson_for(roles), roles, kinds=step.teachers)
-    return objective, needs_of(objective, roles)
+    return objective, needs_of(objective, roles, context.task.answer.needs)
 
 
 def compress_and_learn(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
@@ -56,19 +56,19 @@ def compress_and_learn(step: Compressing, inputs: Inputs, context: Context) -> A
     return _learn(step, inputs, context, lambda at_work, objective: cut(step, at_work, objective)[0])
 
 
-def accompany(step: Compressing, inputs: Inputs, context: Context, *, until: float) -> Artifact:
+def learn_with_callback(step: Compressing, inputs: Inputs, context: Context, *, until: float) -> Artifact:
     """The step's objective for its budget while the scheme works on the weights, done at progress `until`."""
 
     def begin(at_work: Lesson, objective: Objective) -> Begun:
         evidence = evidence_of(at_work, objective)
         module = at_work.student.module
         before = copy.deepcopy(module)
-        companion = step.scheme.companion(module, evidence, until)
+        callback = step.scheme.callback(module, evidence, until)
 
         def extra(draft: Draft) -> None:
             reporting(step, at_work, step.scheme.changes(module), (before, module))(draft)
 
-        return Begun(at_work, companion, extra)
+        return Begun(at_work, callback, extra)
 
     return _learn(step, inputs, context, begin)
 
@@ -81,7 +81,7 @@ def learn_on(step: Compressing, inputs: Inputs, context: Context, extra: Callabl
     return _learn(step, inputs, context, lambda at_work, objective: Begun(at_work, held(step, at_work), extra))
 
 
-def held(step: Compressing, at_work: Lesson) -> Companion | None:
+def held(step: Compressing, at_work: Lesson) -> Callback | None:
     """What keeps a compressed student as it is while it learns."""
     return step.scheme.hold(at_work.student.module)
 
@@ -112,11 +112,13 @@ def evidence_of(at_work: Lesson, objective: Objective) -> Evidence:
 
     def losses(module: nn.Module) -> Iterator[Tensor]:
         seen = replace(at_work, student=replace(at_work.student, module=module))
-        forward = seen.forward(needs_of(objective, list(at_work.teachers))["student"])
+        forward = seen.forward(
+            needs_of(objective, list(at_work.teachers), at_work.context.task.answer.needs)["student"]
+        )
         criterion = seen.criterion(objective, forward)
         for batch in batches():
-            taught = {role: teacher(batch) for role, teacher in at_work.teachers.items()}
-            yield criterion(forward(batch), taught, batch, Clock())[0]
+            teacher_outputs = {role: teacher(batch) for role, teacher in at_work.teachers.items()}
+            yield criterion(forward(batch), teacher_outputs, batch, Clock())[0]
 
     def passes(module: nn.Module) -> None:
         forward = replace(at_work, student=replace(at_work.student, module=module)).forward(Needs())

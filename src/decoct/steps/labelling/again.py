@@ -31,7 +31,7 @@ def refuse_another(folder: Path, described: Mapping[str, Any]) -> None:
     except IntegrityError as error:
         if not (folder / STORE).is_file() and not (folder / SHARDS).is_dir():
             raise RecipeError(f"{folder} exists and holds no store ({error}); give another folder") from None
-        before = _said(folder)
+        before = _recorded(folder)
     else:
         if manifest["kind"] != "store":
             raise RecipeError(f"{folder} holds an artifact of kind {manifest['kind']}; give another folder")
@@ -44,7 +44,7 @@ def refuse_another(folder: Path, described: Mapping[str, Any]) -> None:
         raise RecipeError(f"{folder} holds a store of another {text}; give another folder, or remove it")
 
 
-def _said(folder: Path) -> Mapping[str, Any] | None:
+def _recorded(folder: Path) -> Mapping[str, Any] | None:
     """What a store's own table says that it was made from; None where it cannot be read."""
     try:
         found = json.loads((folder / STORE).read_text(encoding="utf-8"))["meta"]

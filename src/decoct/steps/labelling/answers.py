@@ -20,7 +20,7 @@ from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.steps.base import Context, Inputs
 from decoct.steps.labelling.settings import Labelling
 from decoct.steps.learning.batches import splits_of
-from decoct.steps.learning.teachers import heard, open_teacher
+from decoct.steps.learning.teachers import open_teacher, open_teachers
 from decoct.steps.learning.views import augmentation_of, collated, mixer_of
 from decoct.store.shards import Shard, described, map_shard
 from decoct.teachers.combining import COMBINED
@@ -61,7 +61,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Sight:
+class LabelViews:
     """How samples are looked at: in `views`, augmented or not."""
 
     views: Views
@@ -82,7 +82,7 @@ class Sight:
 DEFAULT_VIEWS = 8
 
 
-def sight_of(step: Labelling, context: Context) -> Sight:
+def label_views(step: Labelling, context: Context) -> LabelViews:
     """In which views the step labels: 8 by default where samples vary, one where they do not."""
     augmentation = augmentation_of(context) if step.augment else None
     augment = augmentation is not None
@@ -92,7 +92,7 @@ def sight_of(step: Labelling, context: Context) -> Sight:
             f"views is {step.views.count}, and nothing varies the samples (task.augment, mix), so that all views are "
             "the same; leave views out, or give task.augment"
         )
-    return Sight(step.views or Views(count=DEFAULT_VIEWS if varied else 1), augment, augmentation)
+    return LabelViews(step.views or Views(count=DEFAULT_VIEWS if varied else 1), augment, augmentation)
 
 
 def pieces_of(step: Labelling, context: Context) -> list[Piece]:
@@ -101,8 +101,8 @@ def pieces_of(step: Labelling, context: Context) -> list[Piece]:
     Texts stand by length, so that batches are padded little; no batch holds a single sample, whose answer would differ
     in its last bits.
     """
-    sight, splits = sight_of(step, context), _splits(step, context)
-    batches = [part for name, split in splits.items() for part in _parts(name, split, step, sight)]
+    looks, splits = label_views(step, context), _splits(step, context)
+    batches = [part for name, split in splits.items() for part in _parts(name, split, step, looks)]
     if not batches:
         raise DataError(f"splits is {', '.join(step.splits)}, which hold no samples")
     return [Piece(number, tuple(parts)) for number, parts in enumerate(_groups(batches, step.shard))]
@@ -114,17 +114,17 @@ def _splits(step: Labelling, context: Context) -> dict[str, Split]:
     for name in step.splits:
         if name not in found:
             raise RecipeError(f"splits: the data have no split {name!r}; {did_you_mean(name, found)}")
-        split = found[name]
+        split = context.rows(found[name])
         chosen[name] = keep_labels(split, step.labels) if step.labels is not None and name == "train" else split
     return chosen
 
 
-def _parts(name: str, split: Split, step: Labelling, sight: Sight) -> Iterator[Part]:
+def _parts(name: str, split: Split, step: Labelling, looks: LabelViews) -> Iterator[Part]:
     order = _distinct(split, step)
     if "text" in split.columns:
         lengths = np.fromiter((len(split.columns["text"][i]) for i in order), np.int64, count=len(order))
         order = order[np.argsort(lengths, kind="stable")]
-    several = sight.views.count if name == "train" else 1
+    several = looks.views.count if name == "train" else 1
     for view in range(several):
         for start, stop in _bounds(len(order), step.batch_size):
             yield Part(name, view, order[start:stop])
@@ -165,7 +165,7 @@ class Answers:
 
     def __init__(self, step: Labelling, inputs: Inputs, context: Context, *, loader: bool = False) -> None:
         self._step, self._context = step, context
-        self._sight, self._splits = sight_of(step, context), {} if loader else _splits(step, context)
+        self._looks, self._splits = label_views(step, context), {} if loader else _splits(step, context)
         self._collates = {name: self._collate(name, split) for name, split in self._splits.items()}
         self._engine = Engine(device=context.device, precision=step.precision or context.precision)
         self._stack = ExitStack()
@@ -189,15 +189,15 @@ class Answers:
         training = part.split == "train"
         if not training:
             return collate(split, part.indices)
-        return collated(collate, split, part.indices, self._sight.views, part.view, augment=self._sight.augment)
+        return collated(collate, split, part.indices, self._looks.views, part.view, augment=self._looks.augment)
 
     def close(self, *error: Any) -> None:
         """Ends the teacher's contract: TeacherChanged where it changed. `error` is what ended the work too soon."""
         self._stack.__exit__(*(error or (None, None, None)))
 
     def _collate(self, name: str, split: Split) -> Collate:
-        mixer = mixer_of(self._context, self._step.mix if name == "train" else None, split, self._sight.views)
-        return self._context.task.collate if mixer is None else mixer.collate
+        mixer = mixer_of(self._context, self._step.mix if name == "train" else None, split, self._looks.views)
+        return self._context.collate if mixer is None else mixer.collate
 
 
 def teacher_of(step: Labelling, inputs: Inputs, context: Context, engine: Engine) -> Any:
@@ -207,7 +207,7 @@ def teacher_of(step: Labelling, inputs: Inputs, context: Context, engine: Engine
         if len(inputs) > 1:
             raise RecipeError(f"inputs: {', '.join(inputs)} are several teachers; say how they answer: combine")
         role, value = next(iter(inputs.items()))
-        return open_teacher(value, context, engine, needs, step.teachers.get(role))
+        return open_teacher(value, context, engine, needs, step.teachers.get(role), role=role)
     if step.features:
         raise RecipeError(
             "features: several teachers answer as one, which has no layers; leave combine or features out"
@@ -220,7 +220,7 @@ class _Combined:
 
     def __init__(self, step: Labelling, inputs: Inputs, context: Context, engine: Engine) -> None:
         wanted = dict.fromkeys(inputs, Needs())
-        self._opened = heard(inputs, wanted, context, engine, kinds=step.teachers, combine=step.combine)
+        self._opened = open_teachers(inputs, wanted, context, engine, kinds=step.teachers, combine=step.combine)
 
     def __enter__(self) -> Predictor:
         return self._opened.__enter__().teachers[COMBINED]
@@ -229,11 +229,11 @@ class _Combined:
         self._opened.__exit__(*error)
 
 
-def answered(batch: Batch, said: Outputs, view: int = 0) -> Answered:
+def answered(batch: Batch, outputs: Outputs, view: int = 0) -> Answered:
     """What was said about a batch, with where each sample is found."""
     seen = seen_of(batch)
     keys = seen if batch.keys is None else batch.keys
-    return Answered(seen, keys, np.full(len(seen), view, np.uint32), said)
+    return Answered(seen, keys, np.full(len(seen), view, np.uint32), outputs)
 
 
 def unanswered(batches: Iterable[Batch], folder: Path, done: Mapping[int, Shard]) -> Iterator[Batch]:

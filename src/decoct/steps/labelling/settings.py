@@ -21,7 +21,7 @@ class Labelling(Step):
     """How a teacher is asked about every sample, and how its answers are kept."""
 
     gives: ClassVar[str] = "store"
-    unkeyed: ClassVar[tuple[str, ...]] = ("workers", "threads", "ray")
+    not_in_key: ClassVar[tuple[str, ...]] = ("workers", "threads", "ray")
     keyed_with: ClassVar[Mapping[str, str]] = {"labels": "mix", "features_dtype": "features"}
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "teacher": ("model", "estimator", "exported", "spec"),

@@ -28,14 +28,14 @@ from decoct.steps.labelling.answers import (
     Answers,
     Piece,
     answered,
+    label_views,
     loader_pieces,
     pieces_of,
-    sight_of,
     unanswered,
 )
 from decoct.steps.labelling.settings import Labelling
 from decoct.steps.learning.batches import splits_of
-from decoct.steps.learning.teachers import task_of
+from decoct.steps.learning.teachers import own_readers, task_of
 from decoct.store.codecs.base import Codec
 from decoct.store.finish import salvage, seal
 from decoct.store.layout import Layout
@@ -65,6 +65,7 @@ class Label(Labelling):
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         """Labels what is not labelled yet; whole shards of the same store in `context.folder` are used again."""
+        context = replace(context, readers=own_readers(inputs, context.task))
         self.codec(context.task)
         described = self._described(inputs, context)
         shards = context.work / "shards"
@@ -99,7 +100,7 @@ class Label(Labelling):
 
     def _described(self, inputs: Inputs, context: Context) -> dict[str, Any]:
         """What the store is made from; two stores that differ in it are never mixed."""
-        sight = sight_of(self, context)
+        looks = label_views(self, context)
         teacher = {role: _fingerprint(value) for role, value in inputs.items()}
         return {
             "version": self.version,
@@ -115,7 +116,7 @@ class Label(Labelling):
             "data": context.data.fingerprint,
             "splits": list(self.splits),
             "classes": list(context.task.answer.names),
-            "views": sight.plain(self.mix),
+            "views": looks.plain(self.mix),
             "keep": self.keep.plain(),
             "features": list(self.features),
             "features_dtype": self.features_dtype if self.features else "float16",
@@ -150,11 +151,11 @@ class Label(Labelling):
         if self.workers == 1 and self.ray is None:
             begun = [done]
 
-            def heard(count: int) -> None:
+            def count_up(count: int) -> None:
                 begun[0] += count
                 context.progress(begun[0], total, "labelling")
 
-            with _in_threads(self.threads), _Packer(self, inputs, context, heard) as packer:
+            with _in_threads(self.threads), _Packer(self, inputs, context, count_up) as packer:
                 for piece in pieces:
                     yield packer.shard(piece)
             return
@@ -216,11 +217,11 @@ class _Packer:
         step: Label,
         inputs: Inputs,
         context: Context,
-        heard: Callable[[int], None] | None = None,
+        count_up: Callable[[int], None] | None = None,
         *,
         loader: bool = False,
     ) -> None:
-        self._step, self._context, self._heard = step, context, heard
+        self._step, self._context, self._count_up = step, context, count_up
         self._answers = Answers(step, inputs, context, loader=loader)
         self._codec = step.codec(context.task)
         self._classes = context.task.answer.distribution
@@ -252,8 +253,8 @@ class _Packer:
                     outputs, seen=each.seen, keys=each.keys, views=each.views, measure=self._classes and index == 0
                 )
             )
-            if self._heard is not None:
-                self._heard(len(each.seen))
+            if self._count_up is not None:
+                self._count_up(len(each.seen))
         assert layout is not None
         return packed(shard_name(number), rows, layout)
 

@@ -59,7 +59,7 @@ def training_source(
         return LoaderSource(split, context.task.from_loader, seed=context.seed)
     if labels is not None:
         split = keep_labels(split, labels)
-    collate: Collate = context.task.collate
+    collate: Collate = context.collate
     if mix is not None:
         seed = context.seed if views is None else views.seed
         collate = Mixer(context.task, mix, split, seed, only=only).collate
@@ -103,7 +103,7 @@ def evaluation_batches(context: Context, name: str) -> Iterator[Batch]:
     """All samples of a split, in their own order, unaugmented."""
     split = _split(context, name)
     if isinstance(split, Split):
-        return ordered(split, context.task.collate, batch_size=EVALUATION_BATCH)
+        return ordered(split, context.collate, batch_size=EVALUATION_BATCH)
     return (context.task.from_loader(item) for item in split)
 
 
@@ -111,7 +111,7 @@ def few(context: Context, count: int, name: str = "train") -> Batch:
     """The first `count` samples of a split (of loaders, the first batch)."""
     split = _split(context, name)
     if isinstance(split, Split):
-        return context.task.collate(split, np.arange(min(count, len(split))))
+        return context.collate(split, np.arange(min(count, len(split))))
     for item in islice(split, 1):
         return context.task.from_loader(item)
     raise DataError(f"the loader of the {name} split gave no batch")
@@ -151,4 +151,5 @@ def _split(context: Context, name: str) -> Any:
     splits = splits_of(context)
     if not has_split(context, name):
         raise DataError(f"the data have no samples in split {name!r}; {did_you_mean(name, splits)}")
-    return splits[name]
+    found = splits[name]
+    return context.rows(found) if isinstance(found, Split) else found

@@ -45,9 +45,9 @@ def build_criterion(
 ) -> Criterion:
     """The criterion for an objective, its terms shaped by one small batch seen in eval mode."""
     with evaluating(*modules.values()), torch.no_grad():
-        said = forward(batch)
-        heard = {name: teacher(batch) for name, teacher in teachers.items()}
-    return Criterion.build(objective, Probe(task, batch, said, heard, modules, known or {}, counts))
+        outputs = forward(batch)
+        teacher_outputs = {name: teacher(batch) for name, teacher in teachers.items()}
+    return Criterion.build(objective, Probe(task, batch, outputs, teacher_outputs, modules, known or {}, counts))
 
 
 def seed_everything(seed: int) -> None:

@@ -29,14 +29,14 @@ from decoct.steps.learning.building import build_criterion, build_student, seed_
 from decoct.steps.learning.refusals import observed, refuse_what_cannot_mix
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student, save_student
 from decoct.steps.learning.settings import Learning
-from decoct.steps.learning.teachers import heard, to_combined
+from decoct.steps.learning.teachers import open_teachers, own_readers, to_combined
 from decoct.steps.learning.top_k import warn_of_tails
-from decoct.steps.learning.views import probe_batch, refuse_absent, taught_stores, views_of
+from decoct.steps.learning.views import probe_batch, refuse_absent, teaching_stores, views_of
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import COMBINED, Combination, agreement
 from decoct.teachers.remote.base import Ahead
 from decoct.teachers.remote.running_ahead import RunsAhead
-from decoct.training.companion import CHOSEN, Accompanied, Companion, once_ready
+from decoct.training.callback import CHOSEN, Callback, WithCallback, once_ready
 from decoct.training.fit import History, Options, Update, fit
 from decoct.training.processes import refusing_other_batches
 from decoct.training.sharding import Sharded, ShardedOptimizer
@@ -79,11 +79,11 @@ class Lesson:
         self, objective: Objective, forward: Callable[[Batch], Outputs], teachers: Mapping[str, Predictor] | None = None
     ) -> Criterion:
         """The criterion between a student's predictor and `teachers` (by default the lesson's)."""
-        heard = self.teachers if teachers is None else teachers
+        opened = self.teachers if teachers is None else teachers
         modules = {"student": self.student.module}
         counts = class_counts(self.context, self.step.labels)
         built = build_criterion(
-            objective, self.context.task, self.batch, forward, heard, modules, self.known, counts=counts
+            objective, self.context.task, self.batch, forward, opened, modules, self.known, counts=counts
         )
         return built.to(self.engine.device)
 
@@ -138,11 +138,11 @@ class Lesson:
         if len(roles) < 2 or not self.context.task.answer.distribution:
             return None
 
-        def measured(student: Outputs, taught: Mapping[str, Outputs]) -> Mapping[str, Tensor]:
-            said = {role: taught[role].logits for role in roles}
-            found = agreement(_logits(student.logits), {r: _logits(each) for r, each in said.items()}, self.known)
-            if COMBINED in taught:
-                shares = taught[COMBINED].values["weights"].mean(0)
+        def measured(student: Outputs, teacher_outputs: Mapping[str, Outputs]) -> Mapping[str, Tensor]:
+            logits_of = {role: teacher_outputs[role].logits for role in roles}
+            found = agreement(_logits(student.logits), {r: _logits(each) for r, each in logits_of.items()}, self.known)
+            if COMBINED in teacher_outputs:
+                shares = teacher_outputs[COMBINED].values["weights"].mean(0)
                 found |= {f"say.{role}": share for role, share in zip(roles, shares)}
             return found
 
@@ -227,7 +227,7 @@ class Begun:
     artifact beside it."""
 
     lesson: Lesson
-    companion: Companion | None = None
+    callback: Callback | None = None
     extra: Callable[[Draft], None] = lambda draft: None
 
 
@@ -246,13 +246,14 @@ def lesson(
     `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
     as one, under the role "combined".
     """
+    context = replace(context, readers=own_readers(inputs, context.task))
     task = context.task
     if step.labels is not None and task.answer.scaled:
         raise RecipeError(
             f"labels is {step.labels} and the task is regression, whose scale comes from every labelled sample of the "
             f"data; leave it out of the step and give data.labels: {step.labels}"
         )
-    stores = {role: each for role, each in taught_stores(inputs).items() if role in needs}
+    stores = {role: each for role, each in teaching_stores(inputs).items() if role in needs}
     engine = Engine(context.device, step.precision or context.precision, context.processes)
     seed_everything(context.seed)
     student = build_student(inputs["model"], task, step.side, context.given)
@@ -260,7 +261,7 @@ def lesson(
     views = views_of(step, inputs, context)
     refuse_absent(stores, step, context, views, "labelled")
     wanted = {role: each for role, each in needs.items() if role not in ("student", COMBINED)}
-    with heard(
+    with open_teachers(
         inputs,
         wanted,
         context,
@@ -287,13 +288,13 @@ def learn(
 ) -> Artifact:
     """Trains the input "model" on `objective`, listening to all other inputs as teachers; saves the artifact.
 
-    `begin` may change the student first, and let a companion work while it trains.
+    `begin` may change the student first, and let a callback work while it trains.
     """
     roles = [role for role in inputs if role != "model"]
     if combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]
     objective = decided(step, inputs, context, objective, roles, kinds=kinds)
-    needs = needs_of(objective, roles)
+    needs = needs_of(objective, roles, context.task.answer.needs)
     if COMBINED in needs and needs[COMBINED].features:
         raise RecipeError(
             "objective: a term on features listens to the combination, which has none; name its `teacher`: "
@@ -307,13 +308,13 @@ def learn(
         forward = at_work.forward(needs["student"])
         criterion = at_work.criterion(objective, forward)
         source = at_work.source(only)
-        whole = None if begun.companion is not None else spread(at_work)
+        whole = None if begun.callback is not None else shard_student(at_work)
         optimizer = at_work.optimizer(at_work.student.module, criterion)
         update: Update = at_work.descent(forward, criterion, optimizer)
         validate, select = None, None
-        if begun.companion is not None:
-            update = Accompanied(at_work.descent(forward, criterion, optimizer), begun.companion, optimizer)
-            validate = once_ready(at_work.scoring(forward), begun.companion, context.task.metric[0])
+        if begun.callback is not None:
+            update = WithCallback(at_work.descent(forward, criterion, optimizer), begun.callback, optimizer)
+            validate = once_ready(at_work.scoring(forward), begun.callback, context.task.metric[0])
             select = (CHOSEN, context.task.metric[1])
         student = at_work.student
         state: dict[str, Stateful] = {"student": student.module, "optimizer": optimizer}
@@ -326,7 +327,7 @@ def learn(
     return save_student(student, history, context, extra=begun.extra)
 
 
-def spread(at_work: Lesson) -> nn.Module | None:
+def shard_student(at_work: Lesson) -> nn.Module | None:
     """Shards the student where its step says so and there are several processes; a whole copy, to be saved later."""
     if at_work.step.sharding == "none" or not at_work.context.processes.several:
         return None

@@ -17,7 +17,7 @@ from decoct.models.saving import save_model
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.steps.base import Context
 from decoct.steps.learning.batches import few
-from decoct.training.companion import CHOSEN
+from decoct.training.callback import CHOSEN
 from decoct.training.fit import History
 from decoct.training.processes import ONE
 

@@ -29,7 +29,7 @@ class Learning(Step):
     `sharding`: whether several processes spread the student's weights and optimizer state among them (fsdp).
     """
 
-    unkeyed: ClassVar[tuple[str, ...]] = (*Step.unkeyed, "sharding")
+    not_in_key: ClassVar[tuple[str, ...]] = (*Step.not_in_key, "sharding")
     learns: ClassVar[bool] = True
     everywhere: ClassVar[bool] = True
     rehearsed: ClassVar[bool] = True

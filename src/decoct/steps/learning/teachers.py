@@ -20,7 +20,8 @@ from decoct.outputs import Batch, Needs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
-from decoct.tasks.inputs.base import STUDENT
+from decoct.tasks.inputs.base import STUDENT, TEACHER
+from decoct.tasks.inputs.base import Inputs as ReaderInputs
 from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.classes import Alignment, align
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Heard:
+class OpenTeachers:
     """Teachers that are open: predictors by role, and of those that do not know all classes the ids of those known;
     `ahead`: those that may be asked before their answers are needed."""
 
@@ -45,7 +46,7 @@ class Heard:
 
 
 @contextlib.contextmanager
-def heard(
+def open_teachers(
     inputs: Inputs,
     needs: Mapping[str, Needs],
     context: Context,
@@ -55,7 +56,7 @@ def heard(
     combine: Combination | None = None,
     labels: int | None = None,
     averaged: bool = False,
-) -> Iterator[Heard]:
+) -> Iterator[OpenTeachers]:
     """Opens the inputs named in `needs` as teachers while the body runs, their classes matched by name.
 
     `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
@@ -69,7 +70,7 @@ def heard(
         ahead: list[Ahead] = []
         for role, wanted in needs.items():
             kind = (kinds or {}).get(role)
-            opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind))
+            opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind, role=role))
             if isinstance(opened, Ahead):
                 ahead.append(opened)
             if averaged:
@@ -87,7 +88,7 @@ def heard(
             teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
             if joined is not None:
                 known[COMBINED] = joined
-        yield Heard(teachers, known, tuple(ahead))
+        yield OpenTeachers(teachers, known, tuple(ahead))
 
 
 def _setting(outputs: int, context: Context, engine: Engine, labels: int | None) -> Setting:
@@ -118,7 +119,13 @@ def _held_out(context: Context, engine: Engine, labels: int | None) -> Iterator[
 
 
 def open_teacher(
-    value: Any, context: Context, engine: Engine, needs: Needs, kind: Teacher | None = None
+    value: Any,
+    context: Context,
+    engine: Engine,
+    needs: Needs,
+    kind: Teacher | None = None,
+    *,
+    role: str = TEACHER,
 ) -> contextlib.AbstractContextManager[Predictor]:
     """A predictor under the teacher contract for an input: an artifact of any kind, or a model that needs no training.
 
@@ -142,7 +149,7 @@ def open_teacher(
         kind = cast(Teacher, TEACHERS.resolve(suited)())
     if isinstance(value, Artifact):
         side = str(value.meta.get("side", side))
-    reading = task_of(value, context.task).reading(side)
+    reading = task_of(value, context.task).reading(role if role in context.readers else side)
     return kind.open(subject, reading, needs, device=engine.device, autocast=engine.autocast)
 
 
@@ -163,19 +170,37 @@ def to_combined(objective: Objective) -> Objective:
     return objective.replace(teacher=COMBINED) if objective.taught and objective.teacher is None else objective
 
 
-def task_of(value: Any, task: Task) -> Task:
-    """The task in which a teacher answers: `task` with the classes that its artifact names.
+def own_readers(inputs: Inputs, task: Task) -> dict[str, ReaderInputs]:
+    """What teachers read that were made to read otherwise than the task says (another tokenizer), by role."""
+    found: dict[str, ReaderInputs] = {}
+    for role, value in inputs.items():
+        if role == "model" or not isinstance(value, Artifact) or value.kind == "store":
+            continue
+        side = str(value.meta.get("side", TEACHER))
+        own, theirs = task.inputs(side), _made_for(value, task).inputs(side)
+        if type(own) is type(theirs) and not own.prepares and not own.raw and not theirs.raw and own != theirs:
+            found[role] = theirs
+    return found
 
-    Its inputs are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
-    """
+
+def _made_for(value: Any, task: Task) -> Task:
+    """The task that an artifact or a server was made for; `task` where nobody says."""
     if isinstance(value, Remote):
         plain = value.info()["task"]
     elif isinstance(value, Artifact) and (value.folder / "task.json").is_file():
         plain = value.json("task.json")
     else:
         return task
-    theirs = Choice("decoct.tasks").validate(plain)
-    return task.as_taught_by(theirs)
+    found: Task = Choice("decoct.tasks").validate(plain)
+    return found
+
+
+def task_of(value: Any, task: Task) -> Task:
+    """The task in which a teacher answers: `task` with the classes that its artifact names.
+
+    Its inputs are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
+    """
+    return task.as_taught_by(_made_for(value, task))
 
 
 def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:

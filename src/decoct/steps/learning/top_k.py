@@ -24,13 +24,13 @@ def warn_of_tails(objective: Objective, inputs: Inputs, teachers: Mapping[str, P
         keep = store.meta["keep"]
         if keep["use"] != "top_k" or not store.meta["classes"] or len(store.meta["classes"]) <= keep["k"]:
             continue
-        said = teachers[role](batch)
+        outputs = teachers[role](batch)
         for term in objective.flat():
             temperature = term.plain().get("temperature")
-            heard = term.taught and term.teacher in (None, role, COMBINED)
-            if not heard or not isinstance(temperature, int | float):
+            reads_it = term.taught and term.teacher in (None, role, COMBINED)
+            if not reads_it or not isinstance(temperature, int | float):
                 continue
-            left = tail_share(said, keep["k"], float(temperature))
+            left = tail_share(outputs, keep["k"], float(temperature))
             if left > MOST:
                 warnings.warn(
                     f"{term.label}: at temperature {temperature:g} {100 * left:.0f} % of what the store {role!r} says "
@@ -39,17 +39,17 @@ def warn_of_tails(objective: Objective, inputs: Inputs, teachers: Mapping[str, P
                 )
 
 
-def tail_share(said: Outputs, k: int, temperature: float) -> float:
+def tail_share(outputs: Outputs, k: int, temperature: float) -> float:
     """Mean over samples of what the softened distribution gives to all but its k likeliest classes.
 
     >>> import torch
     >>> round(tail_share(Outputs(torch.zeros(1, 4)), 1, 2.0), 2)
     0.75
     """
-    if said.top is not None:
-        rest = said.top.log_rest(temperature)
-        kept = (said.top.log_probs / temperature).logsumexp(-1)
+    if outputs.top is not None:
+        rest = outputs.top.log_rest(temperature)
+        kept = (outputs.top.log_probs / temperature).logsumexp(-1)
         return float((rest - rest.logaddexp(kept)).exp().mean())
-    if said.logits is None:
+    if outputs.logits is None:
         return 0.0
-    return float(1 - (said.logits.float() / temperature).softmax(-1).topk(k, -1).values.sum(-1).mean())
+    return float(1 - (outputs.logits.float() / temperature).softmax(-1).topk(k, -1).values.sum(-1).mean())

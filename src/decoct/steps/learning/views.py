@@ -33,7 +33,7 @@ def stores_of(inputs: Inputs) -> dict[str, Artifact]:
     return {role: each for role, each in inputs.items() if isinstance(each, Artifact) and each.kind == STORE}
 
 
-def taught_stores(inputs: Inputs) -> dict[str, Artifact]:
+def teaching_stores(inputs: Inputs) -> dict[str, Artifact]:
     """The soft-label stores among the inputs; RecipeError where one of them is what is to be trained."""
     found = stores_of(inputs)
     if "model" in found:
@@ -198,6 +198,6 @@ def probe_batch(step: Learning, context: Context, count: int, views: Views | Non
         split = keep_labels(split, step.labels)
     mixer = mixer_of(context, step.mix, split, views)
     indices = np.arange(min(count, len(split)))
-    collate = context.task.collate if mixer is None else mixer.collate
+    collate = context.collate if mixer is None else mixer.collate
     seen = collated(collate, split, indices, views, 0, augment=step.augment)
-    return seen if mixer is None else replace(seen, target=context.task.collate(split, indices).target)
+    return seen if mixer is None else replace(seen, target=context.collate(split, indices).target)

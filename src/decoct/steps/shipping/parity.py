@@ -102,8 +102,8 @@ def answers(
     samples = 0
     for feed in feeds:
         with torch.no_grad():
-            said = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        parts = said if isinstance(said, tuple) else (said,)
+            result = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        parts = result if isinstance(result, tuple) else (result,)
         again = session(feed)
         for name, part in zip(outputs, parts, strict=True):
             theirs[name].append(_rows(part.double().numpy()))

@@ -161,8 +161,8 @@ class FileProgram(nn.Module):
         self.session = session
 
     def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        said = self.session({name: value.numpy() for name, value in inputs.items()})
-        found = tuple(torch.from_numpy(each) for each in said.values())
+        outputs = self.session({name: value.numpy() for name, value in inputs.items()})
+        found = tuple(torch.from_numpy(each) for each in outputs.values())
         return found if len(found) > 1 else found[0]
 
 
@@ -189,7 +189,7 @@ def _drawn(context: Context, name: str, count: int) -> Iterator[Batch]:
     batches: Iterable[Batch]
     if isinstance(split, Split):
         order = np.random.default_rng(0).permutation(len(split))[:count]
-        batches = ordered(split.take(np.sort(order)), context.task.collate, batch_size=CALIBRATION_BATCH)
+        batches = ordered(split.take(np.sort(order)), context.collate, batch_size=CALIBRATION_BATCH)
     else:
         batches = (context.task.from_loader(item) for item in split)
     for batch in batches:

@@ -15,7 +15,7 @@ from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, RecipeError
 from decoct.models.calls import Postprocessing
 from decoct.models.interface import Port
-from decoct.outputs import Batch, Outputs, Predictor
+from decoct.outputs import DENSE, Batch, Needs, Outputs, Predictor
 from decoct.spec import Spec
 from decoct.store.codecs.base import Codec
 from decoct.tasks.inputs.base import Inputs, Trace
@@ -44,7 +44,7 @@ class Tally(ABC):
     sample, as far as the metric allows."""
 
     @abstractmethod
-    def add(self, batch: Batch, said: Outputs, reference: Outputs | None = None) -> None:
+    def add(self, batch: Batch, raw: Outputs, reference: Outputs | None = None) -> None:
         """Counts what was said about a batch, and how near it is to what the reference said."""
 
     @abstractmethod
@@ -112,12 +112,17 @@ class Answer(Spec):
         """The target of `count` samples without labels."""
 
     @abstractmethod
-    def outputs(self, said: Outputs, batch: Batch, reader: str) -> Outputs:
+    def outputs(self, raw: Outputs, batch: Batch, reader: str) -> Outputs:
         """What a network said, at the answer's places (pieces to words, frames to labels), its shape checked."""
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The supervised loss, mean over the labelled items of the batch (0 with gradient where there are none)."""
+
+    @property
+    def needs(self) -> Needs:
+        """What `loss` reads of a model; `losses` where the model computes them itself, from `model_target`."""
+        return DENSE
 
     @abstractmethod
     def kept(self, batch: Batch, over: Over, reader: str = "student") -> Tensor | None:
@@ -176,11 +181,11 @@ def tallied(answer: Answer, predict: Predictor, batches: Iterable[Batch], refere
     return tally.scores()
 
 
-def dense(said: Outputs) -> np.ndarray:
+def dense(raw: Outputs) -> np.ndarray:
     """Logits in float64 on the CPU; RecipeError where a predictor gives none."""
-    if said.logits is None:
+    if raw.logits is None:
         raise RecipeError("the predictor gives no logits")
-    found: np.ndarray = said.logits.detach().cpu().double().numpy()
+    found: np.ndarray = raw.logits.detach().cpu().double().numpy()
     return found
 
 

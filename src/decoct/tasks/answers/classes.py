@@ -81,8 +81,8 @@ class OneClass(Answer):
     def missing(self, count: int) -> Tensor:
         return torch.full((count,), IGNORED)
 
-    def outputs(self, said: Outputs, batch: Batch, reader: str) -> Outputs:
-        return rows_checked(said, len(self.classes))
+    def outputs(self, raw: Outputs, batch: Batch, reader: str) -> Outputs:
+        return rows_checked(raw, len(self.classes))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None
@@ -151,8 +151,8 @@ class ClassTally(Tally):
         self._answer = answer
         self._scores, self._fidelity = ClassScores(answer.metric[0]), ClassFidelity()
 
-    def add(self, batch: Batch, said: Outputs, reference: Outputs | None = None) -> None:
-        logits = dense(said)
+    def add(self, batch: Batch, raw: Outputs, reference: Outputs | None = None) -> None:
+        logits = dense(raw)
         counted = self._answer.labelled(batch).cpu().numpy()
         self._scores.add(logits[counted], batch.target.cpu().numpy()[counted])
         if reference is not None:
@@ -168,15 +168,15 @@ class ClassTally(Tally):
         return Scores(quality, self._fidelity.scores(), per_class, (names, matrix))
 
 
-def rows_checked(said: Outputs, width: int) -> Outputs:
+def rows_checked(raw: Outputs, width: int) -> Outputs:
     """The outputs; RecipeError unless logits are `[B, width]` (any width where it is 0)."""
-    logits = said.logits
+    logits = raw.logits
     if logits is None or logits.ndim != 2 or (width and logits.shape[1] != width):
         expected = f"[batch, {width or 'classes'}]"
         raise RecipeError(
             f"the model returned logits {None if logits is None else list(logits.shape)}; expected {expected}"
         )
-    return said
+    return raw
 
 
 def class_target(split: Split, indices: np.ndarray, column: str = "label") -> Tensor:

@@ -84,10 +84,10 @@ class Numbers(Answer):
     def missing(self, count: int) -> Tensor:
         return torch.full((count, max(1, len(self.target_mean))), torch.nan)
 
-    def outputs(self, said: Outputs, batch: Batch, reader: str) -> Outputs:
-        if said.logits is not None and said.logits.ndim == 1:
-            said = Outputs(Dense(said.logits.unsqueeze(-1)), features=said.features)
-        return rows_checked(said, len(self.target_mean))
+    def outputs(self, raw: Outputs, batch: Batch, reader: str) -> Outputs:
+        if raw.logits is not None and raw.logits.ndim == 1:
+            raw = Outputs(Dense(raw.logits.unsqueeze(-1)), features=raw.features)
+        return rows_checked(raw, len(self.target_mean))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None
@@ -148,8 +148,8 @@ class NumberTally(Tally):
         self._target: list[np.ndarray] = []
         self._differences: list[np.ndarray] = []
 
-    def add(self, batch: Batch, said: Outputs, reference: Outputs | None = None) -> None:
-        answer, logits = self._answer, dense(said)
+    def add(self, batch: Batch, raw: Outputs, reference: Outputs | None = None) -> None:
+        answer, logits = self._answer, dense(raw)
         counted = answer.labelled(batch).cpu().numpy()
         self._predicted.append(answer.in_units(logits[counted]))
         self._target.append(answer.in_units(batch.target.cpu().double().numpy()[counted]))

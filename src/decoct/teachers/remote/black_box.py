@@ -50,7 +50,7 @@ class BlackBoxTeacher(Teacher):
     """
 
     use: ClassVar[str] = "black_box"
-    unkeyed: ClassVar[tuple[str, ...]] = ("retries", "ahead", "timeout")
+    not_in_key: ClassVar[tuple[str, ...]] = ("retries", "ahead", "timeout")
     confidence: float = Field(default=0.9, gt=0, lt=1)
     retries: int = Field(default=3, ge=0)
     unknown: Literal["refuse", "uniform"] = "refuse"
@@ -107,11 +107,11 @@ class Naming(Asking):
 
     def ask(self, batch: Batch) -> Outputs:
         rows = self._subject.rows(batch)
-        said = self._from_function(rows) if self._client is None else self._from_server(rows, self._client)
-        if len(said) != len(rows):
-            raise DataError(f"the black box answered {len(said)} labels for {len(rows)} samples")
-        ids = class_ids(said, self._names)
-        missing = [each for each, found in zip(said, ids) if found is None]
+        names = self._from_function(rows) if self._client is None else self._from_server(rows, self._client)
+        if len(names) != len(rows):
+            raise DataError(f"the black box answered {len(names)} labels for {len(rows)} samples")
+        ids = class_ids(names, self._names)
+        missing = [each for each, found in zip(names, ids) if found is None]
         if missing and self._spec.unknown == "refuse":
             raise DataError(
                 f"the black box answered {str(missing[0])[:80]!r}, which is no class; "

@@ -38,7 +38,7 @@ class RayTeacher(Teacher):
     """
 
     use: ClassVar[str] = "ray"
-    unkeyed: ClassVar[tuple[str, ...]] = ("address", "workers", "ahead", "restarts", "device")
+    not_in_key: ClassVar[tuple[str, ...]] = ("address", "workers", "ahead", "restarts", "device")
     address: str | None = None
     workers: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)

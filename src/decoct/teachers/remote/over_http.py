@@ -28,7 +28,7 @@ class HttpTeacher(Teacher):
     """
 
     use: ClassVar[str] = "http"
-    unkeyed: ClassVar[tuple[str, ...]] = ("ahead",)
+    not_in_key: ClassVar[tuple[str, ...]] = ("ahead",)
     ahead: int = Field(default=4, ge=1)
 
     def open(

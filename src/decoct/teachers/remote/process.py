@@ -28,7 +28,7 @@ class ProcessTeacher(Teacher):
     """
 
     use: ClassVar[str] = "process"
-    unkeyed: ClassVar[tuple[str, ...]] = ("workers", "ahead", "restarts", "device")  # other threads, other bits
+    not_in_key: ClassVar[tuple[str, ...]] = ("workers", "ahead", "restarts", "device")  # other threads, other bits
     workers: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     ahead: int = Field(default=4, ge=1)

@@ -54,10 +54,10 @@ def label_loss(outputs: Outputs, batch: Batch) -> Tensor:
     return F.cross_entropy(outputs.logits.float(), batch.target, ignore_index=-100, reduction="sum")
 
 
-def teacher_loss(taught: Mapping[str, Outputs]) -> Loss:
+def teacher_loss(teacher_outputs: Mapping[str, Outputs]) -> Loss:
     """Σ KL(teacher on the clean inputs ‖ model on the attacked ones), the sum over all teachers."""
     log_p = []
-    for role, each in taught.items():
+    for role, each in teacher_outputs.items():
         if each.logits is None:
             raise RecipeError(f"attack_loss is 'teacher', and {role} gives no logits")
         log_p.append(each.logits.float().log_softmax(-1))

@@ -118,12 +118,12 @@ def _try(original: nn.Module, module: nn.Module, call: Call) -> Block | str:
     try:
         wanted = first_tensor(call.output)
         again = first_tensor(original(*copied(call.args), **copied(call.kwargs)))
-        said = first_tensor(module(*copied(call.args), **copied(call.kwargs)))
+        produced = first_tensor(module(*copied(call.args), **copied(call.kwargs)))
     except (TypeError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")[:80]
         return f"alone it does not run on what its original took ({reason})"
-    if said.shape != wanted.shape:
-        return f"it gives {tuple(said.shape)}, its original {tuple(wanted.shape)}"
+    if produced.shape != wanted.shape:
+        return f"it gives {tuple(produced.shape)}, its original {tuple(wanted.shape)}"
     if not torch.allclose(again, wanted, atol=1e-3, rtol=1e-3):
         return "its original gives something else when it runs alone"
     return Block(module)

@@ -11,7 +11,7 @@ from decoct.steps.base import Context, Inputs
 from decoct.steps.compressing.recovery.after import After
 from decoct.steps.compressing.recovery.base import Recovery
 from decoct.steps.compressing.recovery.sparsify import Sparsify
-from decoct.steps.compressing.work import accompany, compress_and_learn
+from decoct.steps.compressing.work import compress_and_learn, learn_with_callback
 
 if TYPE_CHECKING:
     from decoct.steps.compressing.compressing import Compressing
@@ -25,12 +25,12 @@ class Joint(Recovery):
     """
 
     use: ClassVar[str] = "joint"
-    needs: ClassVar[str] = "companion"
+    needs: ClassVar[str] = "callback"
     share: float = Field(default=0.6, gt=0, lt=1)
 
     def run(self, step: Compressing, inputs: Inputs, context: Context) -> Artifact:
         if not step.scheme.removes:
-            return accompany(step, inputs, context, until=self.share)
+            return learn_with_callback(step, inputs, context, until=self.share)
         first = step.replace(name="sparse", recover=Sparsify(), budget=step.budget.part(self.share), select="last")
         rest = step.replace(recover=After(), budget=step.budget.part(1 - self.share))
         return compress_and_learn(rest, {**inputs, "model": context.run(first, inputs)}, context)

@@ -20,7 +20,7 @@ from decoct.steps.learning.saving import Student, save_student
 from decoct.teachers.contract import frozen
 from decoct.training.base import ManagedUpdate
 from decoct.training.blockwise import Block, Blockwise, Calls
-from decoct.training.companion import CHOSEN, Accompanied, once_ready
+from decoct.training.callback import CHOSEN, WithCallback, once_ready
 from decoct.training.fit import History
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ def _fit(
             reference, blocks, optimizer, engine, max_grad_norm=step.max_grad_norm, lr=step.optimizer.lr
         )
         validate, select = None, None
-        if begun.companion is not None:
-            update = Accompanied(update, begun.companion, optimizer)
+        if begun.callback is not None:
+            update = WithCallback(update, begun.callback, optimizer)
             score = at_work.scoring(at_work.forward(Needs()))
-            validate = once_ready(score, begun.companion, task.metric[0])
+            validate = once_ready(score, begun.callback, task.metric[0])
             select = (CHOSEN, task.metric[1])
         history = at_work.fit(
             update,

@@ -1,4 +1,4 @@
-"""A companion of training: what acts on the student after each optimizer step (masks, sparsity)."""
+"""A callback of training: what acts on the student after each optimizer step (masks, sparsity)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from decoct.training.base import ManagedUpdate
 from decoct.training.clock import Clock
 
 
-class Companion(ABC):
+class Callback(ABC):
     """Acts on a module's weights after each optimizer step; gradients of the step are still there.
 
     A proximal step (soft thresholds) or a projection (weights times a mask) belongs here: the forward pass sees its
@@ -46,45 +46,45 @@ class Companion(ABC):
         """Goes back."""
 
 
-class Accompanied(ManagedUpdate):
-    """An update, and after each of its steps a companion's work."""
+class WithCallback(ManagedUpdate):
+    """An update, and after each of its steps a callback's work."""
 
-    def __init__(self, update: ManagedUpdate, companion: Companion, optimizer: torch.optim.Optimizer) -> None:
-        self.update, self.companion, self.optimizer = update, companion, optimizer
+    def __init__(self, update: ManagedUpdate, callback: Callback, optimizer: torch.optim.Optimizer) -> None:
+        self.update, self.callback, self.optimizer = update, callback, optimizer
 
     def __call__(self, window: Sequence[Batch], clock: Clock) -> Mapping[str, Tensor]:
         logged = self.update(window, clock)
         with torch.no_grad():
-            more = self.companion.after_step(clock, self.optimizer)
+            more = self.callback.after_step(clock, self.optimizer)
         return {**logged, **more}
 
     def finish(self) -> bool:
-        """Lets the companion complete its work after the last step; whether it changed the module."""
+        """Lets the callback complete its work after the last step; whether it changed the module."""
         with torch.no_grad():
-            return self.companion.finish()
+            return self.callback.finish()
 
     def settings(self, clock: Clock) -> dict[str, Any]:
         return self.update.settings(clock)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"update": self.update.state_dict(), "companion": self.companion.state_dict()}
+        return {"update": self.update.state_dict(), "companion": self.callback.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.update.load_state_dict(state["update"])
-        self.companion.load_state_dict(state["companion"])
+        self.callback.load_state_dict(state["companion"])
 
 
 CHOSEN = "chosen"
-"""The score by which weights are kept where a companion is at work."""
+"""The score by which weights are kept where a callback is at work."""
 
 
 def once_ready(
-    validate: Callable[[], dict[str, float]], companion: Companion, metric: str
+    validate: Callable[[], dict[str, float]], callback: Callback, metric: str
 ) -> Callable[[], dict[str, float]]:
-    """`validate` with a score "chosen": the one named `metric` once the companion is ready, NaN before."""
+    """`validate` with a score "chosen": the one named `metric` once the callback is ready, NaN before."""
 
     def scored() -> dict[str, float]:
         found = validate()
-        return {**found, CHOSEN: found[metric] if companion.ready else float("nan")}
+        return {**found, CHOSEN: found[metric] if callback.ready else float("nan")}
 
     return scored
