@@ -25,7 +25,7 @@ from decoct.tasks.answers.metrics import confusion_matrix, log_softmax
 from decoct.tasks.inputs.base import STUDENT, Inputs
 
 KEPT = TopKCodec(k=3, dtype="float16", temperatures=(1.0,))
-"""How a store keeps a map unless it is said: 12 bytes a pixel for up to 16 classes."""
+"""How a store keeps a map unless another way is asked for: 12 bytes a pixel for up to 16 classes."""
 
 
 class Maps(Answer):
@@ -110,8 +110,8 @@ class Maps(Answer):
             raise RecipeError("task.grid: not known, and samples have no masks; give (height, width) of the answer")
         return torch.full((count, *self.grid), IGNORED)
 
-    def outputs(self, said: Outputs, batch: Batch, reader: str) -> Outputs:
-        logits, width = said.logits, len(self.classes)
+    def outputs(self, raw: Outputs, batch: Batch, reader: str) -> Outputs:
+        logits, width = raw.logits, len(self.classes)
         if logits is None or logits.ndim != 4 or (width and logits.shape[-1] != width):
             raise RecipeError(
                 f"the model returned logits {None if logits is None else list(logits.shape)}; expected one map for "
@@ -119,9 +119,9 @@ class Maps(Answer):
             )
         grid = self.grid or tuple(batch.target.shape[1:])
         if logits.shape[1:3] == grid:
-            return said
+            return raw
         moved_logits = on_grid(logits.movedim(-1, 1), grid).movedim(1, -1)
-        return Outputs(Dense(moved_logits), features=said.features, losses=said.losses, values=said.values)
+        return Outputs(Dense(moved_logits), features=raw.features, losses=raw.losses, values=raw.values)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None
@@ -152,7 +152,7 @@ class Maps(Answer):
         return Outputs(Dense(torch.zeros(len(batch), *grid, max(1, len(self.classes)))))
 
     def codec(self, keep: Codec) -> Codec:
-        """All classes of all pixels are large: unless it is said otherwise (another `dtype`, or `top_k`), the three
+        """All classes of all pixels are large: unless another way is asked for (another `dtype`, `top_k`), the three
         most likely classes of each pixel and the mass of the others are kept."""
         return KEPT if keep == DenseCodec() else keep
 
@@ -183,8 +183,8 @@ class MapTally(Tally):
         self._loss = self._kl = 0.0
         self._same = self._compared = 0
 
-    def add(self, batch: Batch, said: Outputs, reference: Outputs | None = None) -> None:
-        logits = dense(said)
+    def add(self, batch: Batch, raw: Outputs, reference: Outputs | None = None) -> None:
+        logits = dense(raw)
         log_q, classes = log_softmax(logits), logits.shape[-1]
         counted = self._answer.labelled(batch).cpu().numpy()
         labels = batch.target.cpu().numpy()[counted]
