@@ -23,6 +23,7 @@ from _shared import command, interleaved, interval, origin, paired, parser, tabl
 from torch import Tensor, nn
 
 from decoct.data.base import Source
+from decoct.models.base import Network
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.teachers.frozen import Frozen
 from decoct.teachers.remote.base import Ahead
@@ -34,11 +35,14 @@ Say = Callable[[Batch], Tensor]
 
 
 class Plain:
-    """The part of a task that a teacher uses."""
+    """The part of a reading that a teacher uses."""
 
-    def forward(self, model: nn.Module, batch: Batch, needs: Needs, side: str) -> Outputs:
+    kind = "tabular"
+    reader = "teacher"
+
+    def forward(self, network: Network, batch: Batch, needs: Needs) -> Outputs:
         """Logits."""
-        return Outputs(model(batch.side(side)))
+        return Outputs(network.module(batch.side("teacher")))
 
 
 class Endless(Source):
@@ -115,8 +119,8 @@ class Lesson:
         inputs = [torch.randn(case.shape, generator=random) for _ in range(8)]
         self.batches = [Batch({"student": each, "teacher": each}) for each in inputs]
         self.targets = torch.randn(case.shape[0], CLASSES, generator=random)
-        self.live = stack.enter_context(Frozen().open(case.teacher, Plain(), Needs(), side="teacher"))  # type: ignore[arg-type]
-        told = ProcessTeacher(ahead=4).open(case.teacher, Plain(), Needs(), side="teacher")  # type: ignore[arg-type]
+        self.live = stack.enter_context(Frozen().open(case.teacher, Plain(), Needs()))  # type: ignore[arg-type]
+        told = ProcessTeacher(ahead=4).open(case.teacher, Plain(), Needs())  # type: ignore[arg-type]
         self.far: Ahead = stack.enter_context(told)  # type: ignore[assignment]
         self.far(self.batches[0])
         self.found: dict[str, list[Timed]] = {name: [] for name in self.ways()}

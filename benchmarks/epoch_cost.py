@@ -26,6 +26,7 @@ from torch import nn
 import decoct as dc
 from decoct.artifact import Artifact
 from decoct.data.sources import Batches
+from decoct.models.given import plain_network
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.outputs import Batch, Needs, Outputs, Predictor
@@ -40,9 +41,10 @@ VIEWS = dc.Views(count=8)
 
 def epoch(task: Any, split: Any, batch: int, student: nn.Module, teachers: dict[str, Predictor]) -> Callable[[], None]:
     """One pass over a split, from the pixels to the optimizer's steps."""
+    network = plain_network(student, "image")
 
     def forward(each: Batch) -> Outputs:
-        outputs: Outputs = task.forward(student, each, Needs(), "student")
+        outputs: Outputs = task.forward(network, each, Needs(), "student")
         return outputs
 
     source = Batches(split, task.collate, batch_size=batch, seed=0, augment=True, prefetch=2, views=VIEWS)
@@ -84,8 +86,8 @@ def ways(given: argparse.Namespace, folder: Path) -> dict[str, Callable[[], None
     teacher = resnet34(num_classes=10).eval()
     dc.label(teacher, data, folder / "labels", task=task, views=VIEWS, offline=True)
     store = Artifact.load(folder / "labels")
-    live = Frozen().open(teacher, task, Needs(), side="teacher").__enter__()
-    warm = StoredTeacher().open(store, task, Needs(), side="teacher").__enter__()
+    live = Frozen().open(teacher, task.reading("teacher"), Needs()).__enter__()
+    warm = StoredTeacher().open(store, task.reading("teacher"), Needs()).__enter__()
 
     def student() -> nn.Module:
         torch.manual_seed(1)
@@ -93,8 +95,9 @@ def ways(given: argparse.Namespace, folder: Path) -> dict[str, Callable[[], None
 
     def cold() -> None:
         forgotten(store.folder)
-        with StoredTeacher().open(Artifact.load(store.folder, verify=False), task, Needs(), side="teacher") as reading:
-            epoch(task, split, given.batch, cold_student, {"teacher": reading})()
+        labels = Artifact.load(store.folder, verify=False)
+        with StoredTeacher().open(labels, task.reading("teacher"), Needs()) as read:
+            epoch(task, split, given.batch, cold_student, {"teacher": read})()
 
     cold_student = student()
     return {

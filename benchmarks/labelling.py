@@ -64,7 +64,7 @@ class Case:
         self.net, self.data = net, images(samples, 32, classes)
         self.task = ImageClassification(augment={"crop": 2, "flip": True}).resolve(self.data)
         self.step = Label(name="labels", **{"views": 1, "batch_size": 128, "shard": 512, "threads": 1, **settings})
-        split, prepare = self.data.splits["train"], self.task.preprocessing("teacher")
+        split, prepare = self.data.splits["train"], self.task.reading("teacher").preprocessing()
         order = np.arange(samples)
         made = [self.task.collate(split, order[i : i + 128]).side("teacher") for i in range(0, samples, 128)]
         self.batches = [prepare(each) for each in made]

@@ -24,6 +24,8 @@ from _shared import command, origin, parser, table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from decoct.models.base import Network
+from decoct.models.given import plain_network
 from decoct.objectives import CATALOGUE
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion, needs_of
@@ -194,19 +196,20 @@ def answered(
     passes: dict[str, float] = {}
     for side, (model, needs) in (("teacher", teacher), ("student", student)):
         model.train(side == "student")
+        network = plain_network(model, task.reading(side).kind)
 
-        def answer(model: nn.Module = model, needs: Needs = needs, side: str = side) -> Outputs:
-            return task.forward(model, batch, needs, side)
+        def answer(network: Network = network, needs: Needs = needs, side: str = side) -> Outputs:
+            return task.forward(network, batch, needs, side)
 
         with torch.no_grad():
             outputs[side] = answer()
         with torch.set_grad_enabled(side == "student"):
-            passes[side] = timed(lambda model=model: model_only(task, model, batch), 2)
+            passes[side] = timed(lambda network=network: model_only(task, network, batch), 2)
     return Pair(name, task, batch, outputs["student"], outputs["teacher"], passes, layers)
 
 
-def model_only(task: Any, model: nn.Module, batch: Batch) -> Outputs:
-    outputs: Outputs = task.forward(model, batch, Needs(), "student")
+def model_only(task: Any, network: Network, batch: Batch) -> Outputs:
+    outputs: Outputs = task.forward(network, batch, Needs(), "student")
     return outputs
 
 

@@ -24,6 +24,8 @@ from _shared import Interval, command, cpu_or_wall, interleaved, origin, paired,
 from torch import nn
 
 from decoct.data.base import Source
+from decoct.models.base import Network
+from decoct.models.given import plain_network
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.objectives.cross_entropy import CrossEntropy, cross_entropy
@@ -83,14 +85,23 @@ class Case:
         return torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
 
 
-@dataclass(frozen=True)
+class PlainReading:
+    """Module calls and nothing else, in place of what a teacher is asked by."""
+
+    kind, reader = "tabular", "teacher"
+
+    def forward(self, network: Network, batch: Batch, needs: Needs) -> Outputs:
+        return Outputs(network.module(batch.inputs["teacher"]))
+
+
 class Plain:
     """Module calls and nothing else, in place of a task's forward."""
 
-    task: Any
+    def reading(self, reader: str) -> PlainReading:
+        return PlainReading()
 
-    def forward(self, model: nn.Module, batch: Batch, needs: Needs, side: str) -> Outputs:
-        return Outputs(model(batch.inputs[side]))
+    def forward(self, network: Network, batch: Batch, needs: Needs, side: str) -> Outputs:
+        return Outputs(network.module(batch.inputs[side]))
 
 
 def conv(width: int) -> nn.Module:
@@ -152,11 +163,12 @@ def fitted(case: Case, through: Any, log_every: int = 10) -> tuple[float, list[f
     """Seconds, logged losses and the trained student of `fit`."""
     student, teacher = copy.deepcopy(case.student), copy.deepcopy(case.teacher)
     optimizer = case.optimizer(student)
+    network = plain_network(student, case.task.reading("student").kind)
 
     def forward(batch: Batch) -> Outputs:
-        return through.forward(student, batch, Needs(), "student")
+        return through.forward(network, batch, Needs(), "student")
 
-    with Frozen().open(teacher, through, Needs(), side="teacher") as teacher_outputs:
+    with Frozen().open(teacher, through.reading("teacher"), Needs()) as teacher_outputs:
         criterion = built(case, teacher_outputs)
         update = Descent(forward, {"teacher": teacher_outputs}, criterion, optimizer, Engine("cpu"))
         state = State(student=student, optimizer=optimizer, criterion=criterion)
@@ -179,7 +191,7 @@ def built(case: Case, teacher_outputs: Callable[[Batch], Outputs]) -> Criterion:
 def check(case: Case) -> None:
     """Losses and weights of both loops must be equal bit for bit."""
     _, losses, student = bare(case)
-    for through in (Plain(case.task), case.task):
+    for through in (Plain(), case.task):
         _, logged, other = fitted(case, through, log_every=1)
         assert logged == losses, f"{case.name}: losses differ"
         pairs = zip(student.state_dict().values(), other.state_dict().values())
@@ -191,7 +203,7 @@ def measure(case: Case, rounds: int) -> list[tuple[str, float, Interval, float]]
     ways: dict[str, Callable[[], float]] = {
         "bare": lambda: bare(case)[0],
         "again": lambda: bare(case)[0],
-        "loop": lambda: fitted(case, Plain(case.task))[0],
+        "loop": lambda: fitted(case, Plain())[0],
         "task": lambda: fitted(case, case.task)[0],
     }
     scale = 1e6 / len(case.batches)

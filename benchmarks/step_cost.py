@@ -33,6 +33,7 @@ from _shared import command, cpu_or_wall, interleaved, origin, paired, parser, t
 from torch import Tensor, nn
 
 from decoct.artifact import Artifact, writing
+from decoct.models.given import plain_network
 from decoct.objectives.base import Probe
 from decoct.objectives.criterion import Criterion
 from decoct.objectives.cross_entropy import CrossEntropy, cross_entropy
@@ -183,16 +184,17 @@ def bare(case: Case, divergence: Callable[..., Tensor] = kd_loss) -> Step:
 def online(case: Case) -> Step:
     """A live teacher, through decoct's update."""
     _, teacher, _ = case.fresh()
-    return through_decoct(case, Frozen().open(teacher, case.task, Needs(), side="teacher"))
+    return through_decoct(case, Frozen().open(teacher, case.task.reading("teacher"), Needs()))
 
 
 def through_decoct(case: Case, opened: AbstractContextManager[Predictor] | None) -> Step:
     """Decoct's update under a teacher, or under labels alone."""
     student, _, optimizer = case.fresh()
     teacher_outputs = {} if opened is None else {"teacher": opened.__enter__()}  # stays open as long as the process
+    network = plain_network(student, case.task.reading("student").kind)
 
     def forward(batch: Batch) -> Outputs:
-        outputs: Outputs = case.task.forward(student, batch, Needs(), "student")
+        outputs: Outputs = case.task.forward(network, batch, Needs(), "student")
         return outputs
 
     with torch.no_grad():
@@ -208,14 +210,14 @@ def stored(case: Case) -> Step:
     """Answers from a store on the disk, through decoct's update."""
     folder = Path(tempfile.mkdtemp(prefix="step-cost-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with Frozen().open(case.teacher.eval(), case.task, Needs(), side="teacher") as predict:
+    with Frozen().open(case.teacher.eval(), case.task.reading("teacher"), Needs()) as predict:
         answers = [predict(batch).logits for batch in case.batches]
     layout = Layout.of(Outputs(answers[0]), DenseCodec(dtype="float32"))
     rows = [layout.encode(Outputs(s), seen=b.seen, keys=b.keys) for s, b in zip(answers, case.batches)]
     shards = {0: write_shard(folder / "work" / "00000.arrow", rows, layout)}
     with writing(folder / "store", kind="store", name="labels", meta={"features": []}) as draft:
         seal(draft, folder / "work", shards, {})
-    opened = StoredTeacher().open(Artifact.load(folder / "store"), case.task, Needs(), side="teacher")
+    opened = StoredTeacher().open(Artifact.load(folder / "store"), case.task.reading("teacher"), Needs())
     return through_decoct(case, opened)
 
 

@@ -17,6 +17,7 @@ from decoct.api.export import _write_quantized
 from decoct.errors import RecipeError
 from decoct.quantization.dynamic import Dynamic
 from decoct.targets.onnx import graph
+from shipped import one
 
 
 def test_a_text_student_has_a_dynamic_length(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_export_leaves_a_module_in_its_modes(tmp_path: Path) -> None:
 
 def test_a_quantized_model_is_written_after_what_it_needs(tmp_path: Path) -> None:
     module, x = nn.Linear(4, 2).eval(), torch.randn(3, 4)
-    proto = graph(module, {"input": x}, axes={"input": {0: "batch"}}, output="logits", opset=20)
+    proto = graph(one(module, {"input": x}, {"input": {0: "batch"}}), opset=20)
     blocked = tmp_path / "model.tokenizer.json"
     blocked.mkdir()
     with pytest.raises(OSError, match="directory"):

@@ -65,7 +65,7 @@ def test_label_writes_what_the_module_says(tmp_path: Path) -> None:
     store, split = Store.open(made.folder), data.splits["train"]
     batch = task.collate(split, torch.randperm(len(split)).numpy())
     with torch.no_grad():
-        outputs = net.eval()(task.preprocessing("teacher")(batch.side("teacher")))
+        outputs = net.eval()(task.reading("teacher").preprocessing()(batch.side("teacher")))
     torch.testing.assert_close(store.read(batch.seen).logits, outputs, rtol=1e-6, atol=1e-6)
 
 

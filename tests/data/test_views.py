@@ -168,12 +168,13 @@ def test_what_is_seen_is_known_without_pixels(data: Dataset, mix: Mixing | None,
     split, task, views = data.splits["train"], task_of(data, crop=2), Views(count=3, seed=4)
     split = split if labels is None else keep_labels(split, labels)
     indices, numbers = np.arange(len(split))[::-1], np.full(len(split), 2, np.uint64)
+    seen = task.inputs("student").seen
     seeds = views.seeds(numbers, split.keys[indices])
     if mix is None:
-        told, shown = task.seen(split, indices, seeds), task.collate(split, indices, seeds=seeds, view=numbers)
+        told, shown = seen(split, indices, seeds), task.collate(split, indices, seeds=seeds, view=numbers)
     else:
         mixer = Mixer(task, mix, split, views.seed)
-        told = mixer.seen(split, indices, seeds, numbers, task.seen)
+        told = mixer.seen(split, indices, seeds, numbers, seen)
         shown = mixer.collate(split, indices, seeds=seeds, view=numbers)
     assert (told == shown.seen).all()
 

@@ -121,13 +121,13 @@ def test_local_folder_answers_as_its_weights_say(minilm: Path, tmp_path: Path) -
     module.bert.encoder.layer = nn.ModuleList([layers[0], layers[5]])
     module.config.num_hidden_layers = 2
     with writing(tmp_path / "a", kind="model", name="a") as draft:
-        save_model(draft, module, spec, TEXT, side="student", probe=lambda each: each(**inputs).logits)
+        save_model(draft, module, spec, TEXT, side="student", probe=lambda each: [each(**inputs).logits])
     text = (tmp_path / "a" / "model.json").read_text()
     assert str(tmp_path) not in text
     save_file({"x": torch.ones(1)}, folder / "model.safetensors")
     assert spec.fingerprint() != before
     shutil.rmtree(folder)
-    again = load_model(Artifact.load(tmp_path / "a"))
+    again = load_model(Artifact.load(tmp_path / "a")).module
     assert torch.equal(again(**inputs).logits, module(**inputs).logits)
 
 
@@ -151,13 +151,16 @@ def _wider(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_without_layer, _wider])
 def test_folders_whose_files_do_not_belong_together(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    interface = Interface(kind="text", shape=(8,), outputs=2, vocabulary=40, padding=0)
+    def interface_of(outputs: int) -> Interface:
+        return Interface(kind="text", shape=(8,), outputs=outputs, vocabulary=40, padding=0)
+
+    interface = interface_of(2)
     module = Transformers(config={"model_type": "bert", **SMALL}).build(interface)
     module.save_pretrained(tmp_path)
     assert torch.equal(
         Transformers(path=tmp_path).build(interface).bert.pooler.dense.weight, module.bert.pooler.dense.weight
     )
-    five = Transformers(path=tmp_path).build(interface.replace(outputs=5))
+    five = Transformers(path=tmp_path).build(interface_of(5))
     assert five.classifier.out_features == 5
     damage(tmp_path)
     with pytest.raises(RecipeError, match=r"weights of the bert are absent or of another shape, first bert\."):

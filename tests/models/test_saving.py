@@ -40,7 +40,7 @@ class Mine(nn.Module):
 
 def save(folder: Path, module: nn.Module, spec: Model, **given: Any) -> Artifact:
     with writing(folder, kind="model", name="m") as draft:
-        save_model(draft, module, spec, TABLE, side="student", probe=lambda each: each(X), given=given)
+        save_model(draft, module, spec, TABLE, side="student", probe=lambda each: [each(X)], given=given)
     return Artifact.load(folder)
 
 
@@ -55,7 +55,7 @@ def test_given_instance_and_factory(tmp_path: Path) -> None:
     artifact = save(tmp_path / "a", trained, spec, small=original)
     kept = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     for source in (original, Mine):
-        again = load_model(artifact, given={"small": source})
+        again = load_model(artifact, given={"small": source}).module
         assert isinstance(again, Mine)
         assert again is not original
         assert not again.training
@@ -111,7 +111,7 @@ def test_a_pruned_model_of_a_file_needs_no_file_again(tmp_path: Path) -> None:
     module.hidden[0][0], module.head = nn.Linear(4, 2), nn.Linear(2, 2)
     artifact = save(tmp_path / "a", module, spec)
     (tmp_path / "w.pt").unlink()
-    assert torch.equal(load_model(artifact)(X), module(X))
+    assert torch.equal(load_model(artifact).module(X), module(X))
 
 
 def test_what_would_not_come_back_is_refused(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_half_precision_and_integers_keep_their_types(tmp_path: Path) -> None:
     module.register_buffer("count", torch.tensor(3))
     with writing(tmp_path / "a", kind="model", name="m") as draft:
         save_model(draft, module, spec, TABLE, side="teacher")
-    again = load_model(Artifact.load(tmp_path / "a"))
+    again = load_model(Artifact.load(tmp_path / "a")).module
     assert again.head.weight.dtype is torch.bfloat16
     assert again.count == 3
     assert again.state_dict().keys() == module.state_dict().keys()
@@ -167,10 +167,10 @@ def test_memory_layout_is_no_structure(tmp_path: Path) -> None:
     module.head.weight.data = head
     x = torch.randn(1, 3, 8, 8)
     with writing(tmp_path / "a", kind="model", name="m") as draft:
-        save_model(draft, module, spec, interface, side="student", probe=lambda each: each(x))
+        save_model(draft, module, spec, interface, side="student", probe=lambda each: [each(x)])
     assert module.head.weight.data_ptr() == head.data_ptr()
     assert module.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(load_model(Artifact.load(tmp_path / "a"))(x), module.eval()(x))
+    torch.testing.assert_close(load_model(Artifact.load(tmp_path / "a")).module(x), module.eval()(x))
 
 
 def test_damage_and_other_kinds(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_a_run_shows_its_layers_and_saves_no_adapter(tmp_path):
 def student_interface(run):
     from decoct.spec import Choice
 
-    return Choice("decoct.tasks").validate(run.artifact("student").json("task.json")).interface("student")
+    return Choice("decoct.tasks").validate(run.artifact("student").json("task.json")).reading("student").interface
 
 
 def test_check_sees_layers_that_cannot_be_chosen(tmp_path):

@@ -7,6 +7,7 @@ from torch import nn
 
 import decoct as dc
 from decoct.data.base import Source
+from decoct.models.given import plain_network
 from decoct.objectives.criterion import needs_of
 from decoct.outputs import DENSE, Batch, Needs
 from decoct.steps.learning.building import build_criterion
@@ -69,8 +70,9 @@ def net(width: int, seed: int) -> nn.Sequential:
 def trained(steps: int, work, seed: int = 5) -> tuple[nn.Module, nn.Module]:
     student, teacher, source = net(3, 1), net(4, 2), Repeated()
     needs = needs_of(OBJECTIVE, ["teacher"], DENSE)
-    with Frozen().open(teacher, TASK, needs["teacher"], side="teacher") as predict:
-        forward = lambda batch: TASK.forward(student, batch, needs["student"], "student")  # noqa: E731
+    with Frozen().open(teacher, TASK.reading("teacher"), needs["teacher"]) as predict:
+        network = plain_network(student, "image")
+        forward = lambda batch: TASK.forward(network, batch, needs["student"], "student")  # noqa: E731
         torch.manual_seed(seed)
         criterion = build_criterion(
             OBJECTIVE, TASK, next(iter(Repeated())), forward, {"teacher": predict}, {"student": student}
@@ -99,4 +101,4 @@ def test_what_terms_learn_moves_and_is_no_part_of_the_student(tmp_path):
     assert len(moved) > 40
     assert all(not torch.equal(each, moved[name]) for name, each in criterion.named_parameters())
     assert set(student.state_dict()) == set(net(3, 1).state_dict())
-    assert not TASK.forward(student, next(iter(Repeated())), Needs(), "student").features
+    assert not TASK.forward(plain_network(student, "image"), next(iter(Repeated())), Needs(), "student").features

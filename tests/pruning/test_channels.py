@@ -26,6 +26,7 @@ from decoct.pruning._scores import Scores, choose, keep_count
 from decoct.pruning.channels import Channels
 from decoct.training.clock import Clock
 from decoct.training.compression import Evidence, protected
+from shipped import written
 
 LAYER_NORM = ("bert_sdpa", "bert_eager", "vit", "timm_vit")
 RESIDUAL = {"vit": "conv_proj", "timm_vit": "patch_embed.proj", "bert_sdpa": "*.word_embeddings"}
@@ -83,7 +84,7 @@ def save(folder: Path, module: nn.Module, original: nn.Module, example: Any) -> 
             given_model("net", original),
             zoo.IMAGE,
             side="student",
-            probe=lambda each: zoo.run(each, example),
+            probe=lambda each: [zoo.run(each, example)],
             given={"net": original},
         )
     return Artifact.load(folder)
@@ -97,7 +98,7 @@ def shipped(smaller: nn.Module, example: Any, out: Tensor, folder: Path) -> None
         assert record["verified"]["max_abs_diff"] < 1e-4
         return
     axes = {each: {0: "batch", 1: "length"} for each in example}
-    file = dc.Onnx().load(dc.Onnx().write(Logits(smaller), example, folder, axes=axes))
+    file = dc.Onnx().load(written(dc.Onnx(), Logits(smaller), example, folder, axes))
     found = file({name: value.numpy() for name, value in example.items()})["logits"]
     np.testing.assert_allclose(found, out.numpy(), atol=1e-4)
 
@@ -124,7 +125,7 @@ def test_a_pruned_network_is_smaller_plain_saved_and_shipped(name: str, tmp_path
     out = zoo.run(smaller, example)
     assert out.isfinite().all()
     assert out.shape == zoo.run(module, example).shape
-    again = load_model(save(tmp_path / "a", smaller, module, example), given={"net": module})
+    again = load_model(save(tmp_path / "a", smaller, module, example), given={"net": module}).module
     assert torch.equal(zoo.run(again, example), out)
     shipped(smaller, example, out, tmp_path)
     assert not any(isinstance(each, nn.MultiheadAttention) for each in smaller.modules())

@@ -116,9 +116,9 @@ def test_a_block_that_does_nothing_goes_first(name: str, tmp_path) -> None:
     ]
     torch.testing.assert_close(zoo.run(made.module, example), before, atol=1e-5, rtol=1e-5)
     with dc_writing(tmp_path / "a") as draft:
-        spec, probe = given_model("net", original), lambda each: zoo.run(each, example)
+        spec, probe = given_model("net", original), lambda each: [zoo.run(each, example)]
         save_model(draft, made.module, spec, zoo.IMAGE, side="student", probe=probe, given={"net": original})
-    again = load_model(dc.Artifact.load(tmp_path / "a"), given={"net": original})
+    again = load_model(dc.Artifact.load(tmp_path / "a"), given={"net": original}).module
     assert torch.equal(zoo.run(again, example), zoo.run(made.module, example))
 
 

@@ -50,7 +50,7 @@ def test_an_artifact_in_integers(tmp_path: Path) -> None:
     data = Digits().open()
     task = ImageClassification().resolve(data)
     torch.manual_seed(0)
-    spec, interface = SmallResNet(width=4), task.interface("student")
+    spec, interface = SmallResNet(width=4), task.reading("student").interface
     with writing(tmp_path / "model", kind="model", name="student", meta={"side": "student", "seed": 0}) as draft:
         save_model(draft, spec.build(interface).eval(), spec, interface, side="student")
         draft.write_json("task.json", task.plain())

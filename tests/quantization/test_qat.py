@@ -29,6 +29,7 @@ from decoct.quantization.aware.insertion import FakeQuantizers
 from decoct.quantization.aware.modules import ActivationQuantizer, DynamicLinear, QuantizedLayer, QuantizedNet
 from decoct.targets.onnx import graph, save
 from decoct.training.compression import Evidence
+from shipped import one
 
 IMAGES = Interface(kind="image", shape=(1, 16, 16), outputs=10)
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=50, padding=0)
@@ -70,7 +71,7 @@ class Program(nn.Module):
 
 def written(module: nn.Module, x: Tensor, folder: Path) -> tuple[np.ndarray, Counter, Path]:
     """What the file says, and the operators that ONNX Runtime executes."""
-    proto = graph(Program(module).eval(), {"image": x}, axes={"image": {0: "batch"}}, output="logits", opset=20)
+    proto = graph(one(Program(module).eval(), {"image": x}, {"image": {0: "batch"}}), opset=20)
     path = save(proto, folder / "model.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(folder / "optimized.onnx")
@@ -81,7 +82,7 @@ def written(module: nn.Module, x: Tensor, folder: Path) -> tuple[np.ndarray, Cou
 
 def stored(module: nn.Module, spec, folder: Path, x: Tensor, interface: Interface = IMAGES) -> Artifact:
     with writing(folder, kind="model", name="student", meta={"side": "student"}) as draft:
-        save_model(draft, module, spec, interface, side="student", probe=lambda each: each(x))
+        save_model(draft, module, spec, interface, side="student", probe=lambda each: [[each(x)]])
     return Artifact.load(folder)
 
 
@@ -174,13 +175,13 @@ def test_saved_and_loaded_it_is_the_same_bit_for_bit_and_trains_on(tmp_path: Pat
     module = FakeQuantize(weight_bits=4).apply(net, Evidence((x,))).module
     descend(module, x)
     artifact = stored(module, spec, tmp_path / "first", x)
-    again = load_model(artifact)
+    again = load_model(artifact).module
     assert torch.equal(again(x), module(x))
     assert [stage["use"] for stage in artifact.json(STRUCTURE)["stages"]] == ["fake_quantizers"]
     descend(again, x)
     descend(module, x)
     assert torch.equal(again(x), module(x))
-    third = load_model(stored(again, spec, tmp_path / "second", x))
+    third = load_model(stored(again, spec, tmp_path / "second", x)).module
     assert torch.equal(third(x), again(x))
 
 
@@ -197,7 +198,7 @@ def test_a_pruned_network_is_built_again_from_deltas_then_quantizers(tmp_path: P
     module = FakeQuantize().apply(net.eval(), Evidence((x,))).module
     artifact = stored(module, spec, tmp_path / "a", x)
     assert [stage["use"] for stage in artifact.json(STRUCTURE)["stages"]] == ["deltas", "fake_quantizers"]
-    again = load_model(artifact)
+    again = load_model(artifact).module
     assert torch.equal(again(x), module(x))
     outputs, operators, _ = written(again, x, tmp_path)
     assert operators["QLinearConv"] == 9
@@ -283,7 +284,7 @@ def test_a_transformer_has_its_linear_layers_in_integers(tmp_path: Path) -> None
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
     axes = {name: {0: "batch", 1: "length"} for name in feeds}
-    path = save(graph(Text().eval(), feeds, axes=axes, output="logits", opset=20), tmp_path / "model.onnx")
+    path = save(graph(one(Text().eval(), feeds, axes), opset=20), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     short = {name: each[:2, :7] for name, each in feeds.items()}
     for feed in (feeds, short):
@@ -303,7 +304,7 @@ def test_recurrent_weights_stay_in_float_and_it_is_said(tmp_path: Path) -> None:
     assert set(notes.values()) == {"recurrent weights stay in float"}
     with writing(tmp_path / "a", kind="model", name="student", meta={"side": "student"}) as draft:
         save_model(draft, found.module, spec, TEXT, side="student")
-    again = load_model(Artifact.load(tmp_path / "a"))
+    again = load_model(Artifact.load(tmp_path / "a")).module
     assert torch.equal(again(**feeds), found.module.eval()(**feeds))
 
 
@@ -470,7 +471,7 @@ def test_files_of_the_earlier_form_are_built_as_they_were(tmp_path: Path) -> Non
     with writing(folder, kind="model", name="student", meta={"side": "student"}) as draft:
         draft.write_json(STRUCTURE, record)
         (draft.folder / "model.safetensors").write_bytes(artifact.file("model.safetensors").read_bytes())
-    assert torch.equal(load_model(Artifact.load(folder))(x), now(x))
+    assert torch.equal(load_model(Artifact.load(folder)).module(x), now(x))
     assert isinstance(rewrite, FakeQuantizers)
 
 

@@ -21,6 +21,7 @@ from decoct.quantization.base import Quantized
 from decoct.quantization.sensitivity import sqnr_db
 from decoct.quantization.static import Static
 from decoct.targets.onnx import graph, save
+from shipped import one
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((24, 3, 12, 12)).astype(np.float32)
@@ -51,7 +52,7 @@ def network(*layers: nn.Module) -> nn.Module:
 
 def floating(net: nn.Module, x: np.ndarray = IMAGES) -> onnx.ModelProto:
     example = {"x": torch.from_numpy(x[:2])}
-    return graph(Program(net).eval(), example, axes={"x": {0: "batch"}}, output="logits", opset=20)
+    return graph(one(Program(net).eval(), example, {"x": {0: "batch"}}), opset=20)
 
 
 def feeds(x: np.ndarray = IMAGES) -> object:

@@ -21,6 +21,7 @@ from decoct.quantization.dynamic import Dynamic
 from decoct.quantization.weight_only import WeightOnly
 from decoct.quantization.weights import by_channel, grouped, packed, sqnr
 from decoct.targets.onnx import graph, save
+from shipped import one
 
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=500, padding=0)
 AXES = {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}
@@ -60,7 +61,7 @@ def text(request: pytest.FixtureRequest) -> onnx.ModelProto:
             if each.dim() == 1:
                 each.add_(0.1 * torch.randn_like(each))
     example = {name: torch.from_numpy(value) for name, value in feed(2).items()}
-    return graph(Program(model), example, axes=AXES, output="logits", opset=20)
+    return graph(one(Program(model), example, AXES), opset=20)
 
 
 def answers(proto: onnx.ModelProto, folder: Path, name: str) -> tuple[np.ndarray, int]:
@@ -166,7 +167,7 @@ def plain(model: nn.Module, width: int) -> tuple[onnx.ModelProto, np.ndarray]:
 
     x = np.random.default_rng(2).standard_normal((5, width)).astype(np.float32)
     example = {"input": torch.from_numpy(x)}
-    return graph(Plain(), example, axes={"input": {0: "batch"}}, output="logits", opset=20), x
+    return graph(one(Plain(), example, {"input": {0: "batch"}}), opset=20), x
 
 
 def test_a_net_of_convolutions_is_refused_and_protection_that_names_nothing_too() -> None:
@@ -178,7 +179,7 @@ def test_a_net_of_convolutions_is_refused_and_protection_that_names_nothing_too(
         def forward(self, *, input: torch.Tensor) -> torch.Tensor:
             return self.model(input).mean((2, 3))
 
-    proto = graph(Net(), {"input": torch.ones(2, 1, 8, 8)}, axes={"input": {0: "batch"}}, output="logits", opset=20)
+    proto = graph(one(Net(), {"input": torch.ones(2, 1, 8, 8)}, {"input": {0: "batch"}}), opset=20)
     for scheme in (Dynamic(), WeightOnly()):
         with pytest.raises(RecipeError, match="static"):
             scheme.quantize(proto, None, None)

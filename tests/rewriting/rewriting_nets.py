@@ -18,6 +18,7 @@ from decoct.models.small_resnet import SmallResNet
 from decoct.models.transformers import Transformers
 from decoct.targets.onnx import Onnx
 from decoct.training.compression import Evidence
+from shipped import written
 
 IMAGE = Interface(kind="image", shape=(1, 16, 16), outputs=3)
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=40, padding=0)
@@ -73,8 +74,8 @@ def saved_and_loaded(
 ) -> nn.Module:
     """The network of an artifact; save_model itself compares answers bit for bit, and so does this."""
     with writing(folder, kind="model", name="small") as draft:
-        save_model(draft, module, spec, interface, side="student", probe=run)
-    again = load_model(Artifact.load(folder))
+        save_model(draft, module, spec, interface, side="student", probe=lambda each: [[run(each)]])
+    again = load_model(Artifact.load(folder)).module
     assert torch.equal(run(again), run(module))
     assert sum(each.numel() for each in again.parameters()) == sum(each.numel() for each in module.parameters())
     return again
@@ -86,6 +87,6 @@ def onnx_equals(folder: Path, module: nn.Module, x: Tensor | Mapping[str, Tensor
     example = {"image": x} if isinstance(x, Tensor) else dict(x)
     names = {0: "batch"} if isinstance(x, Tensor) else {0: "batch", 1: "length"}
     folder.mkdir(exist_ok=True)
-    path = Onnx().write(program.eval(), example, folder, axes=dict.fromkeys(example, names))
+    path = written(Onnx(), program.eval(), example, folder, dict.fromkeys(example, names))
     found = Onnx().load(path)({name: each.numpy() for name, each in example.items()})["logits"]
     np.testing.assert_allclose(found, answer(module, x).numpy(), atol=atol)

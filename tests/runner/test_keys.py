@@ -162,7 +162,7 @@ def test_settings_of_labelling_that_change_nothing_are_no_part_of_its_key(tmp_pa
 
 def test_a_server_is_known_by_its_weights_and_not_by_its_address(tmp_path: Path) -> None:
     task = TabularClassification(classes=("a", "b"), shape=(3,), raw=True)
-    spec, interface = MLP(hidden=(4,)), task.interface("teacher")
+    spec, interface = MLP(hidden=(4,)), task.reading("teacher").interface
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)

@@ -37,7 +37,7 @@ def net() -> nn.Module:
 def saved(folder: Path, module: nn.Module) -> Artifact:
     x = torch.randn(4, 1, 8, 8)
     with writing(folder, kind="model", name="small", key="0", lineage={}) as draft:
-        save_model(draft, module, SPEC, INTERFACE, side="student", probe=lambda each: each(x))
+        save_model(draft, module, SPEC, INTERFACE, side="student", probe=lambda each: [[each(x)]])
     return Artifact.load(folder)
 
 
@@ -78,7 +78,7 @@ def test_each_layer_has_few_different_weights_and_the_file_holds_the_indices(tmp
     artifact = saved(tmp_path / "clustered", made.module)
     size = artifact.file("model.safetensors").stat().st_size
     assert indices <= size <= indices + 2 * rest + 14_000
-    again, x = load_model(artifact), torch.randn(5, 1, 8, 8)
+    again, x = load_model(artifact).module, torch.randn(5, 1, 8, 8)
     assert torch.equal(again(x), made.module(x))
     whole = saved(tmp_path / "whole", module).file("model.safetensors").stat().st_size
     assert size < whole * (bits / 32) + 20_000

@@ -71,7 +71,7 @@ def pixels(made: Recipe):
     data, task = prepare(made, Options())
     assert isinstance(data, Dataset)
     batch = few_of(task, data)
-    return task.preprocessing("student")(batch.side("student"))
+    return task.reading("student").preprocessing()(batch.side("student"))
 
 
 def few_of(task, data, count=40):
@@ -125,8 +125,8 @@ def test_every_peer_is_saved_and_can_be_taken_out(tmp_path):
 
 def test_peers_of_one_model_start_apart(tmp_path):
     run = ran(tmp_path, step("mutual", inputs={"model": "small", "peer": "small"}, budget={"steps": 1}))
-    mine = load_model(run.artifact("student")).state_dict()
-    other = load_model(Artifact.load(run.artifact("student").folder / "parts" / "peer")).state_dict()
+    mine = load_model(run.artifact("student")).module.state_dict()
+    other = load_model(Artifact.load(run.artifact("student").folder / "parts" / "peer")).module.state_dict()
     assert any(not torch.equal(mine[name], other[name]) for name in mine)
 
 
@@ -145,7 +145,7 @@ class TestExits:
 
     def test_a_chosen_exit_answers_as_its_head_did_and_runs_no_further(self, run):
         x = pixels(run.recipe)
-        net, early = load_model(run.artifact("student")), load_model(run.artifact("early"))
+        net, early = load_model(run.artifact("student")).module, load_model(run.artifact("early")).module
         assert isinstance(net, ExitNet)
         with capture(net, ["heads.0"]) as features:
             logits(net, x)
@@ -158,7 +158,7 @@ class TestExits:
 
     def test_each_sample_is_answered_by_the_first_exit_that_is_sure(self, run):
         x = pixels(run.recipe)
-        net, when_sure = load_model(run.artifact("student")), load_model(run.artifact("sure"))
+        net, when_sure = load_model(run.artifact("student")).module, load_model(run.artifact("sure")).module
         with capture(net, ["heads.0", "heads.1"]) as features:
             end = logits(net, x)
         outputs = [features["heads.0"], features["heads.1"], end]
@@ -208,7 +208,9 @@ class TestExits:
 def test_the_average_or_the_student_is_kept(tmp_path):
     for keep in ("average", "student"):
         ran(tmp_path / keep, step("ema_distill", keep=keep, select="last"))
-    kept = [load_model(Artifact.load(tmp_path / keep / "02-student")).state_dict() for keep in ("average", "student")]
+    kept = [
+        load_model(Artifact.load(tmp_path / keep / "02-student")).module.state_dict() for keep in ("average", "student")
+    ]
     assert any(not torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
@@ -243,7 +245,7 @@ class TestSeveralTeachers:
         high = {**low, "name": "high", "classes": [*classes[6:], "5", "4"]}
         student = step("distill", inputs={"model": "small", "low": "low", "high": "high"}, combine={"use": "ensemble"})
         run = recipe(low, high, student).run(tmp_path)
-        assert load_model(run.artifact("low")).head.out_features == 6
+        assert load_model(run.artifact("low")).module.head.out_features == 6
         record = json.loads((run.artifact("student").folder / "log.jsonl").read_text().splitlines()[-2])
         assert {"agreement.low", "agreement.high", "agreement.teachers", "say.low", "say.high"} <= set(record["terms"])
         assert record["terms"]["say.low"] == pytest.approx(0.5)

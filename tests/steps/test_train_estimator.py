@@ -68,7 +68,7 @@ def train(use: str, task: object, data: Dataset, folder: Path, **options: object
 
 
 def rows(room: Context, split: str) -> np.ndarray:
-    preprocessing = room.task.preprocessing("student")
+    preprocessing = room.task.reading("student").preprocessing()
     batches = evaluation_batches(room, split)
     return np.concatenate([preprocessing(batch.side("student")).numpy() for batch in batches])
 
@@ -109,7 +109,7 @@ def test_numbers_are_those_of_scikit_learn(tmp_path: Path, use: str, outputs: in
     standard = refit(use, room).predict(rows(room, "test")).reshape(-1, outputs)
     expected = standard * np.array(room.task.target_std) + np.array(room.task.target_mean)
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4 * expected.std())
-    with EstimatorTeacher().open(artifact, room.task, Needs(), side="teacher") as predict:
+    with EstimatorTeacher().open(artifact, room.task.reading("teacher"), Needs()) as predict:
         answers = [predict(batch).logits.numpy() for batch in evaluation_batches(room, "test")]
     np.testing.assert_allclose(np.concatenate(answers), standard, atol=1e-4)
 
@@ -163,7 +163,7 @@ def test_only_labelled_samples_teach(tmp_path: Path) -> None:
 
 def test_teacher_gives_finite_logits_with_the_floor(tmp_path: Path) -> None:
     artifact, room = train("random_forest", TabularClassification(), classes_data("digits"), tmp_path)
-    with EstimatorTeacher(floor=1e-3).open(artifact, room.task, Needs(), side="teacher") as predict:
+    with EstimatorTeacher(floor=1e-3).open(artifact, room.task.reading("teacher"), Needs()) as predict:
         batch = next(evaluation_batches(room, "test"))
         logits = predict(batch).logits
     assert logits.min().item() == pytest.approx(np.log(1e-3))
@@ -174,10 +174,10 @@ def test_teacher_gives_finite_logits_with_the_floor(tmp_path: Path) -> None:
 def test_teacher_refuses_features_and_notices_a_changed_file(tmp_path: Path) -> None:
     artifact, room = train("logistic_regression", TabularClassification(), classes_data("cancer"), tmp_path)
     with pytest.raises(RecipeError, match="no modules to tap"):
-        EstimatorTeacher().open(artifact, room.task, Needs(frozenset({"layer"})), side="teacher")
+        EstimatorTeacher().open(artifact, room.task.reading("teacher"), Needs(frozenset({"layer"})))
     with (
         pytest.raises(IntegrityError, match="changed while it taught"),
-        EstimatorTeacher().open(artifact, room.task, Needs(), side="teacher"),
+        EstimatorTeacher().open(artifact, room.task.reading("teacher"), Needs()),
     ):
         artifact.file("model.onnx").write_bytes(b"other")
 

@@ -20,6 +20,7 @@ from decoct.models.small_resnet import SmallResNet
 from decoct.spec import Choice
 from decoct.targets.base import Target
 from decoct.targets.inspection import is_operator, is_size, is_tree, why_unsafe
+from shipped import written
 
 IMAGE = Interface(kind="image", shape=(1, 8, 8), outputs=4)
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=50, padding=0)
@@ -62,7 +63,7 @@ def image_program() -> nn.Module:
 def test_an_image_file_says_what_torch_says_for_any_batch(use: str, tmp_path: Path) -> None:
     program, form = image_program(), target(use)
     example = {"image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}
-    path = form.write(program, example, tmp_path, axes={"image": {0: "batch"}}, output="logits")
+    path = written(form, program, example, tmp_path, {"image": {0: "batch"}}, output="logits")
     session = form.load(path, threads=1)
     for count in (1, 2, 5):
         x = np.random.default_rng(count).integers(0, 256, (count, 1, 8, 8)).astype(np.uint8)
@@ -80,7 +81,7 @@ def test_a_text_file_takes_any_length(use: str, tmp_path: Path) -> None:
     program, form = Reading(BiLSTM(embedding=8, hidden=6).build(TEXT)).eval(), target(use)
     axes = {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}
     example = {name: torch.ones(2, 5, dtype=torch.long) for name in axes}
-    session = form.load(form.write(program, example, tmp_path, axes=axes))
+    session = form.load(written(form, program, example, tmp_path, axes))
     for batch, length in ((1, 3), (4, 9)):
         ids = torch.randint(1, 50, (batch, length))
         mask = (torch.arange(length) < torch.randint(1, length + 1, (batch, 1))).long()
@@ -96,7 +97,7 @@ def test_a_recurrent_layer_that_torch_would_write_out_is_named(tmp_path: Path) -
     axes = {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}
     example = {name: torch.ones(2, 5, dtype=torch.long) for name in axes}
     with pytest.raises(RecipeError, match=r"'model.layer1.forwards' \(LSTM\) for one length .* export to onnx"):
-        target("torch_export").write(program, example, tmp_path, axes=axes)
+        written(target("torch_export"), program, example, tmp_path, axes)
 
 
 def test_openvino_computes_in_float_and_sends_nothing(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_an_operator_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
 
     for use in ("openvino", "torch_export"):
         with pytest.raises(RecipeError, match=r"'model.*' \(Branching\) cannot be traced"):
-            target(use).write(Plain(Branching()), {"image": torch.ones(2, 3)}, tmp_path, axes={"image": {0: "batch"}})
+            written(target(use), Plain(Branching()), {"image": torch.ones(2, 3)}, tmp_path, {"image": {0: "batch"}})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,7 +143,7 @@ def rewritten(path: Path, change: dict[str, bytes]) -> Path:
 @pytest.fixture
 def pt2(tmp_path: Path) -> Path:
     example = {"image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}
-    return target("torch_export").write(image_program(), example, tmp_path, axes={"image": {0: "batch"}})
+    return written(target("torch_export"), image_program(), example, tmp_path, {"image": {0: "batch"}})
 
 
 def test_a_written_program_holds_no_pickle(pt2: Path) -> None:
@@ -315,7 +316,7 @@ def test_an_expression_of_anything_but_sizes_is_refused(text: str) -> None:
 def test_a_damaged_or_missing_file_is_said(use: str, tmp_path: Path) -> None:
     form = target(use)
     example = {"image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}
-    path = form.write(image_program(), example, tmp_path, axes={"image": {0: "batch"}})
+    path = written(form, image_program(), example, tmp_path, {"image": {0: "batch"}})
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(IntegrityError):
         form.load(path)

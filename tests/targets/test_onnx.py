@@ -10,6 +10,7 @@ from torch import nn
 
 from decoct.errors import IntegrityError, RecipeError
 from decoct.targets.onnx import Onnx
+from shipped import written
 
 
 class Image(nn.Module):
@@ -81,7 +82,7 @@ def trained_image() -> Image:
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_image_file_equals_torch_at_any_batch(tmp_path: Path, batch: int) -> None:
     model = trained_image()
-    path = Onnx().write(model, IMAGE, tmp_path, axes=IMAGE_AXES)
+    path = written(Onnx(), model, IMAGE, tmp_path, IMAGE_AXES)
     assert model.training, "the caller's module keeps its mode"
     session = Onnx().load(path)
     x = torch.randint(0, 256, (batch, 1, 8, 8), dtype=torch.uint8)
@@ -97,7 +98,7 @@ def test_text_file_takes_any_batch_and_length(tmp_path: Path, shape: tuple[int, 
     model = Text().eval()
     example = {"input_ids": torch.zeros(2, 7, dtype=torch.int64), "attention_mask": torch.ones(2, 7, dtype=torch.int64)}
     axes = {name: {0: "batch", 1: "length"} for name in example}
-    path = Onnx().write(model, example, tmp_path, axes=axes)
+    path = written(Onnx(), model, example, tmp_path, axes)
     feed = {"input_ids": torch.randint(0, 20, shape), "attention_mask": torch.ones(shape, dtype=torch.int64)}
     session = Onnx().load(path)
     assert [port.shape for port in session.inputs] == [("batch", "length")] * 2
@@ -110,8 +111,8 @@ def test_bytes_are_equal_hold_no_paths_and_nothing_is_printed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = trained_image()
-    first = Onnx().write(model, IMAGE, tmp_path / "a", axes=IMAGE_AXES, output="values")
-    second = Onnx().write(model, IMAGE, tmp_path / "b", axes=IMAGE_AXES, output="values")
+    first = written(Onnx(), model, IMAGE, tmp_path / "a", IMAGE_AXES, output="values")
+    second = written(Onnx(), model, IMAGE, tmp_path / "b", IMAGE_AXES, output="values")
     content = first.read_bytes()
     assert content == second.read_bytes()
     for trace in (b"site-packages", str(Path.cwd()).encode(), b".py", str(Path(__file__).parent).encode()):
@@ -122,7 +123,7 @@ def test_bytes_are_equal_hold_no_paths_and_nothing_is_printed(
 
 @pytest.mark.parametrize("opset", [18, 20])
 def test_opset_is_the_one_asked_for(tmp_path: Path, opset: int) -> None:
-    path = Onnx(opset=opset).write(trained_image(), IMAGE, tmp_path, axes=IMAGE_AXES)
+    path = written(Onnx(opset=opset), trained_image(), IMAGE, tmp_path, IMAGE_AXES)
     assert onnx.load(str(path)).opset_import[0].version == opset
 
 
@@ -132,7 +133,7 @@ def test_opset_is_the_one_asked_for(tmp_path: Path, opset: int) -> None:
 )
 def test_errors_name_operator_and_module(tmp_path: Path, model: nn.Module, words: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
-        Onnx().write(model, {"x": torch.zeros(2, 4)}, tmp_path, axes={"x": {0: "batch"}})
+        written(Onnx(), model, {"x": torch.zeros(2, 4)}, tmp_path, {"x": {0: "batch"}})
     for word in words:
         assert word in str(caught.value)
     assert len(str(caught.value)) < 700
@@ -140,7 +141,7 @@ def test_errors_name_operator_and_module(tmp_path: Path, model: nn.Module, words
 
 
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
-    path = Onnx().write(trained_image(), IMAGE, tmp_path, axes=IMAGE_AXES)
+    path = written(Onnx(), trained_image(), IMAGE, tmp_path, IMAGE_AXES)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(IntegrityError, match=r"model\.onnx"):
         Onnx().load(path)
@@ -169,7 +170,7 @@ def test_recurrent_layers_equal_torch(
 
     torch.manual_seed(0)
     model = Recurrent().eval()
-    path = Onnx().write(model, {"x": torch.zeros(2, 6, 3)}, tmp_path, axes={"x": {0: "batch", 1: "length"}})
+    path = written(Onnx(), model, {"x": torch.zeros(2, 6, 3)}, tmp_path, {"x": {0: "batch", 1: "length"}})
     x = torch.randn(3, 9, 3)
     with torch.no_grad():
         np.testing.assert_allclose(Onnx().load(path)({"x": x.numpy()})["logits"], model(x).numpy(), atol=1e-5)
@@ -178,7 +179,7 @@ def test_recurrent_layers_equal_torch(
 def test_an_example_of_one_sample_leaves_the_batch_free(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
-    path = Onnx().write(module, {"input": torch.randn(1, 2, 2)}, tmp_path, axes={"input": {0: "batch"}})
+    path = written(Onnx(), module, {"input": torch.randn(1, 2, 2)}, tmp_path, {"input": {0: "batch"}})
     rows = torch.randn(5, 2, 2)
     found = Onnx().load(path)({"input": rows.numpy()})["logits"]
     np.testing.assert_allclose(found, module(rows).detach().numpy(), atol=1e-5)

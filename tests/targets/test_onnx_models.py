@@ -16,6 +16,7 @@ from decoct.models.small_resnet import SmallResNet
 from decoct.models.small_vit import SmallViT
 from decoct.models.transformers import Transformers
 from decoct.targets.onnx import Onnx
+from shipped import written
 
 BERT = {
     "model_type": "bert",
@@ -40,7 +41,7 @@ def test_text_nets_at_any_length_and_padding(tmp_path: Path, spec: Model) -> Non
     interface = Interface(kind="text", shape=(20,), outputs=3, vocabulary=30, padding=0)
     program = TextProgram(spec.build(interface)).eval()
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-    path = Onnx().write(program, example, tmp_path, axes={name: {0: "batch", 1: "length"} for name in example})
+    path = written(Onnx(), program, example, tmp_path, {name: {0: "batch", 1: "length"} for name in example})
     session = Onnx().load(path)
     for batch, length in ((1, 1), (1, 20), (4, 6)):
         ids = torch.randint(1, 30, (batch, length))
@@ -57,7 +58,7 @@ def test_image_nets(tmp_path: Path, spec: Model) -> None:
     model = spec.build(Interface(kind="image", shape=(1, 16, 16), outputs=3))
     model(torch.randn(8, 1, 16, 16))
     program = ImageProgram(torch.nn.Identity(), model).eval()
-    path = Onnx().write(program, {"image": torch.zeros(2, 1, 16, 16)}, tmp_path, axes={"image": {0: "batch"}})
+    path = written(Onnx(), program, {"image": torch.zeros(2, 1, 16, 16)}, tmp_path, {"image": {0: "batch"}})
     x = torch.randn(3, 1, 16, 16)
     with torch.no_grad():
         np.testing.assert_allclose(Onnx().load(path)({"image": x.numpy()})["logits"], program(x).numpy(), atol=1e-4)

@@ -1,13 +1,25 @@
-"""Small data sets made by hand."""
+"""Small data sets made by hand, and a task with a network on each."""
 
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.hashing import content_keys, image_keys, text_keys
 from decoct.data.splits import assemble
+from decoct.tasks.base import Task
+from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.inputs.tokenizers import WordPiece
+from decoct.tasks.regression import Regression
+from decoct.tasks.tabular_classification import TabularClassification
+from decoct.tasks.text_classification import TextClassification
+
+sys.path.insert(0, str(Path(__file__).parent))  # task_toys.py
 
 
 class Made(Data):
@@ -58,3 +70,22 @@ def texts() -> Dataset:
     whole = Split({"text": lines, "label": np.arange(80) % 2}, text_keys(lines))
     splits = {"train": whole.take(np.arange(60)), "test": whole.take(np.arange(60, 80))}
     return assemble(Made(), splits, classes=("negative", "positive"))
+
+
+@pytest.fixture(params=["images", "table", "numbers", "texts"])
+def case(request: pytest.FixtureRequest) -> tuple[Task, Dataset, nn.Module]:
+    data = request.getfixturevalue(request.param)
+    task: Task = {
+        "images": ImageClassification(size=5, teacher_size=7),
+        "table": TabularClassification(),
+        "numbers": Regression(),
+        "texts": TextClassification(tokenizer=WordPiece(size=40), max_length=10),
+    }[request.param].resolve(data)
+    from task_toys import TextNet
+
+    torch.manual_seed(0)
+    interface = task.reading("student").interface
+    if request.param == "texts":
+        return task, data, TextNet(interface.vocabulary or 0, interface.width)
+    width = int(np.prod(interface.shape))
+    return task, data, nn.Sequential(nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, interface.width))

@@ -144,6 +144,15 @@ def test_shares_follow_beta():
     assert 0.45 < (half == 1).mean() < 0.55
 
 
+def test_a_teacher_of_another_size_sees_the_same_view():
+    problem = task(teacher_size=9, teacher_mean=(0.5,))
+    for mixing in (Mixup(), CutMix()):
+        plain = batches(mixing)
+        for batch, other in zip(batches(mixing, problem=problem), plain, strict=True):
+            assert batch.side("student") is batch.side("teacher")
+            assert torch.equal(batch.side("teacher"), other.side("teacher"))
+
+
 def test_labels_do_not_leak_and_none_is_lost():
     data = split(LABELLED)
     changed = np.where(LABELLED, LABELS, (LABELS + 1) % CLASSES)
@@ -173,14 +182,14 @@ def test_the_task_s_loss_of_mixed_targets():
     logits = torch.randn(16, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for batch in batches(Mixup(), split(LABELLED)):
         outputs = logits[: len(batch)].clone().requires_grad_()
-        loss = problem.loss(Outputs(outputs), batch)
+        loss = problem.answer.loss(Outputs(outputs), batch)
         rows = [
             -sum(t * np.log(p) for t, p in zip(target.numpy(), row.softmax(-1).detach().numpy()))
             for target, row in zip(batch.target, outputs)
             if not target.isnan().any()
         ]
         assert loss.item() == pytest.approx(np.mean(rows), abs=1e-6)
-        assert int(problem.items(batch)) == len(rows)
+        assert int(problem.answer.items(batch)) == len(rows)
         loss.backward()
         assert (outputs.grad[batch.target.isnan().any(-1)] == 0).all()
 

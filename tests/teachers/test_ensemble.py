@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch, Outputs
-from decoct.tasks.image_classification import ImageClassification
-from decoct.tasks.regression import Regression
 from decoct.teachers.classes import align, in_full
 from decoct.teachers.combining import Member, Once, Setting, agreement, joined_classes
 from decoct.teachers.ensemble import Ensemble, mean_logits, mean_probabilities
 
 CLASSES = 5
-TASK = ImageClassification(raw=True, classes=tuple("abcde"))
 
 
 def softmax(x):
@@ -33,7 +30,7 @@ def member(logits, known=None):
 
 
 def joined(spec, members, batch, held_out=()):
-    return spec.join(members, Setting(TASK, CLASSES, lambda: list(held_out)))(batch)
+    return spec.join(members, Setting(CLASSES, lambda: list(held_out)))(batch)
 
 
 def batch_of(n=6, target=None):
@@ -201,9 +198,8 @@ def test_what_cannot_be_combined(fields, words):
 def test_weights_must_be_positive_and_numbers_are_averaged_as_they_are():
     with pytest.raises(RecipeError, match="Leave out a teacher"):
         Ensemble(weights={"a": 0.0})
-    task = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
     members = {"a": member(np.ones((6, 1), np.float32)), "b": member(np.zeros((6, 1), np.float32))}
-    setting = Setting(task, 1, list)
+    setting = Setting(1, list, distribution=False)
     with pytest.raises(RecipeError, match="predicts numbers"):
         Ensemble().join(members, setting)
     outputs = Ensemble(average="logits", weights={"a": 3.0, "b": 1.0}).join(members, setting)(batch_of())

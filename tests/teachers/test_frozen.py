@@ -13,11 +13,13 @@ from decoct.teachers.frozen import Frozen
 
 
 class Plain:
-    """The part of a task that a teacher uses."""
+    """The part of a reading that a teacher uses."""
 
-    def forward(self, model, batch, needs, side):
-        with capture(model, needs.features) as features:
-            logits = model(batch.side(side))
+    kind = "tabular"
+
+    def forward(self, network, batch, needs):
+        with capture(network.module, needs.features) as features:
+            logits = network.module(batch.side("teacher"))
         return Outputs(logits, features=dict(features))
 
 
@@ -34,7 +36,7 @@ NOTHING = Needs()
 
 
 def opened(module, needs=NOTHING, **options):
-    return Frozen().open(module, Plain(), needs, side="teacher", **options)
+    return Frozen().open(module, Plain(), needs, **options)
 
 
 def test_dropout_is_off_and_targets_repeat():

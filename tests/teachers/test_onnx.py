@@ -9,10 +9,12 @@ from torch import nn
 
 from decoct.data.digits import Digits
 from decoct.errors import IntegrityError, RecipeError
+from decoct.models.given import plain_network
 from decoct.outputs import Batch, Needs
 from decoct.targets.onnx import Onnx as Target
 from decoct.tasks.image_classification import ImageClassification
 from decoct.teachers.onnx import OnnxTeacher
+from shipped import written
 
 
 class Plain(nn.Module):
@@ -41,7 +43,7 @@ def model() -> Plain:
 
 
 def answer(teacher: OnnxTeacher, path: Path, task: ImageClassification, batch: Batch) -> torch.Tensor:
-    with teacher.open(path, task, Needs(), side="teacher") as predict:
+    with teacher.open(path, task.reading("teacher"), Needs()) as predict:
         logits = predict(batch).logits
     assert logits is not None
     return logits
@@ -49,12 +51,11 @@ def answer(teacher: OnnxTeacher, path: Path, task: ImageClassification, batch: B
 
 def expected(model: Plain, task: ImageClassification, batch: Batch) -> np.ndarray:
     with torch.no_grad():
-        return task.forward(model, batch, Needs(), "teacher").logits.numpy()
+        return task.forward(plain_network(model, "image"), batch, Needs(), "teacher").logits.numpy()
 
 
 def test_a_file_with_preprocessing(tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain) -> None:
-    program, example = task.program(model, "teacher"), task.example("teacher")
-    path = Target().write(program, example, tmp_path, axes=task.axes("teacher"))
+    path = Target().write(task.reading("teacher").programs(model), tmp_path)["model"]
     logits = answer(OnnxTeacher(), path, task, batch)
     np.testing.assert_allclose(logits.numpy(), expected(model, task, batch), atol=1e-5)
     assert not logits.requires_grad
@@ -64,7 +65,7 @@ def test_a_file_with_preprocessing(tmp_path: Path, task: ImageClassification, ba
 def test_a_foreign_file_takes_what_a_model_takes(
     tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain
 ) -> None:
-    path = Target().write(model, {"x": torch.zeros(2, 1, 8, 8)}, tmp_path, axes={"x": {0: "batch"}}, output="scores")
+    path = written(Target(), model, {"x": torch.zeros(2, 1, 8, 8)}, tmp_path, {"x": {0: "batch"}}, output="scores")
     with pytest.raises(RecipeError, match="preprocessed: true"):
         answer(OnnxTeacher(), path, task, batch)
     logits = answer(OnnxTeacher(preprocessed=True), path, task, batch)
@@ -74,10 +75,10 @@ def test_a_foreign_file_takes_what_a_model_takes(
 
 
 def test_a_changed_or_missing_file(tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain) -> None:
-    path = Target().write(task.program(model, "teacher"), task.example("teacher"), tmp_path, axes=task.axes("teacher"))
+    path = Target().write(task.reading("teacher").programs(model), tmp_path)["model"]
     with (
         pytest.raises(IntegrityError, match="changed while it taught"),
-        OnnxTeacher().open(path, task, Needs(), side="teacher"),
+        OnnxTeacher().open(path, task.reading("teacher"), Needs()),
     ):
         path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(IntegrityError, match="missing"):
@@ -89,9 +90,9 @@ def test_a_changed_or_missing_file(tmp_path: Path, task: ImageClassification, ba
 )
 def test_what_a_file_cannot_give(tmp_path: Path, task: ImageClassification, needs: Needs, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        OnnxTeacher().open(tmp_path / "any.onnx", task, needs, side="teacher")
+        OnnxTeacher().open(tmp_path / "any.onnx", task.reading("teacher"), needs)
 
 
 def test_a_module_is_no_file(task: ImageClassification, model: Plain) -> None:
     with pytest.raises(RecipeError, match="Plain"):
-        OnnxTeacher().open(model, task, Needs(), side="teacher")
+        OnnxTeacher().open(model, task.reading("teacher"), Needs())

@@ -380,7 +380,7 @@ def test_a_store_cannot_be_trained(data: Dataset, task: ImageClassification, lab
     from decoct.recipe.recipe import Recipe
 
     with pytest.raises(RecipeError, match="is a soft-label store, which answers but cannot be trained"):
-        Stored(labels.folder).build(task.interface("student"))
+        Stored(labels.folder).build(task.reading("student").interface)
     with pytest.raises(
         RecipeError, match=r"model: .* is a soft-label store, which answers but cannot be trained; use it"
     ):
@@ -415,6 +415,6 @@ def test_what_is_no_store_cannot_be_opened(
         Stored(labels.folder, fingerprint="0123").open()
     assert Stored(labels.folder, fingerprint=teacher.hash[:8]).open().kind == "store"
     with pytest.raises(RecipeError, match="a stored teacher is an artifact of kind store, not"):
-        StoredTeacher().open(teacher, task, Needs(), side="teacher")
+        StoredTeacher().open(teacher, task.reading("teacher"), Needs())
     with pytest.raises(RecipeError, match="asks for gradients of the teacher's inputs, which a store does not hold"):
-        StoredTeacher().open(labels, task, Needs(gradient=True), side="teacher")
+        StoredTeacher().open(labels, task.reading("teacher"), Needs(gradient=True))

@@ -18,7 +18,7 @@ from decoct.models.interface import MAIN, InputKind, Interface, Port, Program
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Spec
 from decoct.tasks.answers.base import Answer, Scores, tallied
-from decoct.tasks.inputs.base import READERS, STUDENT, Inputs
+from decoct.tasks.inputs.base import READERS, STUDENT, Inputs, Trace
 from decoct.tasks.items import inputs_and_target
 
 if TYPE_CHECKING:
@@ -94,12 +94,7 @@ class Task(Spec):
         None: as they are. `readers`: further readers with inputs of their own, by name.
         """
         wanted = {name: self.inputs(name) for name in READERS} | dict(readers or {})
-        read: dict[int, Any] = {}
-        for each in wanted.values():
-            if id(each) not in read:
-                read[id(each)] = each.read(split, indices, seeds)
-        inputs = {name: read[id(each)][0] for name, each in wanted.items()}
-        traces = {name: read[id(each)][1] for name, each in wanted.items()}
+        inputs, traces = _read(wanted, split, indices, seeds)
         answer = self.answer
         labelled = None if split.labelled is None else torch.from_numpy(split.labelled[indices])
         if not answer.has_target(split):
@@ -171,6 +166,21 @@ class Task(Spec):
             return found
         student = self.inputs(STUDENT)
         return student if found == student else found
+
+
+def _read(
+    wanted: Mapping[str, Inputs], split: Split, indices: np.ndarray, seeds: np.ndarray | None
+) -> tuple[dict[str, Any], dict[str, Trace | None]]:
+    """What each reader reads, and its trace; those that read alike share one object."""
+    done: list[tuple[Inputs, Any, Trace | None]] = []
+    inputs, traces = {}, {}
+    for name, each in wanted.items():
+        found = next((one for one in done if each.reads_as(one[0])), None)
+        if found is None:
+            found = each, *each.read(split, indices, seeds)
+            done.append(found)
+        _, inputs[name], traces[name] = found
+    return inputs, traces
 
 
 class Joined(Task):

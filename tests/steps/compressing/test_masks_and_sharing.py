@@ -66,14 +66,14 @@ def ran(folder, name, *more):
 def test_masks_with_a_teacher_end_at_their_ratio_in_a_plain_module(folder, name):
     run = ran(folder, name)
     made = run.artifact("made")
-    module = load_model(made)
+    module = load_model(made).module
     total = sum(each.numel() for each in prunable(module).values())
     assert zeros(module) == pytest.approx(0.7, abs=1 / total)
-    assert type(module) is type(load_model(run.artifact("student")))
+    assert type(module) is type(load_model(run.artifact("student")).module)
     record = made.json("compression.json")
     assert sum(each["after"] for each in record["changes"]) == total - round(0.7 * total)
     assert record["after"]["nonzero"] < 0.4 * record["before"]["nonzero"]
-    before = load_model(run.artifact("student")).state_dict()
+    before = load_model(run.artifact("student")).module.state_dict()
     assert any(not torch.equal(each[each != 0], before[k][each != 0]) for k, each in module.state_dict().items())
     assert 0 <= made.scores["accuracy"] <= 1
     assert set(made.scores) == set(run.artifact("student").scores)
@@ -88,7 +88,7 @@ def test_the_share_of_zeros_is_logged(folder):
 
 
 def test_two_of_four_holds_through_recovery(folder):
-    module = load_model(ran(folder, "n_m_after").artifact("made"))
+    module = load_model(ran(folder, "n_m_after").artifact("made")).module
     for name, weight in prunable(module).items():
         if weight.shape[1] % 4 == 0:
             groups = weight.detach().movedim(1, -1).reshape(-1, 4)
@@ -104,7 +104,7 @@ def test_shared_weights_learn_and_ship_small(folder, name):
     ]
     run = ran(folder, name, *files)
     before, after = (run.artifact(each) for each in ("student", "made"))
-    module = load_model(after)
+    module = load_model(after).module
     stored = [each.file("model.safetensors").stat().st_size for each in (before, after)]
     shipped = [run.artifact(each).file("model.onnx").stat().st_size for each in ("before", "after")]
     assert run.artifact("after").meta["verified"]["agreement"] == 1.0
@@ -124,7 +124,7 @@ def test_shared_weights_learn_and_ship_small(folder, name):
     count = [record[each]["parameters"] for each in ("before", "after")]
     assert [run.artifact(each).json("exported.json")["parameters"] for each in ("before", "after")] == count
     if name == "codebook_after":  # as many weights as before, in fewer bytes
-        assert count[1] == count[0] == sum(each.numel() for each in load_model(before).parameters())
+        assert count[1] == count[0] == sum(each.numel() for each in load_model(before).module.parameters())
         assert record["after"]["nonzero"] > 0.9 * count[1]
     else:
         assert count[1] < count[0]
@@ -135,7 +135,7 @@ def test_shared_weights_learn_and_ship_small(folder, name):
 def test_masks_are_complete_whatever_the_budget(folder, budget, recover):
     made = recipe(TEACHER, STUDENT, case("magnitude_joint", budget=budget, recover={"use": recover}))
     found = made.run(folder).artifact("made")
-    assert zeros(load_model(found)) == pytest.approx(0.7, abs=1e-3)
+    assert zeros(load_model(found).module) == pytest.approx(0.7, abs=1e-3)
     assert found.scores
     again = [json.loads(line) for line in (found.folder / "log.jsonl").read_text().splitlines()]
     scores = [each["scores"]["chosen"] for each in again if each["kind"] == "validation"]
@@ -147,7 +147,7 @@ def test_zeros_stay_in_a_codebook(folder):
     """Deep Compression: prune, then share; layers too small for a codebook keep their zeros too."""
     pruned = {**case("magnitude_joint"), "name": "pruned"}
     run = recipe(TEACHER, STUDENT, pruned, case("codebook_after", inputs={**PAIR, "model": "pruned"})).run(folder)
-    before, after = (dict(load_model(run.artifact(each)).named_modules()) for each in ("pruned", "made"))
+    before, after = (dict(load_model(run.artifact(each)).module.named_modules()) for each in ("pruned", "made"))
     layers = {path: each.weight for path, each in before.items() if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)}
     assert any(isinstance(each, Clustered) for each in after.values())
     assert any(not isinstance(after[path], Clustered) and (each == 0).any() for path, each in layers.items())

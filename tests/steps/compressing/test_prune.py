@@ -46,7 +46,7 @@ def test_a_recipe_prunes_and_says_what_went(recover: dict[str, Any], fields: dic
     made = Artifact.load(tmp_path / "run" / "02-pruned")
     report = made.json("compression.json")
     assert report["after"]["parameters"] < 0.4 * report["before"]["parameters"]
-    assert sum(each.numel() for each in load_model(made).parameters()) == report["after"]["parameters"]
+    assert sum(each.numel() for each in load_model(made).module.parameters()) == report["after"]["parameters"]
     found = {each["path"]: (each["before"], each["after"]) for each in report["changes"]}
     assert found["layer1.0.conv1"] == (8, 4)
     assert found["head"] == (10, 10)
@@ -70,7 +70,7 @@ def test_rounds_report_the_blocks_of_the_first(tmp_path: Path) -> None:
     made = Artifact.load(tmp_path / "run" / "02-pruned")
     changes = made.json("compression.json")["changes"]
     assert [each["path"] for each in changes] == [f"blocks.{i}" for i in range(5)]
-    assert sum(each["after"] for each in changes) == 2 == len(load_model(made).blocks)
+    assert sum(each["after"] for each in changes) == 2 == len(load_model(made).module.blocks)
 
 
 def test_apply_takes_a_ratio(tmp_path: Path) -> None:

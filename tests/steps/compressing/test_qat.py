@@ -69,7 +69,7 @@ def test_at_8_bits_it_is_as_good_as_the_float_model(finished: Path) -> None:
     before, after = artifact(finished, "teacher"), artifact(finished, "rounded")
     assert before.scores["accuracy"] > 0.8
     assert after.scores["accuracy"] >= before.scores["accuracy"] - 0.02
-    assert isinstance(load_model(after), QuantizedNet)
+    assert isinstance(load_model(after).module, QuantizedNet)
 
 
 def test_the_report_names_every_layer_and_its_bits(finished: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_file_runs_in_integers_and_agrees_with_the_model(finished: Path, tmp
     [logits] = session.run(["logits"], {"image": test.columns["image"].transpose(0, 3, 1, 2)})
     quality = float((logits.argmax(1) == test.columns["label"]).mean())
     assert quality > 0.8
-    floating = sum(each.numel() for each in load_model(artifact(finished, "teacher")).parameters()) * 4
+    floating = sum(each.numel() for each in load_model(artifact(finished, "teacher")).module.parameters()) * 4
     weights = sum(each.ByteSize() for each in onnx.load(exported.file("model.onnx")).graph.initializer)
     assert weights < 0.4 * floating
 
@@ -107,7 +107,7 @@ def test_a_second_run_makes_the_same_numbers(finished: Path, tmp_path: Path) -> 
     plain = copy.deepcopy(RUN)
     plain["steps"] = plain["steps"][:2]
     recipe(plain).run(tmp_path / "again")
-    left, right = (load_model(artifact(each, "rounded")).state_dict() for each in (finished, tmp_path / "again"))
+    left, right = (load_model(artifact(each, "rounded")).module.state_dict() for each in (finished, tmp_path / "again"))
     assert all(torch.equal(each, right[name]) for name, each in left.items())
 
 
@@ -124,7 +124,7 @@ def test_it_trains_on_under_the_features_of_a_teacher(tmp_path: Path) -> None:
         }
     )
     recipe(plain).run(tmp_path / "run")
-    assert isinstance(load_model(artifact(tmp_path / "run", "further")), QuantizedNet)
+    assert isinstance(load_model(artifact(tmp_path / "run", "further")).module, QuantizedNet)
 
 
 def test_a_step_that_changes_structure_must_come_before(tmp_path: Path) -> None:

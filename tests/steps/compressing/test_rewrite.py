@@ -71,9 +71,9 @@ def rewritten(folder: Path, data: Dataset, task: ImageClassification, model: Art
 def features(artifact: Artifact, data: Dataset, task: ImageClassification) -> torch.Tensor:
     """What a network makes of a few samples before its head."""
     batch = few(context(artifact.folder, data, task, "few"), 64)
-    module = load_model(artifact)
+    module = load_model(artifact).module
     with torch.no_grad():
-        x = task.preprocessing("student")(batch.side("student"))
+        x = task.reading("student").preprocessing()(batch.side("student"))
         outputs: torch.Tensor = module.layer2(module.layer1(module.stem(x)))
     return outputs
 
@@ -105,7 +105,7 @@ def test_then_the_whole(tmp_path: Path, data: Dataset, task: ImageClassification
     assert report == first.json("compression.json")
     assert report["after"]["parameters"] < report["before"]["parameters"]
     assert report["after"]["macs"] < report["before"]["macs"]
-    assert report["after"]["parameters"] == sum(each.numel() for each in load_model(made).parameters())
+    assert report["after"]["parameters"] == sum(each.numel() for each in load_model(made).module.parameters())
     assert made.json("history.json")["steps"] == first.json("history.json")["steps"] == 10
     assert made.scores["cross_entropy"] < first.scores["cross_entropy"]
 
@@ -214,5 +214,5 @@ def test_attention_of_a_transformer(tmp_path: Path) -> None:
         (block,) = made.json("blocks.json")
         assert block["path"] == ("bert.encoder.layer.0.attention.self" if blocks == "auto" else "bert.encoder.layer.0")
         assert block["after"] < block["before"], blocks
-        key = load_model(made).bert.encoder.layer[0].attention.self.key
+        key = load_model(made).module.bert.encoder.layer[0].attention.self.key
         assert key[0].weight.shape == (4, 16)

@@ -63,7 +63,7 @@ def test_the_store_says_what_the_teacher_says_about_these_pixels(
     views = {"count": 3, "seed": 5} if augment or mix is not None else None
     step = label(views=views, mix=mix, augment=augment, features=("stem.0",), features_dtype="float32")
     made = done(step, {"teacher": teacher}, tmp_path, data, task)
-    store, module = Store.open(made.folder), load_model(teacher).eval()
+    store, network = Store.open(made.folder), load_model(teacher)
     split, count = data.splits["train"], 3 if views else 1
     assert len(store) == len(split) * count == made.meta["statistics"]["rows"]
     answers = Answers(step, {"teacher": teacher}, context(tmp_path, data, task, "again"))
@@ -77,7 +77,7 @@ def test_the_store_says_what_the_teacher_says_about_these_pixels(
         seeds = looks.views.seeds(numbers, split.keys[indices]) if looks.augment else None
         batch = collate(split, indices, seeds=seeds, view=numbers)
         with torch.no_grad():
-            outputs = task.forward(module, batch, Needs(features=frozenset({"stem.0"})), "teacher")
+            outputs = task.forward(network, batch, Needs(features=frozenset({"stem.0"})), "teacher")
         read = store.read(seen_of(batch))
         assert torch.equal(read.logits, outputs.logits)
         assert torch.equal(read.features["stem.0"], outputs.features["stem.0"])
@@ -139,12 +139,12 @@ def test_every_task_can_be_labelled(use: str, tmp_path: Path) -> None:
         data,
         problem,
     )
-    store, module = Store.open(made.folder), load_model(teacher).eval()
+    store, network = Store.open(made.folder), load_model(teacher)
     for name in ("train", "validation"):
         split = data.splits[name]
         batch = problem.collate(split, np.arange(len(split))[::-1])
         with torch.no_grad():
-            outputs = problem.forward(module, batch, Needs(), "teacher").logits
+            outputs = problem.forward(network, batch, Needs(), "teacher").logits
         torch.testing.assert_close(store.read(seen_of(batch)).logits, outputs, rtol=2e-6, atol=2e-6)
     assert made.meta["views"]["count"] == 1
 

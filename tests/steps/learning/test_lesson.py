@@ -144,7 +144,7 @@ def test_a_step_by_hand_gives_the_same_weights(data: Dataset, task: ImageClassif
 
     found = done(Train(name="s", select="last", **SHORT), {"model": SMALL}, tmp_path, data, task)
     seed_everything(3)
-    model = SMALL.build(task.interface("student"))
+    model = SMALL.build(task.reading("student").interface)
     split = data.splits["train"]
     assert len(np.unique(split.keys)) == 120
     order = np.argsort(keyed(3, "order", 0, split.keys, np.zeros(120, np.int64)), kind="stable")
@@ -169,7 +169,7 @@ def test_the_teacher_is_as_before_and_hooks_are_gone(
 ) -> None:
     from decoct.models.given import given_model
 
-    module = load_model(teacher).train()
+    module = load_model(teacher).module.train()
     before = checksums(module)
     flags = [each.requires_grad for each in module.parameters()]
     objective = KD() + Hint(layers={"0": "0"}) if "0" in dict(module.named_modules()) else KD()

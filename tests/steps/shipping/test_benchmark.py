@@ -37,7 +37,7 @@ def context(task: object, data: Dataset, folder: Path) -> Context:
 
 def model(room: Context, spec: object, folder: Path, seed: int) -> Artifact:
     torch.manual_seed(seed)
-    interface = room.task.interface("student")
+    interface = room.task.reading("student").interface
     module = spec.build(interface).eval()
     with writing(folder, kind="model", name=folder.name, meta={"side": "student", "seed": seed}) as draft:
         save_model(draft, module, spec, interface, side="student")

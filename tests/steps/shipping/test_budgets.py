@@ -35,7 +35,7 @@ def room(folder: Path, name: str, **lineage: object) -> Context:
 
 def saved(folder: Path, name: str = "student", accuracy: float = 0.9, **lineage: object) -> Artifact:
     torch.manual_seed(0)
-    interface = TASK.interface("student")
+    interface = TASK.reading("student").interface
     spec = SmallResNet(width=4)
     module = spec.build(interface)
     module(torch.randn(8, *interface.shape))
@@ -99,7 +99,7 @@ def test_budgets_that_are_kept_are_recorded_as_the_file_has_them(tmp_path: Path)
     kept = made.json("exported.json")["budgets"]
     session = step.target.load(made.file("model.onnx"))
     right = [
-        session(TASK.feed(batch, "student"))["logits"].argmax(-1) == batch.target.numpy()
+        session(TASK.reading("student").feed(batch))["logits"].argmax(-1) == batch.target.numpy()
         for batch in evaluation_batches(room(tmp_path, "x"), "validation")
     ]
     assert kept["min_quality"]["measured"] == pytest.approx(np.concatenate(right).mean())

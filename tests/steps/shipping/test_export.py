@@ -26,6 +26,7 @@ from decoct.targets.onnx import Onnx
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.regression import Regression
 from decoct.teachers.onnx import OnnxTeacher
+from shipped import written
 
 
 def room(folder: Path, task: object, data: Dataset, name: str = "student") -> Context:
@@ -50,7 +51,7 @@ def diabetes(folder: Path, name: str = "student_onnx") -> Context:
 def saved(context: Context, spec: object, seed: int = 0) -> Artifact:
     """A model with random weights and moved batch statistics, as a training step saves it."""
     torch.manual_seed(seed)
-    interface = context.task.interface("student")
+    interface = context.task.reading("student").interface
     module = spec.build(interface)
     for _ in range(2):
         module(torch.randn(8, *interface.shape))
@@ -62,7 +63,7 @@ def saved(context: Context, spec: object, seed: int = 0) -> Artifact:
 
 
 def answers(artifact: Artifact, context: Context) -> np.ndarray:
-    with OnnxTeacher(threads=1).open(artifact, context.task, Needs(), side="teacher") as predict:
+    with OnnxTeacher(threads=1).open(artifact, context.task.reading("teacher"), Needs()) as predict:
         return np.concatenate([predict(batch).logits.numpy() for batch in evaluation_batches(context, "test")])
 
 
@@ -84,7 +85,7 @@ def test_file_answers_as_the_model_on_the_whole_test_split(tmp_path: Path, make:
     assert record["verified"]["max_abs_diff"] <= 1e-4
     assert record["verified"]["agreement"] == 1.0
     assert record["verified"]["samples"] == 40
-    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    assert record["parameters"] == sum(p.numel() for p in model.module.parameters())
     assert record["file_bytes"] == artifact.file("model.onnx").stat().st_size
     assert (record["opset"], record["source"], record["side"]) == (20, "student", "student")
     assert record["inputs"][0]["shape"][0] == "batch"
@@ -152,6 +153,6 @@ def test_a_damaged_source_is_named(tmp_path: Path) -> None:
 def test_modules_are_left_alone(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Dropout())
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    Onnx().write(module, {"input": torch.zeros(2, 4)}, tmp_path, axes={"input": {0: "batch"}})
+    written(Onnx(), module, {"input": torch.zeros(2, 4)}, tmp_path, {"input": {0: "batch"}})
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -24,7 +24,8 @@ from decoct.steps.base import Context
 from decoct.steps.learning.batches import evaluation_batches
 from decoct.steps.shipping.benchmark import Benchmark
 from decoct.steps.shipping.export import Export
-from decoct.steps.shipping.quantize import Quantize, differences
+from decoct.steps.shipping.parity import differences
+from decoct.steps.shipping.quantize import Quantize
 from decoct.tasks.image_classification import ImageClassification
 
 
@@ -41,10 +42,10 @@ def room(folder: Path, data: Dataset, name: str = "student_int8") -> Context:
 def saved(context: Context, spec: object = SmallResNet(width=8)) -> Artifact:
     """A model after a few passes over real images, as a training step saves it."""
     torch.manual_seed(0)
-    interface = context.task.interface("student")
+    interface = context.task.reading("student").interface
     module = spec.build(interface)
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-    prepared = context.task.preprocessing("student")
+    prepared = context.task.reading("student").preprocessing()
     for _ in range(2):
         for batch in evaluation_batches(context, "train"):
             loss = nn.functional.cross_entropy(module(prepared(batch.side("student"))), batch.target)
@@ -60,7 +61,7 @@ def saved(context: Context, spec: object = SmallResNet(width=8)) -> Artifact:
 
 def answers(path: Path, context: Context) -> np.ndarray:
     session = open_session(path)
-    feeds = [context.task.feed(batch, "student") for batch in evaluation_batches(context, "test")]
+    feeds = [context.task.reading("student").feed(batch) for batch in evaluation_batches(context, "test")]
     return np.concatenate([session(feed)["logits"] for feed in feeds])
 
 
@@ -68,8 +69,8 @@ def test_file_in_integers_answers_as_the_model(tmp_path: Path, data: Dataset) ->
     context = room(tmp_path, data)
     source = saved(context)
     artifact = Quantize(name="student_int8", samples=100).run({"model": source}, context)
-    program = context.task.program(load_model(source), "student").eval()
-    feeds = [context.task.feed(batch, "student") for batch in evaluation_batches(context, "test")]
+    program = context.task.reading("student").program(load_model(source).module).eval()
+    feeds = [context.task.reading("student").feed(batch) for batch in evaluation_batches(context, "test")]
     with torch.no_grad():
         expected = np.concatenate([program(image=torch.from_numpy(feed["image"])).numpy() for feed in feeds])
     found = answers(artifact.file("model.onnx"), context)
@@ -90,7 +91,7 @@ def test_file_in_integers_answers_as_the_model(tmp_path: Path, data: Dataset) ->
     split = context.data.splits["validation"]
     truth = np.concatenate([each.target for each in evaluation_batches(context, "validation")])
     session = open_session(artifact.file("model.onnx"))
-    feeds = [context.task.feed(each, "student") for each in evaluation_batches(context, "validation")]
+    feeds = [context.task.reading("student").feed(each) for each in evaluation_batches(context, "validation")]
     right = np.concatenate([session(feed)["logits"].argmax(1) for feed in feeds]) == truth
     assert len(right) == len(split)
     assert artifact.scores["accuracy"] == pytest.approx(right.mean()) != source.scores["accuracy"]
@@ -125,7 +126,7 @@ def test_a_budget_that_is_missed_leaves_nothing(tmp_path: Path, data: Dataset) -
     assert record["budgets"]["max_size_bytes"]["measured"] == record["file_bytes"]
     session = open_session(made.file("model.onnx"))
     right = [
-        session(context.task.feed(batch, "student"))["logits"].argmax(1) == batch.target.numpy()
+        session(context.task.reading("student").feed(batch))["logits"].argmax(1) == batch.target.numpy()
         for batch in evaluation_batches(context, "validation")
     ]
     assert record["budgets"]["min_quality"]["measured"] == pytest.approx(np.concatenate(right).mean())
@@ -174,7 +175,7 @@ def test_calibration_sees_a_draw_of_training_data_alone(tmp_path: Path, data: Da
     path = source.folder.parent / "student_int8" / "model.onnx"
     session = open_session(path)
     answers = [
-        (session(context.task.feed(batch, "student"))["logits"].argmax(1), batch.target.numpy())
+        (session(context.task.reading("student").feed(batch))["logits"].argmax(1), batch.target.numpy())
         for batch in evaluation_batches(context, "validation")
     ]
     accuracy = np.mean(np.concatenate([found == target for found, target in answers]))
@@ -184,7 +185,7 @@ def test_calibration_sees_a_draw_of_training_data_alone(tmp_path: Path, data: Da
 def test_differences_of_numbers_count_in_standard_deviations() -> None:
     expected = np.array([[0.0], [2.0], [4.0], [6.0]])
     found = expected + np.array([[0.1], [0.0], [-0.3], [0.2]])
-    record = differences(found, expected, numbers=True)
+    record = differences(found, expected, kind="numbers")
     sd = np.std([0, 2, 4, 6])
     assert record["max_abs_diff"] == pytest.approx(0.3 / sd)
     assert record["agreement"] == 0.75

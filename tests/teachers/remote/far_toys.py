@@ -24,13 +24,14 @@ CLASSES, WIDTH = 5, 6
 
 @dataclass(frozen=True)
 class Plain:
-    """The part of a task that a teacher uses."""
+    """The part of a reading that a teacher uses."""
 
-    output: str = "logits"
+    kind: str = "tabular"
+    reader: str = "teacher"
 
-    def forward(self, model, batch, needs, side):
-        with capture(model, needs.features) as features:
-            logits = model(batch.side(side))
+    def forward(self, network, batch, needs):
+        with capture(network.module, needs.features) as features:
+            logits = network.module(batch.side(self.reader))
         return Outputs(logits, features=dict(features))
 
 

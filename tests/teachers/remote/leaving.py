@@ -15,7 +15,7 @@ from decoct.teachers.remote.running_ahead import RunsAhead
 
 
 def main(how: str) -> None:
-    context = ProcessTeacher().open(Slow(0.2), Plain(), Needs(), side="teacher")
+    context = ProcessTeacher().open(Slow(0.2), Plain(), Needs())
     teacher = context.__enter__()
     batches = iter(RunsAhead(source(), [teacher]))
     teacher(next(batches))

@@ -31,7 +31,7 @@ def names(samples):
 
 
 def opened(ask, **settings):
-    return BlackBoxTeacher(**settings).open(BlackBox(ask, rows), TASK, NOTHING, side="teacher")
+    return BlackBoxTeacher(**settings).open(BlackBox(ask, rows), TASK.reading("teacher"), NOTHING)
 
 
 def expected(batch, confidence):
@@ -161,13 +161,13 @@ def test_a_service_is_asked_over_http():
 
 def test_what_cannot_name_classes_is_refused():
     with pytest.raises(RecipeError, match="not function"):
-        BlackBoxTeacher().open(names, TASK, NOTHING, side="teacher")
+        BlackBoxTeacher().open(names, TASK.reading("teacher"), NOTHING)
     with pytest.raises(RecipeError, match="has 0 that have names"):
-        BlackBoxTeacher().open(BlackBox(names, rows), Regression(), NOTHING, side="teacher")
+        BlackBoxTeacher().open(BlackBox(names, rows), Regression().reading("teacher"), NOTHING)
     with pytest.raises(RecipeError, match=r"confidence is 0\.2; above 1/5"):
         opened(names, confidence=0.2)
     with pytest.raises(RecipeError, match="a term asks for features"):
-        BlackBoxTeacher().open(BlackBox(names, rows), TASK, Needs(frozenset({"a"})), side="teacher")
+        BlackBoxTeacher().open(BlackBox(names, rows), TASK.reading("teacher"), Needs(frozenset({"a"})))
     with (
         opened("http://127.0.0.1:9/", retries=0) as teacher,
         pytest.raises(RecipeError, match="cannot be written as JSON"),

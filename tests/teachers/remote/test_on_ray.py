@@ -23,10 +23,10 @@ def _one_cluster():
 
 def test_a_killed_actor_is_started_again_and_the_answers_are_those_of_the_live_teacher():
     net = network()
-    with Frozen().open(net, Plain(), Needs(), side="teacher") as live:
+    with Frozen().open(net, Plain(), Needs()) as live:
         batches = source()
         expected = [live(batch).logits for _ in range(2) for batch in batches]
-    with RayTeacher(workers=1, ahead=3).open(net, Plain(), Needs(), side="teacher") as teacher:
+    with RayTeacher(workers=1, ahead=3).open(net, Plain(), Needs()) as teacher:
         running = RunsAhead(source(), [teacher])
         found = []
         for _ in range(2):
@@ -45,7 +45,7 @@ def test_errors_and_a_broken_contract_are_told():
     large.side("teacher")[0, 0] = 1e7
 
     def learn():
-        with RayTeacher().open(Faulty(writes=True), Plain(), Needs(), side="teacher") as teacher:
+        with RayTeacher().open(Faulty(writes=True), Plain(), Needs()) as teacher:
             teacher(batch)
             with pytest.raises(RuntimeError, match="ZeroDivisionError: these numbers are too large"):
                 teacher(large)

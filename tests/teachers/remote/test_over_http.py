@@ -39,7 +39,7 @@ TASK = TabularClassification(classes=tuple("abcde"), shape=(WIDTH,), raw=True)
 
 def artifact(folder, seed=0):
     """A teacher as a step leaves it."""
-    spec, interface = MLP(hidden=(8,)), TASK.interface("teacher")
+    spec, interface = MLP(hidden=(8,)), TASK.reading("teacher").interface
     torch.manual_seed(seed)
     net = spec.build(interface)
     with writing(folder, kind="model", name="a", meta={"side": "teacher"}) as draft:
@@ -65,13 +65,13 @@ def url_of(server):
 
 
 def opened(url, needs=NOTHING, **settings):
-    return HttpTeacher().open(Remote(url=url, **settings), TASK, needs, side="teacher")
+    return HttpTeacher().open(Remote(url=url, **settings), TASK.reading("teacher"), needs)
 
 
 def test_a_student_learns_what_the_live_teacher_would_have_taught(tmp_path):
     net = artifact(tmp_path / "a")
     needs = Needs(frozenset(name for name, _ in net.named_modules() if name))
-    with Frozen().open(net, TASK, needs, side="teacher") as live:
+    with Frozen().open(net, TASK.reading("teacher"), needs) as live:
         expected, told = trained(live, source(), 30)
         features = live(next(iter(source()))).features
     with served(tmp_path / "a") as server, opened(url_of(server), needs) as teacher:
@@ -94,7 +94,7 @@ def test_what_a_server_tells_of_its_teacher(tmp_path):
         assert info["task"] == TASK.plain()
         assert info["fingerprint"] == remote.fingerprint() == Artifact.load(tmp_path / "a").hash
         with pytest.raises(RecipeError, match="cannot be trained"):
-            remote.build(TASK.interface("student"))
+            remote.build(TASK.reading("student").interface)
         with (
             pytest.raises(PathError, match=r"has no module 'hiden'; did you mean"),
             opened(remote.url, Needs(frozenset({"hiden"}))),
@@ -103,7 +103,7 @@ def test_what_a_server_tells_of_its_teacher(tmp_path):
         with pytest.raises(RecipeError, match="without gradients"):
             opened(remote.url, Needs(gradient=True))
     with pytest.raises(RecipeError, match="not dict"):
-        HttpTeacher().open({}, TASK, NOTHING, side="teacher")
+        HttpTeacher().open({}, TASK.reading("teacher"), NOTHING)
     with pytest.raises(RecipeError, match="write http://host:port"):
         Remote("localhost:8700").info()
 
@@ -130,7 +130,7 @@ class _Program:
 
 def test_a_server_that_was_killed_and_started_again_is_asked_again(tmp_path):
     net = artifact(tmp_path / "a")
-    with Frozen().open(net, TASK, NOTHING, side="teacher") as live:
+    with Frozen().open(net, TASK.reading("teacher"), NOTHING) as live:
         expected, _ = trained(live, source(), 40)
     program = _Program(tmp_path / "a")
     starting = []

@@ -48,8 +48,8 @@ def alive(pid):
         return False
 
 
-def opened(module, needs=NOTHING, task=None, autocast=None, **settings):
-    return ProcessTeacher(**settings).open(module, task or Plain(), needs, side="teacher", autocast=autocast)
+def opened(module, needs=NOTHING, reading=None, autocast=None, **settings):
+    return ProcessTeacher(**settings).open(module, reading or Plain(), needs, autocast=autocast)
 
 
 def same(left, right):
@@ -59,7 +59,7 @@ def same(left, right):
 @pytest.mark.parametrize("workers, kills", [(1, (1, 13, 14, 30, 44)), (2, (5, 40))])
 def test_killed_again_and_again_it_teaches_as_the_live_teacher_does(workers, kills):
     net, steps = Slow(), 60
-    with Frozen().open(net, Plain(), NOTHING, side="teacher") as live:
+    with Frozen().open(net, Plain(), NOTHING) as live:
         expected, told = trained(live, source(augment=True), steps)
     with opened(net, workers=workers, ahead=4) as teacher:
 
@@ -85,7 +85,7 @@ def test_features_memory_layouts_and_types_arrive_as_they_were():
     net = network()
     with (
         opened(net, Needs(frozenset({"0", "2", "4@weight"}))) as far,
-        Frozen().open(net, Plain(), Needs(frozenset({"0", "2", "4@weight"})), side="teacher") as live,
+        Frozen().open(net, Plain(), Needs(frozenset({"0", "2", "4@weight"}))) as live,
     ):
         batch = next(iter(source()))
         left, right = far(batch), live(batch)
@@ -225,11 +225,12 @@ def test_an_artifact_is_loaded_by_the_workers_themselves(tmp_path):
     task = TabularClassification(classes=tuple("abcde"), shape=(6,), raw=True)
     spec = MLP(hidden=(8,))
     torch.manual_seed(0)
-    net = spec.build(task.interface("teacher"))
+    net = spec.build(task.reading("teacher").interface)
     with writing(tmp_path / "a", kind="model", name="a", meta={"side": "teacher"}) as draft:
-        save_model(draft, net, spec, task.interface("teacher"), side="teacher")
+        save_model(draft, net, spec, task.reading("teacher").interface, side="teacher")
     batch = next(iter(source()))
-    far, live = opened(Artifact.load(tmp_path / "a"), task=task), Frozen().open(net, task, NOTHING, side="teacher")
+    reading = task.reading("teacher")
+    far, live = opened(Artifact.load(tmp_path / "a"), reading=reading), Frozen().open(net, reading, NOTHING)
     with far as left, live as right:
         assert torch.equal(left(batch).logits, right(batch).logits)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from decoct.models.interface import Port
+from decoct.models.interface import Port, PortKind
 from decoct.quantization.sensitivity import sqnr_db
 from decoct.targets.base import Session
 
@@ -18,6 +18,8 @@ NEAR = 0.1
 """Standard deviations within which numbers of a quantized file count as answered alike."""
 ALIKE = 1e-3
 """The same for numbers of a float file."""
+AS_THEY_ARE = ("logits", "ids")
+"""Kinds of outputs whose differences are not divided by their standard deviation."""
 Feed = Mapping[str, np.ndarray]
 
 
@@ -61,26 +63,23 @@ def against_float(
     """How the answers of a quantized file differ from the float model's on the same real inputs.
 
     `max_abs_diff` and `mean_abs_diff` of logits (numbers: in standard deviations of the float answers, `scale`),
-    `agreement` the share of samples with the same class (numbers: all within 0.1 standard deviations), `sqnr_db` the
-    signal-to-noise ratio of the answers, 10 log10(sum of squares / sum of squared differences). Of several outputs the
-    one with the most noise is told.
+    `agreement` the share of samples with the same class (numbers: all within 0.1 standard deviations; ids: equal),
+    `sqnr_db` the signal-to-noise ratio of the answers, 10 log10(sum of squares / sum of squared differences). Of
+    several outputs the one with the most noise is told.
     """
     found, expected, samples = answers(program, session, feeds, outputs)
     each = [
-        {**differences(found[name], expected[name], numbers=port.kind != "logits"), "samples": samples}
+        {**differences(found[name], expected[name], kind=port.kind), "samples": samples}
         for name, port in outputs.items()
     ]
     return min(each, key=lambda one: np.inf if one["sqnr_db"] is None else one["sqnr_db"])
 
 
-def differences(found: np.ndarray, expected: np.ndarray, *, numbers: bool = False) -> dict[str, Any]:
+def differences(found: np.ndarray, expected: np.ndarray, *, kind: PortKind = "logits") -> dict[str, Any]:
     """The record of `against_float` for answers `[N, ...]`, the class axis last."""
-    scale = (float(expected.std()) or 1.0) if numbers else 1.0
+    scale = _scale(kind, expected)
     off = np.abs(found - expected) / scale
-    if numbers:
-        alike = (off <= NEAR).reshape(len(off), -1).all(axis=1)
-    else:
-        alike = found.argmax(axis=-1) == expected.argmax(axis=-1)
+    alike = _alike(kind, found, expected, off <= NEAR)
     worst = float(off.max())
     return {
         "against": "float",
@@ -89,7 +88,7 @@ def differences(found: np.ndarray, expected: np.ndarray, *, numbers: bool = Fals
         "agreement": float(alike.mean()),
         "samples": len(found),
         "sqnr_db": sqnr_db(found, expected),
-        **({"scale": scale} if numbers else {}),
+        **({} if kind in AS_THEY_ARE else {"scale": scale}),
     }
 
 
@@ -118,18 +117,27 @@ def _joined(parts: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _rows(value: np.ndarray) -> np.ndarray:
     """`[N, ...]` with one row for each place, the last axis kept: batches may differ in length."""
-    return value.reshape(-1, value.shape[-1]) if value.ndim > 2 else value
+    return value.reshape(-1, value.shape[-1] if value.ndim > 1 else 1)
 
 
 def _of_one(port: Port, found: np.ndarray, expected: np.ndarray, samples: int) -> Parity:
-    scale = 1.0 if port.kind in ("logits", "ids") else float(expected.std()) or 1.0
+    scale = _scale(port.kind, expected)
     difference = np.abs(found - expected) / scale
-    if port.kind == "logits":
-        alike = found.argmax(axis=-1) == expected.argmax(axis=-1)
-    elif port.kind == "ids":
-        alike = found == expected
-    else:
-        alike = (difference <= ALIKE).all(axis=-1)
+    alike = _alike(port.kind, found, expected, difference <= ALIKE)
     worst = float(difference.max())
     worst = worst if np.isfinite(worst) else float("inf")
     return Parity(worst, float(alike.mean()), samples, scale, float(expected.std()), float(difference.mean()))
+
+
+def _scale(kind: PortKind, expected: np.ndarray) -> float:
+    return 1.0 if kind in AS_THEY_ARE else float(expected.std()) or 1.0
+
+
+def _alike(kind: PortKind, found: np.ndarray, expected: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Bool: by logits the same class, the same ids, or all numbers of a row `near`."""
+    if kind == "logits":
+        same: np.ndarray = found.argmax(axis=-1) == expected.argmax(axis=-1)
+        return same
+    if kind == "ids":
+        return found == expected
+    return near.reshape(len(near), -1).all(axis=1)

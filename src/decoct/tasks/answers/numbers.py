@@ -187,6 +187,8 @@ class Destandardise(nn.Module):
 
 def _values(split: Split) -> np.ndarray:
     if "value" not in split.columns:
-        raise RecipeError("the data hold no numbers to predict; is it a task of classes?")
+        if "label" in split.columns:
+            raise RecipeError("the data hold classes; is it `task: {use: tabular_classification}`?")
+        raise RecipeError(f"the data have {', '.join(split.columns)} and no numbers to predict")
     values = np.asarray(split.columns["value"], np.float64)
     return values[:, None] if values.ndim == 1 else values

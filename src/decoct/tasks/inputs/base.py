@@ -79,6 +79,12 @@ class Inputs(Spec):
         """uint64 `[B]`: what the samples look like, as `read` gives them, without reading them."""
         return split.keys[indices]
 
+    def reads_as(self, other: Inputs) -> bool:
+        """Whether it reads what `other` reads: they are one, or differ in preprocessing alone."""
+        if self is other:
+            return True
+        return self.prepares and type(self) is type(other) and self.variation == other.variation
+
     @property
     def variation(self) -> dict[str, Any] | None:
         """How samples vary from view to view, as plain data; None where they do not."""

@@ -1,6 +1,7 @@
 """Tokenizers: the vocabulary is the same every time; local ones are read as they are."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -65,7 +66,11 @@ def test_the_vocabulary_is_the_same_in_every_process() -> None:
     found = set()
     for seed in ("0", "1"):
         run = subprocess.run(
-            [sys.executable, "-c", SCRIPT], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", SCRIPT],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found.add(run.stdout)
     assert len(found) == 1
