@@ -24,9 +24,11 @@ PLACES = {
     "cifar10": "cifar10-subset",
     "credit_default": "credit-default",
     "california_housing": "california-housing",
+    "image_masks": "camvid",
 }
 TINY_MODELS: dict[str, dict[str, Any]] = {
     "small_resnet": {"width": 4},
+    "small_unet": {"widths": [4, 6]},
     "mlp": {"hidden": [4]},
     "transformers": {
         "config": {
@@ -38,7 +40,7 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
         }
     },
 }
-LIMITS = {"image_classification": 80, "text_classification": 40}
+LIMITS = {"image_classification": 80, "text_classification": 40, "segmentation": 20}
 """Samples of each split, where the default of 300 takes long."""
 
 
@@ -52,6 +54,8 @@ def shrunk(recipe: Recipe, place: Path | None) -> list[str]:
     words = [f"data.limit={limit}"] + ([f"data.path={place}"] if place is not None else [])
     if recipe.task.use == "text_classification":
         words += ["task.tokenizer.size=300", "task.max_length=12"]
+    if recipe.task.use == "segmentation":
+        words.append("data.size=[24, 32]")
     for name, model in recipe.models.items():
         words += [f"models.{name}.{key}={json.dumps(value)}" for key, value in TINY_MODELS.get(model.use, {}).items()]
     for step in recipe.steps:

@@ -280,5 +280,5 @@ def test_learned_weights_ask_for_2048_samples_and_no_more(sizes, asked):
             yield batch_of(size, torch.zeros(size, dtype=torch.long))
 
     members = {"a": member(drawn(1, 3000, CLASSES)), "b": member(drawn(2, 3000, CLASSES))}
-    Ensemble(weights="learned").join(members, Setting(TASK, CLASSES, held_out))
+    Ensemble(weights="learned").join(members, Setting(CLASSES, held_out))
     assert len(given) == asked

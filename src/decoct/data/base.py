@@ -22,7 +22,8 @@ class Split:
     """Samples by column, all of one length.
 
     Columns by convention: `image` uint8 `[N, H, W, C]` (or a list of arrays), `text` list of str, `features`
-    float64 `[N, F]` (NaN = missing), `label` int64 `[N]`, `value` float64 `[N]` or `[N, D]`.
+    float64 `[N, F]` (NaN = missing), `label` int64 `[N]`, `value` float64 `[N]` or `[N, D]`, `mask` uint8 `[N, H, W]`:
+    the class of each pixel, 255 for none.
     `keys` uint64 `[N]`: the first 8 bytes of the SHA-256 of each sample's content without its target.
     `labelled` bool `[N]`: where the target may be used in training; None = everywhere. `group` uint64 `[N]`: of rows
     that were made from samples (windows) the key of the sample.

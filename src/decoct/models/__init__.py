@@ -17,6 +17,7 @@ CATALOGUE = Catalogue(
         "small_gpt": "decoct.models.small_gpt:SmallGPT",
         "small_mobilenet": "decoct.models.small_mobilenet:SmallMobileNet",
         "small_vit": "decoct.models.small_vit:SmallViT",
+        "small_unet": "decoct.models.small_unet:SmallUNet",
         "mlp": "decoct.models.mlp:MLP",
         "bilstm": "decoct.models.bilstm:BiLSTM",
         "exits": "decoct.models.exits:WithExits",

@@ -45,7 +45,8 @@ def outputs_of(raw: Any, interface: Interface) -> Outputs:
     """
     ports = interface.outputs
     if len(ports) < 2:
-        return Outputs(Dense(logits_of(raw)))
+        logits = logits_of(raw)
+        return Outputs(Dense(logits.movedim(1, -1) if interface.per_pixel and logits.ndim == 4 else logits))
     if isinstance(raw, Mapping) and set(ports) <= set(raw):
         return Outputs(heads={name: Outputs(Dense(raw[name])) for name in ports})
     logits = logits_of(raw)
@@ -63,13 +64,14 @@ def _listed(ports: Mapping[str, Port]) -> str:
 
 
 def logits_of(raw: Any) -> Tensor:
-    """The logits of what a model returned: a tensor, a mapping with "logits", an object with `.logits`.
+    """The logits of what a model returned: a tensor, a mapping with "logits" (torchvision's networks for maps: "out"),
+    an object with `.logits`.
 
     RecipeError describes anything else.
     """
     found = raw
     if isinstance(raw, Mapping):
-        found = raw.get("logits")
+        found = raw["logits"] if "logits" in raw else raw.get("out")
     elif not isinstance(raw, Tensor) and isinstance(raw, HasLogits):
         found = raw.logits
     if isinstance(found, Tensor):

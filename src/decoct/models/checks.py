@@ -6,24 +6,31 @@ import importlib
 import os
 import socket
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError, ResourceError
 from decoct.models.base import Interface
+from decoct.models.calls import logits_of
 
 FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 """What libraries raise when a network cannot take an input."""
 
 
-def require_kind(interface: Interface, name: str, *kinds: str) -> None:
-    """RecipeError where the task's inputs are of another kind than the network takes."""
+def require_kind(interface: Interface, name: str, *kinds: str, per_pixel: bool | None = False) -> None:
+    """RecipeError where the task's inputs are of another kind than the network takes, or where it wants an answer for
+    each pixel and the network gives one for each image, or the other way round (`per_pixel` None: it gives either)."""
     if interface.kind not in kinds:
         raise RecipeError(
             f"{name} takes {' or '.join(kinds)} inputs, the task gives {interface.kind}; choose another model "
             f"(image: small_resnet, torchvision, timm; text: transformers, bilstm; tabular: mlp)"
+        )
+    if per_pixel is not None and interface.per_pixel != per_pixel:
+        gives, wants = ("pixel", "image") if per_pixel else ("image", "pixel")
+        raise RecipeError(
+            f"{name} answers for each {gives}, the task wants an answer for each {wants}; choose another model (each "
+            "pixel: small_unet, torchvision/lraspp_mobilenet_v3_large; each image: small_resnet, torchvision, timm)"
         )
 
 
@@ -59,8 +66,7 @@ def example(interface: Interface, batch: int = 1) -> dict[str, Tensor]:
 
 def call(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """The logits that a module returns for `example`-like inputs."""
-    raw: Any = module(inputs["input"]) if "input" in inputs else module(**inputs)
-    return raw if isinstance(raw, Tensor) else raw.logits
+    return logits_of(module(inputs["input"]) if "input" in inputs else module(**inputs))
 
 
 def try_forward(module: nn.Module, interface: Interface, name: str) -> nn.Module:
@@ -75,7 +81,7 @@ def try_forward(module: nn.Module, interface: Interface, name: str) -> nn.Module
         raise RecipeError(
             f"{name} cannot take inputs of {shape}: {reason}; choose another model or size of input"
         ) from error
-    expected = (1, interface.width)
-    if tuple(logits.shape) != expected:
+    expected = (1, interface.width, *(logits.shape[2:] if interface.per_pixel else ()))
+    if tuple(logits.shape) != expected or (interface.per_pixel and logits.ndim != 4):
         raise RecipeError(f"{name} returns {tuple(logits.shape)} for one input of {shape}, {expected} is needed")
     return module.train()

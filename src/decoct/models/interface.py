@@ -78,6 +78,11 @@ class Interface(Spec):
         """Whether there is an answer for each position of a sample rather than one for the whole."""
         return any(len(port.shape) > 1 for port in self.outputs.values())
 
+    @property
+    def per_pixel(self) -> bool:
+        """Whether there are class logits for each pixel of an image."""
+        return any(port.kind == "logits" and len(port.shape) == 3 for port in self.outputs.values())
+
 
 def input_ports(kind: str, shape: tuple[int | None, ...]) -> dict[str, Port]:
     """The inputs of a network of one kind: an image (C, H, W), a row (F,), or a text (L,), L the longest."""

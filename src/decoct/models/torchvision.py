@@ -1,4 +1,4 @@
-"""Torchvision: the image classifiers of the torchvision library."""
+"""Torchvision: the image classifiers of the torchvision library, and its networks for maps of classes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from decoct.models.base import Interface, Model
 from decoct.models.checks import FAILURES, reachable, require, require_kind, try_forward
 from decoct.models.weights import read_weights
 
+TWO_HEADS = ("classifier.low_classifier.", "classifier.high_classifier.")
+"""LR-ASPP adds up the maps of two last layers."""
+
 
 class Torchvision(Model):
-    """An image classifier of torchvision, with the task's outputs and channels.
+    """An image classifier of torchvision, with the task's outputs and channels; for maps a segmentation network.
 
-    `name` as in `torchvision.models.list_models(torchvision.models)`; `weights`: a name of its published weights, as
-    DEFAULT (the head is drawn afresh where the number of outputs differs, the first convolution is summed or repeated
-    over channels). `small`: a 3x3 first convolution of stride 1 and no max-pooling, for images of 28 to 64 pixels
-    (ResNets only; that convolution is then drawn afresh).
+    `name` as in `torchvision.models.list_models(torchvision.models)`, for an answer at each pixel as in
+    `list_models(torchvision.models.segmentation)` (its auxiliary head left out); `weights`: a name of its published
+    weights, as DEFAULT (the head is drawn afresh where the number of outputs differs, the first convolution is summed
+    or repeated over channels). `small`: a 3x3 first convolution of stride 1 and no max-pooling, for images of 28 to 64
+    pixels (ResNets only; that convolution is then drawn afresh).
     """
 
     use: ClassVar[str] = "torchvision"
@@ -34,11 +38,12 @@ class Torchvision(Model):
     small: bool = False
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
-        require_kind(interface, self.use, "image")
+        require_kind(interface, self.use, "image", per_pixel=None)
         models = require("torchvision.models", "vision")
-        known = models.list_models(module=models)
+        known = models.list_models(module=models.segmentation if interface.per_pixel else models)
         if self.name not in known:
-            raise RecipeError(f"torchvision has no classifier {self.name!r}; {did_you_mean(self.name, known)}")
+            wanted = "network for maps" if interface.per_pixel else "classifier"
+            raise RecipeError(f"torchvision has no {wanted} {self.name!r}; {did_you_mean(self.name, known)}")
         weights = self._weights(models) if self.weights is not None else None
         try:
             module = models.get_model(self.name, weights=None, num_classes=interface.width, **self._extra(interface))
@@ -64,6 +69,8 @@ class Torchvision(Model):
 
     def _extra(self, interface: Interface) -> dict[str, Any]:
         """What some constructors take beside the number of classes."""
+        if interface.per_pixel:
+            return {"weights_backbone": None}
         _, height, width = interface.shape
         if self.name in ("googlenet", "inception_v3"):
             return {"aux_logits": False, "init_weights": True, "transform_input": self.weights is not None}
@@ -108,7 +115,8 @@ def transplant(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     """
     own = module.state_dict()
     stem = first_convolution(module)[0] + ".weight"
-    head = [key for key in list(own)[-2:] if own[key].shape != state.get(key, own[key]).shape]
+    last = [key for key in own if key.startswith(TWO_HEADS)] or list(own)[-2:]
+    head = [key for key in last if own[key].shape != state.get(key, own[key]).shape]
     if stem in state and own[stem].shape[1] != state[stem].shape[1]:
         state = {**state, stem: over_channels(state[stem], own[stem].shape[1])}
     fresh = {*head, stem} if own[stem].shape != state[stem].shape else set(head)

@@ -24,8 +24,22 @@ _LABELS = {
     "cross_entropy": "Cross-entropy",
     "agreement": "Agreement",
     "perplexity": "Perplexity",
+    "miou": "Mean IoU",
+    "pixel_accuracy": "Pixel accuracy",
 }
-_PERCENT = {"accuracy", "balanced_accuracy", "agreement", "f1", "precision", "recall", "top1", "top5", "ece"}
+_PERCENT = {
+    "accuracy",
+    "balanced_accuracy",
+    "agreement",
+    "f1",
+    "precision",
+    "recall",
+    "top1",
+    "top5",
+    "ece",
+    "miou",
+    "pixel_accuracy",
+}
 _LESS_IS_BETTER = {"rmse", "mae", "mse", "nll", "kl", "ece", "log_loss", "cross_entropy", "perplexity", "wer", "loss"}
 
 

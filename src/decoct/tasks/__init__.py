@@ -10,6 +10,7 @@ CATALOGUE = Catalogue(
         "tabular_classification": "decoct.tasks.tabular_classification:TabularClassification",
         "multi_task": "decoct.tasks.multi_task:MultiTask",
         "language_model": "decoct.tasks.language_model:LanguageModel",
+        "segmentation": "decoct.tasks.segmentation:Segmentation",
         "regression": "decoct.tasks.regression:Regression",
     },
 )

@@ -22,7 +22,7 @@ from decoct.steps.base import Context
 from decoct.steps.distill import Distill
 from decoct.steps.learning.batches import class_counts, training_source
 from decoct.steps.learning.refusals import refuse_what_cannot_mix
-from decoct.steps.learning.teachers import teacher_outputs
+from decoct.steps.learning.teachers import open_teachers
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.inputs.augment import Augment
 from decoct.teachers.views import mean_of_views, over_views
@@ -170,7 +170,7 @@ def test_a_teacher_is_heard_in_every_view_of_every_sample(data, tmp_path):
     torch.manual_seed(0)
     spec = SmallResNet(width=4)
     for averaged in (False, True):
-        with teacher_outputs({"teacher": spec}, {"teacher": Needs()}, here, Engine("cpu"), averaged=averaged) as found:
+        with open_teachers({"teacher": spec}, {"teacher": Needs()}, here, Engine("cpu"), averaged=averaged) as found:
             predict = found.teachers["teacher"]
             outputs = predict(batch).logits.double().softmax(-1).numpy()
             alone = [predict(replace(each, views=())).logits.double().softmax(-1).numpy() for each in shown]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -197,9 +198,10 @@ class Label(Labelling):
         if _is_loader(context, self.splits):
             return None
         rows = sum(map(len, pieces_of(self, context)))
-        classes = task.reading("teacher").interface.width
+        port = next(iter(task.reading("teacher").outputs.values()))
+        places = math.prod(size or 1 for size in port.shape[:-1])
         codec = self.codec(task)
-        return rows, rows * (codec.width(classes) + ROW_BYTES)
+        return rows, rows * (codec.width(port.width or 1) * places + ROW_BYTES)
 
     def _refuse_small_disk(self, context: Context, rows: int) -> None:
         found = self.estimate(context.data, context.task)

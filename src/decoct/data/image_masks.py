@@ -1,0 +1,156 @@
+"""A folder of images and a folder of masks, which say of every pixel what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from decoct.data.base import Data, Dataset, Split
+from decoct.data.files import present
+from decoct.data.hashing import image_keys
+from decoct.data.image_folder import NAMES, SUFFIXES
+from decoct.data.images import decode, resized, stack
+from decoct.data.splits import assemble, hold_out
+from decoct.errors import DataError, RecipeError
+
+NO_CLASS = 255
+"""The id of pixels that belong to no class."""
+SPLIT = "{split}"
+Colour = tuple[int, int, int]
+
+
+class ImageMasks(Data):
+    """Images with a mask each, of one name, in two folders; pixels of a mask hold class ids or colours.
+
+    `images` and `masks`: folders below `path`; with `{split}` in both they are looked for as train, validation (or val,
+    valid) and test, else one folder holds all and `test` is the fraction held out by key. `classes`: names by id, as
+    many as there are ids where left out. `colours`: the colour (red, green, blue) of each class, for masks of colours;
+    another colour is no class. `ignored`: the id of pixels that belong to no class, besides 255. `size` (height,
+    width): images are resized to it by averaging, masks by the nearest pixel; needed where they differ in size.
+    `channels` 1 (grey) or 3 (colour). All are kept in memory as uint8.
+    """
+
+    use: ClassVar[str] = "image_masks"
+    images: str = "images"
+    masks: str = "masks"
+    classes: tuple[str, ...] = Field(default=(), max_length=NO_CLASS)
+    colours: tuple[Colour, ...] = ()
+    ignored: int | None = Field(default=None, ge=0, le=NO_CLASS)
+    size: tuple[int, int] | None = None
+    channels: Literal[1, 3] = 3
+    test: float = Field(default=0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> ImageMasks:
+        if (SPLIT in self.images) != (SPLIT in self.masks):
+            raise ValueError(f"images is {self.images!r} and masks {self.masks!r}; write {SPLIT} in both or in none")
+        if self.colours and self.classes and len(self.colours) != len(self.classes):
+            raise ValueError(f"{len(self.colours)} colours for {len(self.classes)} classes; give one for each")
+        if len(set(self.colours)) < len(self.colours):
+            raise ValueError("two classes have one colour; give each its own")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size is {self.size}; give (height, width), each at least 1")
+        return self
+
+    def open(self, *, offline: bool = False) -> Dataset:
+        if self.path is None:
+            raise RecipeError("data.path: missing; give the folder that holds the images and the masks")
+        root = present(self.path)
+        splits = {name: self._read(*folders) for name, folders in self._folders(root).items()}
+        if "test" not in splits:
+            splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
+        shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
+        if len(set(shapes.values())) > 1:
+            raise DataError(f"{root}: the splits differ in image size ({shapes}); give data.size")
+        return assemble(self, splits, classes=self._names(splits, root))
+
+    def _folders(self, root: Path) -> dict[str, tuple[Path, Path]]:
+        """The folders of images and of masks of each split."""
+        if SPLIT not in self.images:
+            return {"train": (present(root / self.images), present(root / self.masks))}
+        found = {}
+        for split, names in NAMES.items():
+            for name in names:
+                images, masks = (root / each.replace(SPLIT, name) for each in (self.images, self.masks))
+                if images.is_dir() and split not in found:
+                    found[split] = images, present(masks)
+        if "train" not in found:
+            raise DataError(f"{root / self.images.replace(SPLIT, 'train')}: nothing is there; see data.images")
+        return found
+
+    def _read(self, images: Path, masks: Path) -> Split:
+        files, beside = _by_name(images), _by_name(masks)
+        for name in sorted({*files, *beside}):
+            if name not in files or name not in beside:
+                there, folder = (files[name], masks) if name in files else (beside[name], images)
+                raise DataError(f"{there} has no partner in {folder}; image and mask have one name")
+        if not files:
+            raise DataError(f"{images}: no image files ({', '.join(sorted(SUFFIXES))})")
+        pairs = [self._pair(files[name], beside[name]) for name in sorted(files)]
+        places = [str(files[name]) for name in sorted(files)]
+        stacked = stack([image for image, _ in pairs], places, "give data.size, to which all are brought")
+        return Split({"image": stacked, "mask": np.stack([mask for _, mask in pairs])}, image_keys(stacked))
+
+    def _pair(self, image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 `[H, W, C]` and `[H, W]`; DataError where they differ in size or the mask holds what is no class."""
+        image, mask = decode(image_file, str(image_file), self.channels), self._ids(mask_file)
+        if mask.shape != image.shape[:2]:
+            sizes = (f"{each.shape[1]}x{each.shape[0]}" for each in (mask, image))
+            raise DataError("{}: {} pixels, its image has {}; they must be equal".format(mask_file, *sizes))
+        if self.size is None:
+            return image, mask
+        return resized(image, self.size), resized(mask, self.size, nearest=True)
+
+    def _ids(self, file: Path) -> np.ndarray:
+        """uint8 `[H, W]`: the class of each pixel, 255 for none."""
+        if self.colours:
+            return _ids_of_colours(decode(file, str(file), 3), self.colours)
+        values = decode(file, str(file), None)
+        if values.ndim != 2:
+            raise DataError(f"{file}: the mask holds colours, not class ids; give data.colours, one for each class")
+        found = np.where(values == (NO_CLASS if self.ignored is None else self.ignored), NO_CLASS, values)
+        wrong = found[(found < 0) | (found > NO_CLASS)]
+        if self.classes and not wrong.size:
+            wrong = found[(found >= len(self.classes)) & (found != NO_CLASS)]
+        if wrong.size:
+            allowed = f"0 to {(len(self.classes) or NO_CLASS) - 1}, and {NO_CLASS} for no class"
+            raise DataError(
+                f"{file}: the mask holds {int(wrong[0])}; allowed: {allowed}. Give data.ignored where it is no class"
+            )
+        return found.astype(np.uint8)
+
+    def _names(self, splits: dict[str, Split], root: Path) -> tuple[str, ...]:
+        if self.classes or self.colours:
+            return self.classes or tuple(map(str, range(len(self.colours))))
+        masks = [split.columns["mask"] for split in splits.values()]
+        ids = [each[each != NO_CLASS] for each in masks]
+        highest = max((int(each.max()) for each in ids if each.size), default=0)
+        if highest < 1:
+            raise DataError(f"{root}: the masks hold fewer than two classes; see data.masks and data.ignored")
+        return tuple(map(str, range(highest + 1)))
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by their name without its ending."""
+    found: dict[str, Path] = {}
+    for path in sorted(each for each in folder.glob("**/*") if each.suffix.lower() in SUFFIXES):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise DataError(f"{path} and {found[name]} have one name; leave one of them out")
+        found[name] = path
+    return found
+
+
+def _ids_of_colours(pixels: np.ndarray, colours: tuple[Colour, ...]) -> np.ndarray:
+    """uint8 `[H, W]` of uint8 `[H, W, 3]`: the place of each pixel's colour, 255 where it is none of them.
+
+    >>> _ids_of_colours(np.array([[[9, 0, 0], [1, 2, 3]]], np.uint8), ((0, 0, 0), (9, 0, 0))).tolist()
+    [[1, 255]]
+    """
+    found = np.full(pixels.shape[:2], NO_CLASS, np.uint8)
+    for number, colour in enumerate(colours):
+        found[(pixels == np.array(colour)).all(axis=-1)] = number
+    return found
