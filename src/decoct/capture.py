@@ -1,4 +1,4 @@
-"""`capture` and `recorded`: the only hooks in the house."""
+"""`capture`, `recorded` and `headless`: the only hooks in the house."""
 
 from __future__ import annotations
 
@@ -262,6 +262,100 @@ def _recorder(path: str, calls: dict[str, Call]) -> tuple[Callable[..., None], C
             calls[path] = Call(*waiting[0], copied(output))
 
     return take, keep
+
+
+class Headless:
+    """What `headless` kept: `hidden` `[*B, D]`, what went into the head, and its `weight` `[V, D]` and `bias` `[V]`.
+
+    PathError where the head was not called, more than once, or is spread over processes after the pass.
+    """
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        self._path, self._head = path, find_module(model, path)
+        if type(self._head).forward is not nn.Linear.forward or "forward" in vars(self._head):
+            raise PathError(
+                f"{path} is a {type(self._head).__name__}, and its logits may be more than hidden · weightᵀ + bias; "
+                "ask for them written out"
+            )
+        self._calls: list[Tensor] = []
+        self._after: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def hidden(self) -> Tensor:
+        """`[*B, D]`, as the model passed it."""
+        if len(self._calls) != 1:
+            raise PathError(f"{self._path}: the head was called {len(self._calls)} times in this pass; expected: once")
+        return self._calls[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """`[V, D]`, as it was when the pass had ended."""
+        return self._parameters()[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`[V]`, or None, as it was when the pass had ended."""
+        return self._parameters()[1]
+
+    def take(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        """Keeps what goes into the head, and lets it work on no row."""
+        if not args or not isinstance(args[0], Tensor):
+            raise PathError(f"{self._path}: the head was called without a tensor in its first place")
+        self._calls.append(args[0])
+        return (args[0].reshape(-1, args[0].shape[-1])[:0],)
+
+    def give(self, module: nn.Module, args: Any, output: Any) -> Tensor:
+        """`[*B, 0]` in place of logits, with a way back to what went in."""
+        return self._calls[-1][..., :0]
+
+    def settle(self) -> None:
+        """Reads the head: before the pass its weight may be a part of a sharded one, whose gradient would be lost."""
+        weight, bias = self._head.weight, self._head.bias
+        assert isinstance(weight, Tensor)
+        if _is_shard(weight):
+            raise PathError(
+                f"{self._path}: its weight is spread over processes again when the pass has ended, as it lies in a "
+                "block that is sharded by itself; ask for logits written out"
+            )
+        self._after = weight, bias if isinstance(bias, Tensor) else None
+
+    def _parameters(self) -> tuple[Tensor, Tensor | None]:
+        if self._after is None:
+            raise PathError(f"{self._path}: the head is read when the pass has ended")
+        return self._after
+
+
+@contextmanager
+def headless(model: nn.Module, path: str) -> Iterator[Headless]:
+    """Keeps what goes into the linear layer at `path` while the body runs the model, and multiplies nothing out.
+
+    The layer is still called, so that its other hooks run; what the model goes on with has no columns, `[*B, 0]`. What
+    the model does to logits after the head (a scale, a soft cap) is then left to be done. PathError where the module
+    is no plain linear layer.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 3))
+    >>> with headless(model, "1") as found:
+    ...     empty = model(torch.ones(4, 2))
+    >>> empty.shape, found.hidden.shape, found.weight is model[1].weight
+    (torch.Size([4, 0]), torch.Size([4, 2]), True)
+    """
+    found = Headless(model, path)
+    head = find_module(model, path)
+    handles = [head.register_forward_pre_hook(found.take), head.register_forward_hook(found.give)]
+    try:
+        yield found
+        found.settle()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_shard(tensor: Tensor) -> bool:
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def copied(value: Any) -> Any:

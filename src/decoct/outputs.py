@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
@@ -150,6 +150,11 @@ class Dense:
 
     logits: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        """`[*B, C]`."""
+        return self.logits.shape
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Dense:
         """The same with `change` applied to its tensor."""
         return Dense(change(self.logits))
@@ -190,13 +195,50 @@ class Factored:
     head: Head
     dtype: torch.dtype | None = None
 
+    @property
+    def shape(self) -> torch.Size:
+        """`[*B, V]`, that of the logits."""
+        return torch.Size((*self.hidden.shape[:-1], len(self.head.weight)))
+
+    @property
+    def product(self) -> torch.dtype:
+        """The type in which the product is taken."""
+        return self.dtype or torch.promote_types(self.hidden.dtype, self.head.weight.dtype)
+
+    def cast(self) -> Factored:
+        """The same with all tensors in the type of the product."""
+        bias = None if self.head.bias is None else self.head.bias.to(self.product)
+        head = replace(self.head, weight=self.head.weight.to(self.product), bias=bias)
+        return replace(self, hidden=self.hidden.to(self.product), head=head)
+
     def dense(self) -> Tensor:
         """The logits `[*B, V]`, written out."""
-        if self.dtype is None:
-            return self.head.logits(self.hidden)
-        bias = None if self.head.bias is None else self.head.bias.to(self.dtype)
-        head = replace(self.head, weight=self.head.weight.to(self.dtype), bias=bias)
-        return head.logits(self.hidden.to(self.dtype))
+        ready = self.cast()
+        return ready.head.logits(ready.hidden)
+
+    def rows(self, kept: Tensor | None = None, *, at_once: int | None = None) -> Iterator[Tensor]:
+        """The logits of all items in order (of those of `kept` `[*B]` bool), `[n, V]` for `at_once` items at a time.
+
+        >>> said = Factored(torch.ones(2, 3, 4), Head(torch.ones(5, 4)))
+        >>> [each.shape[0] for each in said.rows(at_once=4)]
+        [4, 2]
+        """
+        ready = self.cast()
+        hidden = ready.hidden.reshape(-1, ready.hidden.shape[-1]) if kept is None else ready.hidden[kept]
+        room = ROOM[hidden.device.type != "cpu"]
+        count = at_once or max(room // (max(len(self.head.weight), 1) * hidden.element_size()), 1)
+        for part in hidden.split(count):
+            yield ready.head.logits(part)
+
+    def top_k(self, k: int, *, at_once: int | None = None, **settings: Any) -> TopK:
+        """`TopK.of` the logits with these settings, of `at_once` items at a time.
+
+        >>> Factored(torch.ones(2, 3, 4), Head(torch.ones(5, 4))).top_k(2).ids.shape
+        torch.Size([2, 3, 2])
+        """
+        items = self.hidden.shape[:-1]
+        parts = [TopK.of(each, k, **settings) for each in self.rows(at_once=at_once)]
+        return TopK.join(parts).each(lambda each: each.unflatten(0, items))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Factored:
         """The same with `change` applied to all its tensors, those of the head too (another device)."""
@@ -204,6 +246,9 @@ class Factored:
         head = replace(self.head, weight=change(self.head.weight), bias=bias)
         return replace(self, hidden=change(self.hidden), head=head)
 
+
+ROOM = (64 << 20, 1 << 30)
+"""Bytes of logits that are written out at a time: on the CPU, on an accelerator."""
 
 Tail = Literal["bucket", "uniform", "sample"]
 """How the classes that were not kept are taken: as one bucket, each with an equal part, or by random draws."""
@@ -260,8 +305,25 @@ class TopK:
         drawn = drawn.reshape(*ids.shape[:-1], max(draws, 1))
         return replace(found, drawn=drawn, drawn_log_probs=log_p.gather(-1, drawn).float())
 
+    @classmethod
+    def join(cls, parts: Sequence[TopK]) -> TopK:
+        """All items of `parts` in order, which were kept with the same settings."""
+        first = parts[0]
+
+        def both(name: str) -> Any:
+            found = [getattr(each, name) for each in parts]
+            return None if found[0] is None else torch.cat(found)
+
+        names = ("ids", "log_probs", "rest", "drawn", "drawn_log_probs")
+        return replace(first, **{name: both(name) for name in names})
+
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[*B, C]`, that of the logits that these stand for."""
+        return torch.Size((*self.ids.shape[:-1], self.classes))
 
     def to(self, device: torch.device | str) -> TopK:
         """The same on `device`."""
@@ -361,6 +423,11 @@ class Outputs:
         if isinstance(outputs, Dense):
             return outputs.logits
         return outputs.dense() if isinstance(outputs, Factored) else None
+
+    @property
+    def shape(self) -> torch.Size | None:
+        """`[*B, C]`, that of the logits in whatever form; None where the model said nothing of classes."""
+        return None if self.distribution is None else self.distribution.shape
 
     @property
     def top(self) -> TopK | None:

@@ -1,35 +1,15 @@
 """Real processes over gloo step as one process does, however the window is cut and padded."""
 
-import os
-import socket
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from process_groups import ended
+from process_groups import started
 
 SCRIPT = Path(__file__).with_name("process_runs.py")
 NEAR = {"float64": 1e-9, "float32": 1e-6}
-
-
-def started(words: Sequence[str], processes: int) -> list[tuple[int, str]]:
-    """The script in several processes, each with its number in the place of RANK: exit codes and standard errors."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
-    toys = str(SCRIPT.parents[1])  # position_toys.py
-    paths = os.pathsep.join([toys, *filter(None, [os.environ.get("PYTHONPATH")])])
-    commands, environments = [], []
-    for rank in range(processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        commands.append([sys.executable, *(each.replace("RANK", str(rank)) for each in words)])
-        environments.append({**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **several, **own})
-    return ended(commands, environments)
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,14 @@ class Model(Spec):
         Features of `needs` are captured. `target` is given where `needs.losses` asks for what the module computes
         itself (a detector). A model whose result is no plain logits says here what it means.
         """
-        from decoct.models.calls import run_plainly
+        from decoct.models.calls import call, run_plainly
+        from decoct.models.heads import run_factored
 
-        return run_plainly(module, inputs, interface, needs)
+        head = self.head_of(module) if "factored" in needs.forms else None
+        if head is None or "*" in needs.features:  # every layer: the head's logits too
+            return run_plainly(module, inputs, interface, needs)
+        ask = lambda: call(module, interface.kind, inputs)  # noqa: E731
+        return run_factored(module, ask, head, features=sorted(needs.features))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ takes the mean too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,3 +161,15 @@ def _on_support(logits: Tensor, support: Tensor, used: Tensor, tail: bool) -> Te
     left = (rest != -torch.inf).any(-1, keepdim=True)
     bucket = rest.masked_fill(~left, 0.0).logsumexp(-1, keepdim=True).masked_fill(~left, -torch.inf)
     return F.log_softmax(torch.cat([inside, bucket], -1), -1)
+
+
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "adaptive_kl": adaptive_kl,
+    "forward_kl": forward_kl,
+    "jsd": jsd,
+    "reverse_kl": reverse_kl,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "total_variation": total_variation,
+}
+"""By the names of their objectives."""

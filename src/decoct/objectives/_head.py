@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ from decoct.outputs import Head, TopK
 
 BLOCK = 1 << 18
 """Logits worked on at once on the CPU: 1 MiB in float32, so that a block stays in the cache between passes."""
+
+
+CHUNK_BYTES = (80 << 20, 1 << 30)
+"""Room for one chunk's logits and what is made of them: 80 MiB on the CPU, 1 GiB on an accelerator."""
+ENOUGH = 128
+"""Tokens of a chunk on the CPU from which products get no faster."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,12 @@ class Side:
             if head.bias is not None:
                 out.add_(torch.where(head.bias == -torch.inf, -torch.inf, 0.0))
         return out
+
+
+def side_of(hidden: Tensor, head: Head, dtype: torch.dtype) -> Side:
+    """Hidden states `[N, D]` and their head in the type of the products, without gradient."""
+    bias = None if head.bias is None else head.bias.detach().to(dtype)
+    return Side(hidden.detach().to(dtype), replace(head, weight=head.weight.detach().to(dtype), bias=bias))
 
 
 Online = Side | Callable[[slice], Tensor]
@@ -117,11 +129,11 @@ class Recipe:
     def _soft(self, student: Tensor, teacher: Tensor | TopK) -> tuple[Tensor, Tensor, Tensor | None]:
         """The divergence of each row, its gradient by the logits, and q where it is still at hand."""
         if self.divergence == "forward_kl" and isinstance(teacher, Tensor):
-            return _forward_kl(student, teacher, self.temperature)
+            return forward_kl(student, teacher, self.temperature)
         log_q = log_softmax(student, self.temperature)
         q = log_q.exp()
         if isinstance(teacher, TopK):
-            return *_top_k(student, log_q, q, teacher, self.temperature), None
+            return *top_k(student, log_q, q, teacher, self.temperature), None
         if self.derivative is None:
             return *self._by_autograd(student, teacher), q
         value, by_log_q = self.derivative(log_softmax(teacher, self.temperature), log_q, q)
@@ -148,7 +160,7 @@ class Recipe:
         assert self.cross_entropy is not None
         q = torch.softmax(student, -1) if q is None else q
         smoothing, factor = self.labels.smoothing, self.cross_entropy[rows].unsqueeze(-1)
-        ids, log_sum = self.labels.target[rows].unsqueeze(-1), _log_sum(student, q).unsqueeze(-1)
+        ids, log_sum = self.labels.target[rows].unsqueeze(-1), log_sum_of(student, q).unsqueeze(-1)
         likely = (student.gather(-1, ids) - log_sum) * (1 - smoothing)
         if by_logits is not None:
             by_logits.addcmul_(q, factor).scatter_add_(-1, ids, factor * (smoothing - 1))
@@ -170,26 +182,32 @@ class Recipe:
         return forward_kl_in_place(student, teacher, self.temperature, gradient, hard)
 
 
-def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
+def log_sum_of(logits: Tensor, p: Tensor) -> Tensor:
     """log Σ exp(logits) of each row, from p = softmax(logits): without another pass of exponentials."""
     return logits.amax(-1) - p.amax(-1).log()
 
 
-def _forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """KL(p‖q) of each row, its gradient by the logits, and q, in few passes; -inf where p is 0 is left out."""
     if temperature != 1:
         student, teacher = student / temperature, teacher / temperature
-    q, p = torch.softmax(student, -1), torch.softmax(teacher, -1)
+    q = torch.softmax(student, -1)
+    value, by_logits = forward_kl_of(student, q, teacher)
+    return value, by_logits if temperature == 1 else by_logits.div_(temperature), q
+
+
+def forward_kl_of(student: Tensor, q: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """`forward_kl` at temperature 1 where q = softmax(student) is at hand; nothing that is given is changed."""
+    p = torch.softmax(teacher, -1)
     gap = teacher - student
     value = torch.linalg.vecdot(p, gap)
     if value.device.type != "cpu" or value.isnan().any():
         value = torch.linalg.vecdot(p, gap.masked_fill_(p == 0, 0.0))
-    value = value - (_log_sum(teacher, p) - _log_sum(student, q))
-    by_logits = torch.sub(q, p, out=p)
-    return value, by_logits if temperature == 1 else by_logits.div_(temperature), q
+    value = value - (log_sum_of(teacher, p) - log_sum_of(student, q))
+    return value, torch.sub(q, p, out=p)
 
 
-def _top_k(logits: Tensor, log_q: Tensor, q: Tensor, targets: TopK, temperature: float) -> tuple[Tensor, Tensor]:
+def top_k(logits: Tensor, log_q: Tensor, q: Tensor, targets: TopK, temperature: float) -> tuple[Tensor, Tensor]:
     """KL of each row to what is kept of the teacher, and its gradient by the logits, in the place of q."""
     p, log_p, log_events = described(logits, targets, temperature, None, "linear_kd_loss")
     value = weigh(p, log_p - log_events).sum(-1)
@@ -211,59 +229,75 @@ def _top_k(logits: Tensor, log_q: Tensor, q: Tensor, targets: TopK, temperature:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of the mean by the student's hidden states, weight and bias, where they are wanted; float32 at least."""
+    """By the student's hidden states, weight and bias, where they are wanted; float32 at least."""
 
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
 
 
+Wanted = tuple[bool, bool, bool]
+"""Whether hidden states, weight and bias take gradients."""
+Work = Callable[[Tensor, Sequence[Tensor | TopK], slice], None]
+"""Done with each block of logits: those of the student, which their gradient replaces, what each teacher says, rows."""
+
+
 def sweep(
-    student: Side, teacher: Online | TopK, recipe: Recipe, chunk: int, wanted: tuple[bool, bool, bool]
+    student: Side, teacher: Online | TopK, recipe: Recipe, chunk: int, wanted: Wanted
 ) -> tuple[Tensor, Tensor, Gradients]:
     """Mean divergence, weighed mean cross-entropy, and the gradients of their sum; `chunk` tokens' logits at a time."""
-    hidden, head, full = student.hidden, student.head, full_type(student, teacher)
+    full = full_type(student, [teacher])
+    share = 1 / max(len(student.hidden), 1)
+    sums = [student.hidden.new_zeros((), dtype=full) for _ in range(2)]
+
+    def work(logits: Tensor, teacher_logits: Sequence[Tensor | TopK], rows: slice) -> None:
+        one, two = recipe.block(logits, teacher_logits[0], rows, any(wanted))
+        sums[0], sums[1] = sums[0] + one * share, sums[1] + two * share
+
+    found = over_blocks(student, [teacher], work, chunk, wanted, share)
+    return sums[0], sums[1], found
+
+
+def over_blocks(
+    student: Side, teachers: Sequence[Online | TopK], work: Work, chunk: int, wanted: Wanted, factor: float
+) -> Gradients:
+    """Does `work` with the logits of all tokens, a block at a time; `factor` times the gradients that it leaves."""
+    hidden, head, full = student.hidden, student.head, full_type(student, teachers)
     found = Gradients(
         torch.empty_like(hidden, dtype=full) if wanted[0] else None,
         torch.zeros_like(head.weight, dtype=full) if wanted[1] else None,
         hidden.new_zeros(len(head.weight), dtype=full) if wanted[2] else None,
     )
-    soft, hard = hidden.new_zeros((), dtype=full), hidden.new_zeros((), dtype=full)
-    share = 1 / max(len(hidden), 1)
-    own, theirs = _Room(student, chunk, full), _Room(teacher, chunk, full)
+    own, theirs = _Room(student, chunk, full), [_Room(each, chunk, full) for each in teachers]
     for start in range(0, len(hidden), chunk):
         part = slice(start, min(start + chunk, len(hidden)))
-        logits, teacher_logits = own.logits(part), theirs.logits(part)
+        logits, teacher_logits = own.logits(part), [each.logits(part) for each in theirs]
         assert isinstance(logits, Tensor)
         for rows in _blocks(logits):
-            inside = slice(start + rows.start, start + rows.stop)
-            teacher_rows = _rows_of(teacher_logits, rows)
             capped = logits[rows].clone() if any(wanted) and head.softcap is not None else None
-            one, two = recipe.block(logits[rows], teacher_rows, inside, any(wanted))
-            soft, hard = soft + one * share, hard + two * share
+            inside = slice(start + rows.start, start + rows.stop)
+            work(logits[rows], [_rows_of(each, rows) for each in teacher_logits], inside)
             if capped is not None and head.softcap is not None:
                 slope = 1 - (capped / head.softcap).clamp_(-1, 1).square_()
                 logits[rows].mul_(slope)
-        _products(found, student, part, logits, own, share * head.scale)
-    return soft, hard, found
+        _products(found, student, part, logits, own, factor * head.scale)
+    return found
 
 
-def full_type(student: Side, teacher: Online | TopK) -> torch.dtype:
+def full_type(student: Side, teachers: Sequence[Online | TopK]) -> torch.dtype:
     """The type of logits and losses: float32 at least."""
-    both = [student.hidden.dtype, torch.float32]
-    if isinstance(teacher, Side):
-        both.append(teacher.hidden.dtype)
-    return max(both, key=lambda each: torch.finfo(each).bits)
+    types = [student.hidden.dtype, torch.float32, *(each.hidden.dtype for each in teachers if isinstance(each, Side))]
+    return max(types, key=lambda each: torch.finfo(each).bits)
 
 
-def tokens_within(limit: int, student: Side, teacher: Online | TopK) -> int:
+def tokens_within(limit: int, student: Side, teachers: Sequence[Online | TopK]) -> int:
     """How many tokens' logits, with all that is made of them at once, take `limit` bytes; at least one.
 
     On the CPU the passes over the logits work on small blocks, on an accelerator on all of a chunk: six more of them.
     """
-    full = full_type(student, teacher)
+    full = full_type(student, teachers)
     each = 0
-    for side in (student, teacher):
+    for side in (student, *teachers):
         if not isinstance(side, TopK):
             each += full.itemsize
         if isinstance(side, Side) and side.hidden.dtype != full:
@@ -271,6 +305,13 @@ def tokens_within(limit: int, student: Side, teacher: Online | TopK) -> int:
     if student.hidden.device.type != "cpu":
         each += 6 * full.itemsize
     return max(limit // (each * len(student.head.weight)), 1)
+
+
+def tokens_at_once(student: Side, teachers: Sequence[Online | TopK], limit: int | None = None) -> int:
+    """How many tokens' logits are worked on: as many as `limit` bytes have room for, by default those of the device."""
+    accelerated = student.hidden.device.type != "cpu"
+    tokens = tokens_within(limit or CHUNK_BYTES[accelerated], student, teachers)
+    return tokens if limit is not None or accelerated else min(tokens, ENOUGH)
 
 
 class _Room:

@@ -6,15 +6,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError
 from decoct.objectives._fields import Fraction as Fraction
 from decoct.objectives._fields import Temperature as Temperature
 from decoct.objectives._selection import places_of
+from decoct.objectives._sweep import Hard, Rows, Soft, alone
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.refine.base import all_classes
-from decoct.outputs import Batch, Outputs, TopK
+from decoct.outputs import Batch, Dense, Factored, Needs, Outputs, TopK
 from decoct.training.clock import Clock
 
 
@@ -47,29 +49,47 @@ class LogitsObjective(Objective):
     ) -> Tensor:
         """The loss of logits `[*B, C]`; `target` is None unless `supervised`."""
 
+    def swept(self, clock: Clock) -> Soft | Hard | None:
+        """Its loss of a row of logits, for a sweep over hidden states and their head; None for what needs them all."""
+        return None
+
+    @property
+    def _factored(self) -> bool:
+        return not self.refine and self.swept(Clock()) is not None
+
+    def needs(self) -> Mapping[str, Needs]:
+        """Logits written out, and those other forms that it can hear."""
+        forms = {"dense", "factored"} if self._factored else {"dense"}
+        found = {"student": Needs(forms=frozenset(forms))}
+        if self.taught:
+            hears = isinstance(self, TopKObjective) and not self.refine
+            found["teacher"] = Needs(forms=frozenset(forms | {"top_k"} if hears else forms))
+        return found
+
     def build(self, probe: Probe) -> Term:
         """The running term; RecipeError where student and teacher have unlike logits."""
-        student = logits_of("student", probe.student, self.label)
-        top = _top_of(self, probe.teachers)
-        if isinstance(self, TopKObjective) and top is not None:
-            self.value_of_top_k(student, top, probe.student.mask, Clock())
+        student = _shape_of("student", probe.student, self.label)
+        term = LogitsTerm(self, probe)
+        if isinstance(self, TopKObjective) and _top_of(self, probe.teachers) is not None:
+            with torch.no_grad():
+                term(probe.student, probe.teachers, probe.batch, Clock())
         elif self.taught:
-            teacher = logits_of("teacher", only(probe.teachers), self.label)
-            if student.shape != teacher.shape:
+            teacher = _shape_of("teacher", only(probe.teachers), self.label)
+            if student != teacher:
                 raise RecipeError(
-                    f"{self.label}: student logits {list(student.shape)} and teacher logits {list(teacher.shape)}; "
+                    f"{self.label}: student logits {list(student)} and teacher logits {list(teacher)}; "
                     f"the shapes must be equal"
                 )
         if self.classes:
             self._refuse_numbers(student, probe)
-        return LogitsTerm(self, probe)
+        return term
 
-    def _refuse_numbers(self, student: Tensor, probe: Probe) -> None:
+    def _refuse_numbers(self, student: torch.Size, probe: Probe) -> None:
         target = probe.batch.target
         numbers = self.supervised and (not isinstance(target, Tensor) or target.is_floating_point())
-        if numbers or (self.taught and student.shape[-1] == 1):
+        if numbers or (self.taught and student[-1] == 1):
             raise RecipeError(
-                f"{self.label}: it is for classes, and task {probe.task.use!r} has outputs {list(student.shape)} "
+                f"{self.label}: it is for classes, and task {probe.task.use!r} has outputs {list(student)} "
                 f"that are no distribution over classes; use task_loss, regression_kd or logit_mse"
             )
 
@@ -86,8 +106,14 @@ def _top_of(objective: LogitsObjective, teachers: Mapping[str, Outputs]) -> TopK
     """What the teacher says in place of logits."""
     if not objective.taught:
         return None
-    outputs = only(teachers)
-    return outputs.top if outputs.logits is None else None
+    return only(teachers).top
+
+
+def _shape_of(who: str, outputs: Outputs, label: str) -> torch.Size:
+    """The shape of the logits; RecipeError where the model gave none, or too little to make them of."""
+    if outputs.shape is None or outputs.top is not None:
+        return logits_of(who, outputs, label).shape
+    return outputs.shape
 
 
 class LogitsTerm(Term):
@@ -103,6 +129,9 @@ class LogitsTerm(Term):
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
         objective, label = self.objective, self.objective.label
+        rows = self.rows(student, teachers, batch, clock)
+        if rows is not None:
+            return alone(rows)
         own = theirs = logits_of("student", student, label)
         if objective.taught:
             top = _top_of(objective, teachers)
@@ -111,6 +140,21 @@ class LogitsTerm(Term):
             theirs = logits_of("teacher", only(teachers), label)
         target = batch.target if objective.supervised else None
         return objective.value(own, theirs, target, student.mask, clock)
+
+    def rows(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Rows | None:
+        objective, outputs = self.objective, student.distribution
+        loss = objective.swept(clock) if isinstance(outputs, Factored) and not objective.refine else None
+        if loss is None or not isinstance(outputs, Factored):
+            return None
+        if isinstance(loss, Hard):
+            if batch.target.is_floating_point():
+                return None  # distributions over all classes, in which the logits are no greater
+            return Rows(objective.label, outputs, loss, student.mask, target=batch.target)
+        teacher_outputs = only(teachers)
+        teacher = teacher_outputs.distribution
+        if teacher is None or (teacher_outputs.top is not None and not isinstance(objective, TopKObjective)):
+            teacher = Dense(logits_of("teacher", teacher_outputs, objective.label))
+        return Rows(objective.label, outputs, loss, student.mask, teacher)
 
     def items(self, batch: Batch) -> Tensor | int:
         return len(batch) * self._places

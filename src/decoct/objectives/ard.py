@@ -15,7 +15,7 @@ from decoct.objectives._shapes import Logits, Loss, Mask, Target
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.cross_entropy import cross_entropy
 from decoct.objectives.kd import kd_loss
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -58,6 +58,9 @@ class ARD(Objective):
     supervised: ClassVar[bool] = True
     alpha: Fraction = 1.0
     temperature: Temperature = 1.0
+
+    def needs(self) -> Mapping[str, Needs]:
+        return {"student": DENSE, "teacher": DENSE}
 
     def build(self, probe: Probe) -> Term:
         adversarial_logits(probe.student, self.label)

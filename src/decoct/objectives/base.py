@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from decoct.objectives._sweep import Rows
 from decoct.objectives.balance.base import Balance
 from decoct.objectives.refine.base import Refinement
 from decoct.outputs import Batch, Needs, Outputs
@@ -58,6 +59,10 @@ class Term(nn.Module, ABC):
     @abstractmethod
     def items(self, batch: Batch) -> Tensor | int:
         """How many items `forward` averages over where nothing is kept away; known from the batch alone."""
+
+    def rows(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Rows | None:
+        """Its part of a sweep over the student's Factored distribution; None where it takes no part in one."""
+        return None
 
     def layers(self) -> list[dict[str, Any]]:
         """The pairs of layers that it compares: paths "student" and "teacher", their shapes, the "adapter" in words."""
@@ -111,7 +116,8 @@ class Objective(Spec):
         return self.name or self.use
 
     def needs(self) -> Mapping[str, Needs]:
-        """What must be captured, by role: "student", "teacher"."""
+        """What it wants of each role, "student" and "teacher": features, and the forms of the distribution that it
+        takes, all of them where it reads none."""
         return {}
 
     @property

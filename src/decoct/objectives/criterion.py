@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError, did_you_mean
+from decoct.objectives._fusing import Fused, fused, parts_of
 from decoct.objectives._refining import schedules, try_refinements, value_of
 from decoct.objectives._selection import Selection
 from decoct.objectives.balance.base import Balancer
 from decoct.objectives.base import Objective, Probe, Sum, Term
-from decoct.outputs import Batch, Dense, Needs, Outputs
+from decoct.outputs import DENSE, Batch, Dense, Factored, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import Schedule, at
 
@@ -115,7 +116,7 @@ class Criterion(nn.Module):
         """What must be captured, by role: "student", "teacher"."""
         joined: dict[str, Needs] = {}
         for each in self.objectives:
-            for role, needs in each.needs().items():
+            for role, needs in _reads(each).items():
                 joined[role] = joined.get(role, Needs()) | needs
         return joined
 
@@ -148,21 +149,46 @@ class Criterion(nn.Module):
         `shares`: what part of a window's items this batch holds, by label; multiplies each term.
         """
         values: dict[str, Tensor] = {}
-        weights: dict[str, float] = {}
         parts: dict[str, Tensor] = {}
+        weights = {each.label: at(each.objective.weight, clock) for each in self._running}
+        together = self._fused(student, teachers, batch, clock, weights, shares)
         for each in self._running:
+            if each.label in together.means:
+                parts[each.label] = together.means[each.label]
+                continue
             part = shares is not None
             value = values[each.label] = self._value(each, student, teachers, batch, clock, part)
-            weights[each.label] = at(each.objective.weight, clock)
             parts[each.label] = value.detach()
         if self.balancer is not None:
             return self.balancer(values, weights, shares, clock), parts
-        total: Tensor | None = None
+        total = together.total
         for label, value in values.items():
             weighted = weights[label] * value if shares is None else weights[label] * shares[label] * value
             total = weighted if total is None else total + weighted
         assert total is not None
         return total, parts
+
+    def _fused(
+        self,
+        student: Outputs,
+        teachers: Mapping[str, Outputs],
+        batch: Batch,
+        clock: Clock,
+        weights: Mapping[str, float],
+        shares: Mapping[str, Tensor | float] | None,
+    ) -> Fused:
+        """The terms that take part in one sweep over a factored distribution; a balancer looks at each by itself."""
+        if self.balancer is not None or not any(
+            isinstance(each.distribution, Factored) for each in (student, *student.heads.values())
+        ):
+            return Fused(None, {})
+        found = {}
+        for each in self._running:
+            view = _view(each.objective, student, teachers, batch, self._known)
+            rows = parts_of(each.selection, *view, clock)
+            if rows is not None:
+                found[each.label] = rows
+        return fused(found, weights, shares)
 
     def _value(
         self, each: _Running, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock, part: bool
@@ -174,6 +200,14 @@ class Criterion(nn.Module):
         return each.selection.value(student, teacher_outputs, batch, clock, part=part)
 
 
+def _reads(objective: Objective) -> Mapping[str, Needs]:
+    """What a term wants of each role, and its refinements, which read what the teacher says of all classes."""
+    needs = objective.needs()
+    if not objective.refine:
+        return needs
+    return {**needs, "teacher": needs.get("teacher", Needs()) | DENSE}
+
+
 def needs_of(objective: Objective, teachers: Sequence[str], loss: Needs) -> dict[str, Needs]:
     """What must be captured of the "student" and of each of `teachers` by name, before a Criterion is built.
 
@@ -183,7 +217,7 @@ def needs_of(objective: Objective, teachers: Sequence[str], loss: Needs) -> dict
     for each in objective.flat():
         if each.asks_task:
             wanted["student"] = wanted["student"] | loss
-        for role, needs in each.needs().items():
+        for role, needs in _reads(each).items():
             name = role if role == "student" else teacher_name(each, teachers)
             wanted[name] = wanted[name] | needs
     return wanted

@@ -22,6 +22,7 @@ from decoct.objectives._numeric import (
     weigh,
 )
 from decoct.objectives._shapes import Logits, Loss, Mask, Target
+from decoct.objectives._sweep import Hard
 from decoct.training.clock import Clock
 
 NO_ID = -(2**61) - 1
@@ -88,6 +89,9 @@ class CrossEntropy(LogitsObjective):
     supervised: ClassVar[bool] = True
     mixed: ClassVar[bool] = True
     label_smoothing: float = Field(default=0.0, ge=0, le=1)
+
+    def swept(self, clock: Clock) -> Hard:
+        return Hard(self.label_smoothing)
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

@@ -17,7 +17,7 @@ from decoct.objectives._numeric import full_precision, item_mean, kl_rows, logit
 from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.base import Objective, Probe, Term
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import Linear, Scalar, at
 
@@ -63,6 +63,9 @@ class CTKD(Objective):
     reversal: Scalar = Linear(start=0.0, end=1.0, finish=0.1)
     per: Literal["run", "sample"] = "run"
     hidden: int = Field(default=64, ge=1)
+
+    def needs(self) -> Mapping[str, Needs]:
+        return {"student": DENSE, "teacher": DENSE}
 
     def build(self, probe: Probe) -> Term:
         student = logits_of("student", probe.student, self.label)

@@ -10,6 +10,7 @@ from decoct.objectives import _divergence
 from decoct.objectives._logits import Temperature, TopKObjective
 from decoct.objectives._numeric import full_precision, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives._sweep import Soft
 from decoct.objectives.top_k_kl import top_k_kl_loss
 from decoct.outputs import TopK
 from decoct.training.clock import Clock
@@ -40,6 +41,9 @@ class ForwardKL(TopKObjective):
 
     use: ClassVar[str] = "forward_kl"
     temperature: Temperature = 1.0
+
+    def swept(self, clock: Clock) -> Soft:
+        return Soft("forward_kl", at(self.temperature, clock))
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

@@ -11,6 +11,7 @@ from decoct.objectives import _divergence
 from decoct.objectives._logits import Fraction, LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives._sweep import Soft
 from decoct.training.clock import Clock
 from decoct.training.schedules import Schedule, at, bounds
 
@@ -67,6 +68,10 @@ class JSD(LogitsObjective):
         if isinstance(value, Schedule) and (low <= 0 or high >= 1) and low != high:
             raise ValueError(f"a schedule from {low} to {high} reaches 0 or 1, where the loss jumps; keep between them")
         return value
+
+    def swept(self, clock: Clock) -> Soft:
+        options = {"beta": at(self.beta, clock), "top_k": self.top_k, "tail": self.tail}
+        return Soft("jsd", at(self.temperature, clock), options=options)
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

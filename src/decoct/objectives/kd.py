@@ -11,6 +11,7 @@ from decoct.objectives import _divergence
 from decoct.objectives._logits import Temperature, TopKObjective
 from decoct.objectives._numeric import full_precision, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives._sweep import Soft
 from decoct.objectives.standardize import standardize_logits
 from decoct.objectives.top_k_kl import top_k_kl_loss
 from decoct.outputs import TopK
@@ -54,6 +55,10 @@ class KD(TopKObjective):
     use: ClassVar[str] = "kd"
     temperature: Temperature = 4.0
     standardize: bool = False
+
+    def swept(self, clock: Clock) -> Soft | None:
+        temperature = at(self.temperature, clock)
+        return None if self.standardize else Soft("forward_kl", temperature, factor=temperature**2)
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

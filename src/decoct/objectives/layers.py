@@ -12,7 +12,7 @@ from decoct.capture import EVERY
 from decoct.errors import RecipeError
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import teacher_name
-from decoct.outputs import Needs, Outputs
+from decoct.outputs import DENSE, Needs, Outputs
 
 Look = Callable[[str, Needs], Outputs]
 """What a role ("student", a teacher's name) says about the probe batch, with features by `needs`."""
@@ -31,7 +31,7 @@ def choose_layers(objective: Objective, teachers: Sequence[str], look: Look) -> 
 
     def every(role: str) -> Outputs:
         if role not in seen:
-            seen[role] = look(role, Needs(features=frozenset({EVERY})))
+            seen[role] = look(role, Needs(features=frozenset({EVERY})) | DENSE)
         return seen[role]
 
     return _chosen(objective, tuple(teachers), every)

@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 
 from decoct.errors import RecipeError, did_you_mean
-from decoct.objectives import _divergence
+from decoct.objectives._ahead import Sums, run_ahead
 from decoct.objectives._closed_form import derivative
+from decoct.objectives._divergence import DIVERGENCES
 from decoct.objectives._head import (
     Gradients,
     Head,
     Labels,
     Online,
     Recipe,
-    Side,
+    Wanted,
     refuse_other_types,
+    side_of,
     sweep,
-    tokens_within,
+    tokens_at_once,
 )
 from decoct.objectives._numeric import class_target, refuse_temperature, refuse_unless, refuse_unlike_mask, shape
 from decoct.objectives._shapes import HeadOfLogits, Loss, Mask, Target, TeacherHeadOfLogits, TeacherTokenwise, Tokenwise
@@ -35,21 +37,6 @@ from decoct.outputs import TopK
 P = ParamSpec("P")
 R = TypeVar("R")
 NAME = "linear_kd_loss"
-CHUNK_BYTES = (80 << 20, 1 << 30)
-"""Room for one chunk's logits and what is made of them: 80 MiB on the CPU, 1 GiB on an accelerator."""
-ENOUGH = 128
-"""Tokens of a chunk on the CPU from which products get no faster."""
-
-DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "adaptive_kl": _divergence.adaptive_kl,
-    "forward_kl": _divergence.forward_kl,
-    "jsd": _divergence.jsd,
-    "reverse_kl": _divergence.reverse_kl,
-    "skew_kl": _divergence.skew_kl,
-    "skew_reverse_kl": _divergence.skew_reverse_kl,
-    "total_variation": _divergence.total_variation,
-}
-
 TeacherLogits = Callable[[slice], Tensor]
 """Gives the teacher's logits `[n, V]` of a slice of the tokens kept, in their order."""
 Backend = Literal["auto", "torch", "triton"]
@@ -177,13 +164,12 @@ def linear_kd_parts(
             *_hard(labels, student_hidden, own, mask, hidden),
             triton=_uses_triton(backend, divergence, own, teacher, hidden),
         )
-        if torch.is_grad_enabled() and any(_wanted(hidden, own)):
-            total, soft, hard = _ChunkedHead.apply(
-                hidden, own.weight, own.bias, own, dtype, teacher, recipe, chunk, chunk_bytes
-            )
-        else:
-            soft, hard, _ = _swept(hidden, own, dtype, teacher, recipe, chunk, chunk_bytes, (False, False, False))
-            total = soft + hard
+
+        def run(wanted: Wanted) -> Sums:
+            soft, hard, found = _swept(hidden, own, dtype, teacher, recipe, chunk, chunk_bytes, wanted)
+            return (soft + hard, soft, hard), found
+
+        total, soft, hard = run_ahead(hidden, own, run)
     return LinearKD(total, soft, hard if labels is None else hard / labels.weight)
 
 
@@ -195,19 +181,10 @@ def _swept(
     recipe: Recipe,
     chunk: int | None,
     chunk_bytes: int | None,
-    wanted: tuple[bool, bool, bool],
+    wanted: Wanted,
 ) -> tuple[Tensor, Tensor, Gradients]:
-    own = _side(hidden, head, dtype)
-    accelerated = hidden.device.type != "cpu"
-    tokens = chunk or tokens_within(chunk_bytes or CHUNK_BYTES[accelerated], own, teacher)
-    if chunk is None and chunk_bytes is None and not accelerated:
-        tokens = min(tokens, ENOUGH)
-    return sweep(own, teacher, recipe, tokens, wanted)
-
-
-def _side(hidden: Tensor, head: Head, dtype: torch.dtype) -> Side:
-    bias = None if head.bias is None else head.bias.detach().to(dtype)
-    return Side(hidden.detach().to(dtype), replace(head, weight=head.weight.detach().to(dtype), bias=bias))
+    own = side_of(hidden, head, dtype)
+    return sweep(own, teacher, recipe, chunk or tokens_at_once(own, [teacher], chunk_bytes), wanted)
 
 
 def _product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -216,10 +193,6 @@ def _product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return dtype
-
-
-def _wanted(hidden: Tensor, head: Head) -> tuple[bool, bool, bool]:
-    return hidden.requires_grad, head.weight.requires_grad, head.bias is not None and head.bias.requires_grad
 
 
 def _rows(hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -265,7 +238,7 @@ def _teacher(
             f"{NAME}: student weight {shape(own.weight)} and teacher weight {shape(head.weight)}; "
             f"the vocabularies must be equal: slice both to the tokens they share"
         )
-    return _side(_rows(source, mask), head, _product_type(source, head.weight))
+    return side_of(_rows(source, mask), head, _product_type(source, head.weight))
 
 
 def _kept_top_k(targets: TopK, items: torch.Size, classes: int, mask: Tensor | None) -> TopK:
@@ -349,43 +322,3 @@ def _uses_triton(backend: str, divergence: str, own: Head, teacher: Online | Top
         if holds:
             raise RecipeError(f"{NAME}: backend is 'triton', and {reason}; set backend to 'torch'")
     return True
-
-
-class _ChunkedHead(torch.autograd.Function):
-    """The mean divergence over tokens; its backward pass only scales gradients already taken."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        dtype: torch.dtype,
-        teacher: Online | TopK,
-        recipe: Recipe,
-        chunk: int | None,
-        chunk_bytes: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        own = replace(head, weight=weight, bias=bias)
-        soft, hard, found = _swept(hidden, own, dtype, teacher, recipe, chunk, chunk_bytes, wanted)
-        pairs = ((found.hidden, hidden), (found.weight, weight), (found.bias, bias))
-        ctx.save_for_backward(*(None if a is None or b is None else a.to(b.dtype) for a, b in pairs))
-        ctx.mark_non_differentiable(soft, hard)
-        return soft + hard, soft, hard
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RecipeError(
-                f"{NAME}: a second derivative is asked for (create_graph=True), and the first is taken in the forward "
-                "pass; use the plain loss on the whole logits there"
-            )
-        again = torch._C._autograd._get_current_graph_task_keep_graph()
-        one = not again and gradients[0].device.type == "cpu" and gradients[0].item() == 1
-        by_hidden, by_weight, by_bias = (
-            each if each is None or one else each * gradients[0] if again else each.mul_(gradients[0])
-            for each in ctx.saved_tensors
-        )
-        return (by_hidden, by_weight, by_bias, *(None for _ in range(6)))

@@ -10,6 +10,7 @@ from decoct.objectives import _divergence
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives._sweep import Soft
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -39,6 +40,9 @@ class ReverseKL(LogitsObjective):
 
     use: ClassVar[str] = "reverse_kl"
     temperature: Temperature = 1.0
+
+    def swept(self, clock: Clock) -> Soft:
+        return Soft("reverse_kl", at(self.temperature, clock))
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

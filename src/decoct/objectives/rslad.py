@@ -14,7 +14,7 @@ from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask
 from decoct.objectives.base import Objective, Probe, Term
 from decoct.objectives.kd import kd_loss
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -53,6 +53,9 @@ class RSLAD(Objective):
 
     use: ClassVar[str] = "rslad"
     share: Fraction = 5 / 6
+
+    def needs(self) -> Mapping[str, Needs]:
+        return {"student": DENSE, "teacher": DENSE}
 
     def build(self, probe: Probe) -> Term:
         adversarial_logits(probe.student, self.label)

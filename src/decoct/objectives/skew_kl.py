@@ -10,6 +10,7 @@ from decoct.objectives import _divergence
 from decoct.objectives._logits import Fraction, LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives._sweep import Soft
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -42,6 +43,9 @@ class SkewKL(LogitsObjective):
     use: ClassVar[str] = "skew_kl"
     alpha: Fraction = 0.1
     temperature: Temperature = 1.0
+
+    def swept(self, clock: Clock) -> Soft:
+        return Soft("skew_kl", at(self.temperature, clock), options={"alpha": at(self.alpha, clock)})
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

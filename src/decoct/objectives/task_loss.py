@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from decoct.objectives._sweep import Hard, Rows, alone
 from decoct.objectives.base import Objective, Probe, Term
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import Batch, Factored, Needs, Outputs
+from decoct.tasks.answers.base import IGNORED
 from decoct.tasks.base import Task
 from decoct.training.clock import Clock
 
@@ -25,6 +27,10 @@ class TaskLoss(Objective):
     mixed: ClassVar[bool] = True
     asks_task: ClassVar[bool] = True
 
+    def needs(self) -> Mapping[str, Needs]:
+        """Logits written out or factored; in the latter a task whose loss is no cross-entropy writes them out."""
+        return {"student": Needs(forms=frozenset(("dense", "factored")))}
+
     def build(self, probe: Probe) -> Term:
         return TaskLossTerm(probe.task)
 
@@ -39,7 +45,15 @@ class TaskLossTerm(Term):
         self._task = task
 
     def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Tensor:
-        return self._task.answer.loss(student, batch)
+        rows = self.rows(student, teachers, batch, clock)
+        return self._task.answer.loss(student, batch) if rows is None else alone(rows)
+
+    def rows(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch, clock: Clock) -> Rows | None:
+        outputs = student.distribution
+        target = self._task.answer.hard_target(batch) if isinstance(outputs, Factored) else None
+        if target is None or not isinstance(outputs, Factored):
+            return None
+        return Rows(TaskLoss.use, outputs, Hard(), target != IGNORED, target=target)
 
     def items(self, batch: Batch) -> Tensor | int:
         return self._task.answer.items(batch)

@@ -10,6 +10,7 @@ from decoct.objectives import _divergence
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives._sweep import Soft
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -41,6 +42,9 @@ class TotalVariation(LogitsObjective):
 
     use: ClassVar[str] = "total_variation"
     temperature: Temperature = 1.0
+
+    def swept(self, clock: Clock) -> Soft:
+        return Soft("total_variation", at(self.temperature, clock))
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

@@ -21,7 +21,7 @@ from decoct.objectives._numeric import (
 )
 from decoct.objectives._shapes import Loss, OtherPlaces, OtherSequences, Places, Sequences
 from decoct.objectives.base import Objective, Probe, Term
-from decoct.outputs import Batch, Outputs
+from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -90,6 +90,9 @@ class ULD(Objective):
 
     use: ClassVar[str] = "uld"
     temperature: Temperature = 1.0
+
+    def needs(self) -> Mapping[str, Needs]:
+        return {"student": DENSE, "teacher": DENSE}
 
     def build(self, probe: Probe) -> Term:
         """The running term; RecipeError where a side gives no logits or other shapes."""

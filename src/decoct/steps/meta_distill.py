@@ -21,7 +21,7 @@ from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.ctkd import CTKD, CTKDTerm
 from decoct.objectives.kd import KD
 from decoct.objectives.task_loss import TaskLoss
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import splits_of, training_source
@@ -62,6 +62,7 @@ class MetaDistill(Learning):
         roles = [role for role in inputs if role != "model"]
         objective = decided(self, inputs, context, self._objective(), roles)
         needs = needs_of(objective, roles, context.task.answer.needs)
+        needs["student"] |= DENSE  # its loss is differentiated twice
         source = self._source(context)
         with lesson(self, inputs, context, needs) as at_work:
             criterion = at_work.criterion(objective, at_work.forward(needs["student"]))

@@ -22,7 +22,7 @@ from decoct.models.modes import evaluating
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, layers_text, undecided_roles
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.outputs import DENSE, Batch, Needs, Outputs, Predictor
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import class_counts, has_split, scores, training_source
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
@@ -65,7 +65,9 @@ class Lesson:
     stores: Mapping[str, Artifact] = field(default_factory=dict)
 
     def forward(self, needs: Needs) -> Callable[[Batch], Outputs]:
-        """The student as it is now."""
+        """The student as it is now; written out where teachers of other classes, or the log, read its logits."""
+        if self.known or self.measure() is not None:
+            needs |= DENSE
         return self.student.forward(self.context.task, needs)
 
     def look(self, role: str, needs: Needs) -> Outputs:
@@ -354,7 +356,7 @@ def decided(
     open_roles = undecided_roles(objective, roles)
     if not open_roles:
         return objective
-    every = Needs(features=frozenset({EVERY}))
+    every = Needs(features=frozenset({EVERY})) | DENSE
     opened = {"student", *open_roles} - set(alike)
     with lesson(step, inputs, context, dict.fromkeys(sorted(opened), every), kinds=kinds) as seen:
         return choose_layers(

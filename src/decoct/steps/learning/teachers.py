@@ -16,7 +16,7 @@ from decoct.models.onnx_model import OnnxFile
 from decoct.models.remote import Remote
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, Sum
-from decoct.outputs import Batch, Needs, Predictor
+from decoct.outputs import DENSE, Batch, Needs, Predictor
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
@@ -70,12 +70,14 @@ def open_teachers(
         ahead: list[Ahead] = []
         for role, wanted in needs.items():
             kind = (kinds or {}).get(role)
+            alignment = alignment_of(inputs[role], task, role)
+            if alignment is not None or averaged or combine is not None or len(needs) > 1:
+                wanted |= DENSE  # classes by name, means of views and agreement read logits
             opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind, role=role))
             if isinstance(opened, Ahead):
                 ahead.append(opened)
             if averaged:
                 opened = over_views(opened, numbers=not task.answer.distribution)
-            alignment = alignment_of(inputs[role], task, role)
             teachers[role] = opened if alignment is None else alignment(opened)
             if alignment is not None and alignment.known is not None:
                 known[role] = alignment.known

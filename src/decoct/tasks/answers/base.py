@@ -23,6 +23,8 @@ from decoct.tasks.inputs.base import Inputs, Trace
 Over = Literal["items", "labelled"]
 """What a term averages over: all places at which a model answers, or those whose target counts."""
 Traces = Mapping[str, Trace | None]
+IGNORED = -100
+"""The class id of an item whose label must not be used."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,10 @@ class Answer(Spec):
     def items(self, batch: Batch) -> Tensor | int:
         """How many items `loss` averages over."""
         return self.labelled(batch).sum()
+
+    def hard_target(self, batch: Batch) -> Tensor | None:
+        """Class ids `[*B]`, -100 where none counts, where `loss` is the mean of −log q of them; None by default."""
+        return None
 
     @abstractmethod
     def zeros(self, batch: Batch) -> Outputs:

@@ -14,11 +14,9 @@ from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, RecipeError
 from decoct.models.interface import Port
 from decoct.outputs import Batch, Dense, Outputs
-from decoct.tasks.answers.base import Answer, Over, Scores, Tally, Traces, dense, in_loss_type
+from decoct.tasks.answers.base import IGNORED, Answer, Over, Scores, Tally, Traces, dense, in_loss_type
 from decoct.tasks.answers.metrics import ClassFidelity, ClassScores
 from decoct.tasks.inputs.base import Inputs
-
-IGNORED = -100
 
 
 class OneClass(Answer):
@@ -104,6 +102,11 @@ class OneClass(Answer):
         soft = batch.target.is_floating_point()
         counted: Tensor = ~batch.target.isnan().any(-1) if soft else batch.target != IGNORED
         return counted if batch.labelled is None else counted & batch.labelled
+
+    def hard_target(self, batch: Batch) -> Tensor | None:
+        if batch.target.is_floating_point():
+            return None
+        return batch.target if batch.labelled is None else torch.where(batch.labelled, batch.target, IGNORED)
 
     def zeros(self, batch: Batch) -> Outputs:
         return Outputs(Dense(torch.zeros(len(batch), max(1, len(self.classes)))))

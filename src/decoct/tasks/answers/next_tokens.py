@@ -16,10 +16,9 @@ from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, Diverged, RecipeError
 from decoct.models.interface import Port
 from decoct.outputs import Batch, Dense, Factored, Needs, Outputs
-from decoct.tasks.answers.base import Answer, Over, Scores, Tally, Traces, in_loss_type
+from decoct.tasks.answers.base import IGNORED, Answer, Over, Scores, Tally, Traces, in_loss_type
 from decoct.tasks.inputs.base import Inputs
 
-IGNORED = -100
 ROWS = 512
 """Tokens whose logits are written out at once when scores are taken."""
 
@@ -93,6 +92,9 @@ class NextTokens(Answer):
     def labelled(self, batch: Batch) -> Tensor:
         counted: Tensor = batch.target != IGNORED
         return counted if batch.labelled is None else counted & batch.labelled.unsqueeze(-1)
+
+    def hard_target(self, batch: Batch) -> Tensor | None:
+        return torch.where(self.labelled(batch), batch.target, IGNORED)
 
     def zeros(self, batch: Batch) -> Outputs:
         return Outputs(Dense(torch.zeros(*batch.target.shape, self.tokens or 2)), mask=batch.target != IGNORED)
