@@ -508,13 +508,24 @@ class Outputs:
 
 
 class Predictor(Protocol):
-    """A torch model, a teacher, a store, an estimator, an exported file: all alike.
-
-    One that writes (a language model) also has `generate(batch, seed, limits) -> Batch`.
-    """
+    """A torch model, a teacher, a store, an estimator, an exported file: all alike."""
 
     def __call__(self, batch: Batch, /) -> Outputs:
         """What it says about a batch."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When one that writes stops at the latest: after `length` pieces (tokens, frames) of its own."""
+
+    length: int
+
+
+class Writer(Predictor, Protocol):
+    """A Predictor that also writes: a language model, a decoder of sequences."""
+
+    def generate(self, batch: Batch, seeds: np.ndarray, limits: Limits) -> Batch:
+        """What it writes to each sample of a batch, drawn by `seeds` uint64 `[B]` alone, as `batch.regenerated`."""
 
 
 @dataclass(frozen=True)

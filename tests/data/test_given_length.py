@@ -1,16 +1,15 @@
-"""A loader over a stream: it is described, and the error says what to do where the length is needed."""
+"""A loader over a stream: it is described, and says that it has no length."""
 
-import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from decoct.data.given import LoaderSource, describe_loaders
-from decoct.errors import RecipeError
+from decoct.outputs import Batch
 
 
 class Stream(IterableDataset):
     def __iter__(self):
-        yield from ((torch.ones(2), i % 2) for i in range(8))
+        yield from ((torch.full((2,), float(i)), i % 2) for i in range(8))
 
 
 class Counted(Stream):
@@ -18,12 +17,26 @@ class Counted(Stream):
         return 8
 
 
+def source(data: IterableDataset) -> LoaderSource:
+    return LoaderSource(DataLoader(data, batch_size=4), lambda item: Batch({"student": item[0]}, item[1]))
+
+
 def test_a_stream_without_length() -> None:
     loader = DataLoader(Stream(), batch_size=4)
     assert describe_loaders("loaders", {"train": loader}).fingerprint
-    with pytest.raises(RecipeError, match=r"has no length.*give the IterableDataset a __len__"):
-        len(LoaderSource(loader, lambda item: item))
+    assert source(Stream()).length is None
+    assert [len(each) for each in source(Stream())] == [4, 4]
 
 
 def test_a_stream_that_knows_its_length() -> None:
-    assert len(LoaderSource(DataLoader(Counted(), batch_size=4), lambda item: item)) == 2
+    assert source(Counted()).length == 2
+
+
+def test_after_the_last_batch_a_stream_first_ends_its_epoch() -> None:
+    """Who draws from it cannot know that this was the last one, so that its own count of epochs is behind."""
+    for data, views in ((Stream(), [[], [1, 1]]), (Counted(), [[1, 1], [2, 2]])):
+        first, again = source(data), source(data)
+        drawn = iter(first)
+        next(drawn), next(drawn)
+        again.load_state_dict(first.state_dict())
+        assert [[each.view for each in again] for _ in range(2)] == views

@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from decoct.data.base import Split
 from decoct.data.given import LoaderSource
-from decoct.data.parts import Padding, Parts, bounds, own_part, part, parts
+from decoct.data.parts import Padding, bounds, own_part, part, parts
 from decoct.data.sources import Batches, Together
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch
@@ -115,10 +115,13 @@ def test_parts_of_drawn_batches_are_made_alone_and_have_the_same_views(prefetch:
 
 
 def test_parts_of_other_sources_and_of_loaders() -> None:
-    beside = parts(Together(drawn(), drawn()), 0, 2)
-    assert isinstance(beside, Parts)
-    assert len(beside) == 3
-    assert [len(each) for each in beside] == [2, 2, 2]
+    beside = [parts(Together(drawn(), {"held_out": drawn()}), rank, 2) for rank in range(2)]
+    assert [each.length for each in beside] == [3, 3]
+    for whole, *own in zip(Together(drawn(), {"held_out": drawn()}), *beside):
+        assert [len(each) for each in own] == [2, len(whole) - 2]
+        for name in ("keys", "seen"):
+            for pick in (lambda batch: batch, lambda batch: batch.also["held_out"]):
+                assert [x for each in own for x in getattr(pick(each), name)] == list(getattr(pick(whole), name))
     data = TensorDataset(torch.arange(6.0))
     plain = LoaderSource(DataLoader(data, batch_size=4), lambda item: Batch({"student": item[0]}))
     assert [each.side("student").tolist() for each in parts(plain, 1, 2)] == [[2.0, 3.0], [5.0]]

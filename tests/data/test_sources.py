@@ -48,7 +48,7 @@ def test_each_epoch_visits_every_sample_once_in_another_order() -> None:
     epochs = [[i for batch in batches for i in batch.inputs["student"].tolist()] for _ in range(3)]
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert len(batches) == 6
+    assert batches.length == 6
 
 
 def test_order_and_views_depend_on_content_not_on_position() -> None:
@@ -129,7 +129,7 @@ def test_a_position_outside_the_epoch_is_an_error() -> None:
 
 def test_together_resumes_both() -> None:
     def both() -> Together:
-        return Together(source(), source(toy(9), seed=1))
+        return Together(source(), {"held_out": source(toy(9), seed=1)})
 
     def seen(batches: Together, count: int) -> list[tuple]:
         found: list[tuple] = []

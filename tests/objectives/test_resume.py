@@ -37,7 +37,8 @@ class Repeated(Source):
     def __init__(self) -> None:
         self.epoch = self.batch = 0
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
         return 4
 
     def __iter__(self) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,6 +111,51 @@ def test_other_launchers_give_the_same(launcher: Sequence[str], two: Path, tmp_p
     done = called(*launcher, *words)
     assert largest(tmp_path / "run", two) == 0
     assert done.stdout.count("Page: ") == 1
+
+
+def test_two_nodes_with_an_agent_each_leave_what_one_process_leaves(one: Path, tmp_path: Path) -> None:
+    """Two agents of torchrun meet on the loopback and see one folder; each has one process, of local rank 0."""
+    made = plain()
+    made["steps"] = made["steps"][:2]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    words = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", place, "--rdzv-id"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "decoct", "-m", "decoct", "run"]
+    command += [str(written(tmp_path, made)), "--out", str(tmp_path / "run")]
+    for code, errors in ended([command] * 2, [ENVIRONMENT] * 2):
+        assert code == 0, errors
+    assert json.loads((tmp_path / "run/results.json").read_text())["processes"] == 2
+    assert largest(tmp_path / "run", one) < 1e-5
+
+
+def compressed() -> dict[str, Any]:
+    """Students rounded with static and with dynamic ranges, and one that is fitted layer by layer."""
+    made = plain()
+    learn = {"budget": {"epochs": 2}, "batch_size": 9, "log_every": 2, "optimizer": SGD, "select": "last"}
+    made["models"] = {"large": made["models"]["large"], "small": {"use": "mlp", "hidden": [12]}}
+    made["steps"] = [
+        {"use": "train", "name": "maps", "inputs": {"model": "large"}, **learn},
+        {"use": "train", "name": "rows", "inputs": {"model": "small"}, **learn},
+        {"use": "qat", "name": "static", "inputs": {"model": "maps"}, **learn},
+        {"use": "qat", "name": "dynamic", "inputs": {"model": "rows"}, **learn}
+        | {"scheme": {"use": "fake_quantize", "activations": "dynamic"}},
+        {"use": "rewrite", "name": "fitted", "inputs": {"model": "maps"}, **learn}
+        | {"scheme": {"use": "low_rank", "rank": 2}, "recover": {"use": "layer_by_layer", "share": 0.5}},
+    ]
+    return made
+
+
+def test_rounded_and_fitted_students_are_those_of_one_process(tmp_path: Path) -> None:
+    """They start from one trained model: rounding makes of its last bit another grid point."""
+    path = written(tmp_path, compressed())
+    alone = recipe(compressed()).run(tmp_path / "alone").folder
+    for trained in alone.glob("0[12]-*"):
+        shutil.copytree(trained, tmp_path / "run" / trained.name)
+    called(*DECOCT, "run", path, "--nproc", 2, "--out", tmp_path / "run", "--quiet")
+    skipped = [each["skipped"] for each in json.loads((tmp_path / "run/results.json").read_text())["steps"]]
+    assert skipped == [True, True, False, False, False]
+    assert largest(alone, tmp_path / "run") < 1e-5
 
 
 def test_a_script_that_torchrun_starts(tmp_path: Path) -> None:

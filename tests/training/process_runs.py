@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import decoct as dc
 from decoct.data.given import LoaderSource
@@ -296,6 +296,28 @@ def rolled_back(processes: Processes) -> Mapping[str, Tensor]:
     return student.state_dict()
 
 
+def streamed(processes: Processes, rows: Sequence[int]) -> Mapping[str, Tensor]:
+    """Weights after five steps over a stream of as many rows in each process, which nobody knows before."""
+
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            yield from torch.arange(2.0 * rows[processes.rank % len(rows)], dtype=torch.float64).reshape(-1, 2) / 16
+
+    torch.manual_seed(0)
+    student = nn.Linear(2, 2).double()
+    optimizer, engine = torch.optim.SGD(student.parameters(), lr=0.1), Engine("cpu", processes=processes)
+
+    def update(window: Sequence[Batch], clock: Clock) -> dict[str, Tensor]:
+        losses = [student(x.side("student")).square().sum() for x in window if not isinstance(x, Padding)]
+        return descend(sum(losses, 0.0 * student.weight.sum()), optimizer, engine)
+
+    loader = LoaderSource(DataLoader(Stream(), batch_size=3), lambda item: Batch({"student": item}))
+    source = parts(loader, processes.rank, processes.count)
+    options = Options(accumulate=2, processes=processes)
+    fit(update, source, State(student=student, optimizer=optimizer), Budget(steps=5), options=options)
+    return student.state_dict()
+
+
 def main(out: Path) -> None:
     with joined("cpu") as processes:
         found: dict[str, Tensor] = {}
@@ -310,6 +332,7 @@ def main(out: Path) -> None:
             found |= {f"partly/{number}/{name}": each.clone() for name, each in made.items()}
         all_drawn(processes)
         found |= {f"rolled_back/float64/{name}": each.clone() for name, each in rolled_back(processes).items()}
+        found |= {f"streamed/float64/{name}": each.clone() for name, each in streamed(processes, [8]).items()}
         save_file({**found, **sharded(processes)}, out)
         if processes.several:
             try:
@@ -320,6 +343,10 @@ def main(out: Path) -> None:
                 drawn(processes, own=True)
             except RecipeError as error:
                 out.with_suffix(".differ").write_text(str(error))
+            try:
+                streamed(processes, [8, 14])
+            except RecipeError as error:
+                out.with_suffix(".unequal").write_text(str(error))
 
 
 def fails() -> None:

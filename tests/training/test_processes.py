@@ -68,6 +68,12 @@ def test_terms_that_relate_samples_are_refused_in_two_processes(stepped: Path) -
         assert "accumulate is 1 and processes 2: a term of this objective relates the samples" in text
 
 
+def test_streams_of_other_lengths_in_each_process_are_refused_in_all(stepped: Path) -> None:
+    for rank in range(2):
+        text = (stepped / f"2-{rank}.unequal").read_text()
+        assert "the number of batches of a window is not the same in the 2 processes" in text
+
+
 def test_loaders_that_differ_between_processes_are_refused_in_all(stepped: Path) -> None:
     for rank in range(2):
         text = (stepped / f"2-{rank}.differ").read_text()

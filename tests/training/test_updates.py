@@ -85,7 +85,7 @@ def test_fit_is_bitwise_a_bare_loop(optimizer):
     torch.manual_seed(5)
     criterion, losses, source = HandCriterion(), [], Toy()
     for epoch in range(3):
-        for i in range(len(source)):
+        for i in range(source.length):
             batch = source.make(epoch, i)
             with torch.no_grad():
                 teacher_outputs = predictor(teacher)(batch)

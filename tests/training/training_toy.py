@@ -20,7 +20,8 @@ class Toy(Source):
         self.sizes, self.features, self.dtype, self.poison = sizes, features, dtype, set(poison)
         self.epoch = self.batch = 0
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[Batch]:

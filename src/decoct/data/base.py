@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
+from decoct.errors import DataError, did_you_mean
 from decoct.spec import Spec
 
 if TYPE_CHECKING:
@@ -59,6 +61,28 @@ class Dataset:
     features: tuple[str, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def narrowed(self, indices: np.ndarray, split: str = "train") -> Dataset:
+        """The same data with the samples at `indices` (int64 `[N]`) of one split: a fold, a partition, a site.
+
+        Its fingerprint is its own, SHA-256 over this one's, the name of the split and the indices. DataError where the
+        split is none that decoct reads, or an index lies outside it.
+
+        >>> split = Split({"text": ["a", "b", "c"]}, np.arange(3, dtype=np.uint64))
+        >>> Dataset({"train": split}, "f").narrowed(np.array([2, 0])).splits["train"].columns
+        {'text': ['c', 'a']}
+        """
+        if split not in self.splits:
+            raise DataError(f"the data cannot be narrowed in split {split!r}; {did_you_mean(split, self.splits)}")
+        places = np.asarray(indices)
+        size = len(self.splits[split])
+        if places.ndim != 1 or not np.issubdtype(places.dtype, np.integer):
+            raise DataError(f"indices are {places.dtype} {list(places.shape)}; give whole numbers, one a sample")
+        if len(places) and not (places.min() >= 0 and places.max() < size):
+            raise DataError(f"indices go from {places.min()} to {places.max()}; the {split} split has 0 to {size - 1}")
+        state = hashlib.sha256(f"{self.fingerprint} {split} ".encode() + places.astype("<i8").tobytes())
+        splits = {**self.splits, split: self.splits[split].take(places)}
+        return replace(self, splits=splits, fingerprint=state.hexdigest())
+
 
 class Data(Spec):
     """A data set: where it is and how it is split.
@@ -84,21 +108,28 @@ class Source(ABC):
 
     Iterating yields what is left of the current epoch and then moves to the next. The order and the views of epoch e
     depend on the seed, e and the samples' keys alone. `state_dict` after any batch, loaded into a fresh Source,
-    yields exactly the batches that would have followed.
+    yields exactly the batches that would have followed; after the last batch of an epoch of which nobody knew the
+    length, first the end of that epoch.
+
+    `fixed`: whether its batches hang on nothing that is trained meanwhile; of one that is not, none is drawn before it
+    is needed, or a resumed run would see others.
     """
 
+    fixed: bool = True
+
+    @property
     @abstractmethod
-    def __len__(self) -> int:
-        """Batches in one epoch."""
+    def length(self) -> int | None:
+        """Batches in one epoch; None where nobody knows, or there is no end."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """What is left of the current epoch."""
 
     @abstractmethod
-    def state_dict(self) -> dict[str, int]:
-        """`{"epoch": ..., "batch": ...}`: batches consumed."""
+    def state_dict(self) -> Mapping[str, Any]:
+        """Where it stands, as `{"epoch": ..., "batch": ...}`: batches consumed."""
 
     @abstractmethod
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to a position; the next iteration starts there."""

@@ -149,14 +149,9 @@ class LoaderSource(Source):
         self._skip = 0
         self._warned = False
 
-    def __len__(self) -> int:
-        length = _length(self._loader)
-        if length is not None:
-            return length
-        raise RecipeError(
-            f"{_class_name(self._loader)} has no length, and training needs the batches of an epoch, whatever the "
-            "budget; give the IterableDataset a __len__, or a loader over a dataset that has one"
-        )
+    @property
+    def length(self) -> int | None:
+        return _length(self._loader)
 
     @property
     def divided(self) -> bool:
@@ -189,7 +184,7 @@ class LoaderSource(Source):
         for batch in self._rest_of_epoch():
             count += 1
             yield batch
-        if resumed and count == 0:
+        if resumed and count == 0 and self.length is not None:
             yield from self._rest_of_epoch()
 
     def _rest_of_epoch(self) -> Iterator[Batch]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from decoct.data.base import Source
 from decoct.data.given import LoaderSource, content
-from decoct.data.sources import Batches
+from decoct.data.rollouts import Rollouts
+from decoct.data.sources import Batches, Together
 from decoct.outputs import Batch
 
 Same = Callable[[str], None]
@@ -64,9 +65,11 @@ class Parts(Source):
 
     def __init__(self, source: Source, rank: int, count: int, same: Same | None = None) -> None:
         self.source, self.rank, self.count, self.same = source, rank, count, same
+        self.fixed = source.fixed
 
-    def __len__(self) -> int:
-        return len(self.source)
+    @property
+    def length(self) -> int | None:
+        return self.source.length
 
     def __iter__(self) -> Iterator[Batch]:
         asked = self.same if isinstance(self.source, LoaderSource) and self.source.fresh else None
@@ -76,10 +79,10 @@ class Parts(Source):
                 asked = None
             yield own_part(batch, self.rank, self.count)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> Mapping[str, Any]:
         return self.source.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.source.load_state_dict(state)
 
 
@@ -112,4 +115,11 @@ def parts(source: Source, rank: int, count: int, same: Same | None = None) -> So
         return source
     if isinstance(source, Batches):
         return source.collated_by(dealt(source.collate, rank, count))
+    if isinstance(source, Together):
+        return Together(
+            parts(source.main, rank, count, same),
+            {name: parts(each, rank, count, same) for name, each in source.others.items()},
+        )
+    if isinstance(source, Rollouts):
+        return source.over(parts(source.prompts, rank, count, same))
     return Parts(source, rank, count, same)

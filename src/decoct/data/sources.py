@@ -62,7 +62,8 @@ class Batches(Source):
         self._length = whole + (rest > 0 and not drop_last)
         self._epoch = self._batch = 0
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
@@ -120,31 +121,49 @@ HELD_OUT = "held_out"
 
 
 class Together(Source):
-    """Each batch of `main` with the next one of `other` beside it, in `also`; `other` starts over at its end."""
+    """Each batch of `main` with the next one of each of `others` beside it, in `also` under its name.
 
-    def __init__(self, main: Source, other: Source) -> None:
-        self._main, self._other = main, other
+    An epoch is one of `main`; every other source has its own length and starts over at its end.
+    """
 
-    def __len__(self) -> int:
-        return len(self._main)
+    def __init__(self, main: Source, others: Mapping[str, Source]) -> None:
+        self.main, self.others = main, dict(others)
+        self.fixed = all(each.fixed for each in (main, *self.others.values()))
+
+    @property
+    def length(self) -> int | None:
+        return self.main.length
 
     def __iter__(self) -> Iterator[Batch]:
-        beside = self._endless()
-        for batch in self._main:
-            yield replace(batch, also={**batch.also, HELD_OUT: next(beside)})
+        beside = {name: _endless(name, each) for name, each in self.others.items()}
+        for batch in self.main:
+            yield replace(batch, also={**batch.also, **{name: next(each) for name, each in beside.items()}})
 
-    def _endless(self) -> Iterator[Batch]:
-        while True:
-            yield from self._other
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "main": self.main.state_dict(),
+            "others": {name: each.state_dict() for name, each in self.others.items()},
+        }
 
-    def state_dict(self) -> dict[str, int]:
-        other = {f"other_{name}": value for name, value in self._other.state_dict().items()}
-        return {**self._main.state_dict(), **other}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if set(state["others"]) != set(self.others):
+            raise DataError(
+                f"position: it is one of the sources {', '.join(state['others'])} beside the main one, and there are "
+                f"{', '.join(self.others)}; were sources changed?"
+            )
+        self.main.load_state_dict(state["main"])
+        for name, each in self.others.items():
+            each.load_state_dict(state["others"][name])
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        other = {name.removeprefix("other_"): value for name, value in state.items() if name.startswith("other_")}
-        self._main.load_state_dict({name: value for name, value in state.items() if not name.startswith("other_")})
-        self._other.load_state_dict(other)
+
+def _endless(name: str, source: Source) -> Iterator[Batch]:
+    empty = 0
+    while empty < 2:  # the first may be the end of an epoch that had given all before
+        empty += 1
+        for batch in source:
+            empty = 0
+            yield batch
+    raise DataError(f"source {name!r} gives no batch; is it a generator, used up?")
 
 
 def ordered(split: Split, collate: Collate, batch_size: int) -> Iterator[Batch]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decoct.training.synchronised import whole_range
+
 Observer = Literal["min_max", "mse"]
 SHRINKAGE = 40
 """Candidate ranges of the mse observer: this many parts of the full range."""
@@ -100,10 +102,13 @@ def affine_scale(least: Tensor, largest: Tensor, low: int, high: int) -> tuple[T
 
 
 def dynamic_fake_quantize(x: Tensor) -> Tensor:
-    """`x` on the grid of 256 steps over its own range, as ONNX's DynamicQuantizeLinear; gradient straight through."""
+    """`x` on the grid of 256 steps over its own range, as ONNX's DynamicQuantizeLinear; gradient straight through.
+
+    In training in several processes the range is that of the whole batch.
+    """
     low, high = unsigned_levels(8)
     with torch.no_grad():
-        scale, zero = affine_scale(x.detach().min().float(), x.detach().max().float(), low, high)
+        scale, zero = affine_scale(*whole_range(x), low, high)
         grid = ((x / scale).round() + zero).clamp(low, high)
         on_grid = ((grid - zero) * scale).to(x.dtype)
     return x + (on_grid - x).detach() if x.requires_grad else on_grid

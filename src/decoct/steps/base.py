@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ from pydantic import field_validator
 from decoct.artifact import Artifact
 from decoct.data.base import Split
 from decoct.data.sources import Collate
+from decoct.models.base import identity
 from decoct.spec import Spec
 from decoct.tasks.inputs.base import STUDENT
 from decoct.training.processes import ONE, Processes
@@ -63,23 +66,34 @@ class Context:
         """The rows that models read of a split's samples."""
         return self.task.inputs(STUDENT).rows(split)
 
-    def run(self, step: Step, inputs: Inputs, *, seed: int | None = None) -> Artifact:
+    def run(
+        self,
+        step: Step,
+        inputs: Inputs,
+        *,
+        data: Dataset | None = None,
+        task: Task | None = None,
+        seed: int | None = None,
+    ) -> Artifact:
         """Runs another step inside this one, in the work folder, and gives its artifact.
 
-        One that an interrupted run has finished is taken as it is; one that it began goes on. `seed` where it differs
-        from this step's. The artifact goes with the work folder: copy what is to stay.
+        `data` (of a fold, a site), `task` (resolved) and `seed` where they differ from this step's. One that an
+        interrupted run has finished with the same of all these is taken as it is; one that it began goes on. The
+        artifact goes with the work folder: copy what is to stay.
         """
-        folder = self.work / "steps" / step.name
-        if self.processes.shared(folder.is_dir):
-            return Artifact.load(folder)
         inner = replace(
             self,
             name=step.name,
-            folder=folder,
-            work=self.work / "steps" / f".{step.name}.work",
+            data=self.data if data is None else data,
+            task=self.task if task is None else task,
             seed=self.seed if seed is None else seed,
             progress=lambda done, total, text: self.progress(done, total, f"{step.name}: {text}"),
         )
+        name = f"{step.name}-{_key_inside(step, inputs, inner)[:16]}"
+        folder = self.work / "steps" / name
+        if self.processes.shared(folder.is_dir):
+            return Artifact.load(folder)
+        inner = replace(inner, folder=folder, work=self.work / "steps" / f".{name}.work")
         return inner.carry_out(step, inputs)
 
     def carry_out(self, step: Step, inputs: Inputs) -> Artifact:
@@ -146,6 +160,25 @@ class Step(Spec):
     @abstractmethod
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         """Does the work and writes the artifact to `context.folder`."""
+
+
+def _key_inside(step: Step, inputs: Inputs, context: Context) -> str:
+    """The hash of all in which two steps that run inside one other may differ."""
+    parts = {
+        "step": step.keyed(),
+        "version": step.version,
+        "inputs": {role: _identity(value) for role, value in inputs.items()},
+        "data": context.data.fingerprint,
+        "task": context.task.digest(),
+        "seed": context.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_identity(each) for each in value]
+    return value.hash if isinstance(value, Artifact) else identity(value)
 
 
 def _check_name(value: str) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from decoct.artifact import Artifact
 from decoct.data.base import Source, Split
 from decoct.data.hashing import keyed
-from decoct.data.sources import Batches, Together
+from decoct.data.sources import HELD_OUT, Batches, Together
 from decoct.data.splits import keep_labels
 from decoct.errors import DataError, RecipeError
 from decoct.objectives.base import Objective, Sum, as_objective
@@ -137,4 +137,5 @@ class MetaDistill(Learning):
         )
         judges = replace(train.take(chosen), labelled=None)
         size = min(self.held_out_batch, len(chosen))
-        return Together(main, Batches(judges, context.collate, batch_size=size, seed=context.seed))
+        beside = Batches(judges, context.collate, batch_size=size, seed=context.seed)
+        return Together(main, {HELD_OUT: beside})

@@ -6,11 +6,14 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from decoct.errors import RecipeError
 from decoct.spec import Spec
 
 
 class Budget(Spec):
     """How long to train, in exactly one unit. A fraction of an epoch is rounded to steps, at least one.
+
+    Epochs are of sources that know how many batches they have.
 
     >>> Budget(epochs=2).steps_for(batches=50)
     100
@@ -30,16 +33,33 @@ class Budget(Spec):
                 raise ValueError(f"give one of steps, epochs, samples, seconds (given: {', '.join(given) or 'none'})")
         return data
 
-    def steps_for(self, batches: int, *, accumulate: int = 1, batch_size: int = 1) -> int | None:
-        """Optimizer steps of this budget where an epoch has `batches` batches; None when it is in seconds."""
-        per_epoch = max(1, -(-batches // accumulate))
+    def steps_for(self, batches: int | None, *, accumulate: int = 1, batch_size: int = 1) -> int | None:
+        """Optimizer steps of this budget where an epoch has `batches` batches; None when it is in seconds.
+
+        RecipeError for epochs of which nobody knows the batches (None).
+        """
         if self.steps is not None:
             return self.steps
         if self.epochs is not None:
+            if batches is None:
+                raise RecipeError(
+                    f"budget is {self.epochs:g} epochs, and the data have no length (a stream), so that nobody knows "
+                    "how far an epoch goes; allowed: steps, samples, seconds"
+                )
+            per_epoch = max(1, -(-batches // accumulate))
             return max(round(self.epochs * per_epoch), 1 if self.epochs > 0 else 0)
         if self.samples is not None:
             return -(-self.samples // (batch_size * accumulate))
         return None
+
+    def validation_steps(self, batches: int | None, *, accumulate: int = 1) -> int | None:
+        """Steps between validations inside an epoch: a fifth of the run where it is shorter than one, or may be.
+
+        >>> Budget(steps=20).validation_steps(50), Budget(steps=20).validation_steps(5)
+        (4, None)
+        """
+        inside = self.steps is not None and (batches is None or self.steps * accumulate < batches)
+        return -(-self.steps // 5) if inside and self.steps else None
 
     def part(self, share: float) -> Budget:
         """A share of it, in the same unit; whole units are rounded, at least one.

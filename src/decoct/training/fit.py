@@ -34,6 +34,9 @@ def fit(
     keeps. `validate` runs at the end of each epoch, without gradients, all parts in eval mode; modes and random state
     are put back after it.
 
+    A source without length is trained on for steps, samples or seconds, and validated at the ends of its epochs and
+    after each fifth of the budget.
+
     Raises Interrupted after SIGTERM or Ctrl-C when the step is done and saved (with `work`, in the main thread);
     Diverged when the guard's limit of non-finite steps is reached; RecipeError and DataError for wrong settings.
     """
@@ -42,7 +45,7 @@ def fit(
         raise RecipeError(f"select is {options.select} but nothing validates; give validate, or leave select out")
     if options.select is not None and "student" not in state:
         raise RecipeError(f"select needs a part called student in the state; there are {', '.join(state) or 'none'}")
-    if len(source) == 0:
+    if source.length == 0:
         raise DataError("the source has no batches; give it samples, or a smaller batch size where the last is dropped")
     run = Run(update, source, state, budget, work, validate, options)
     try:

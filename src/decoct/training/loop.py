@@ -57,7 +57,7 @@ class Run:
         self.state = self._whole(state)
         self.checkpoints = None if work is None else Checkpoints(work)
         self.log = Log(None if work is None or not self.processes.first else work / "log.jsonl")
-        self.total = budget.steps_for(len(source), accumulate=options.accumulate)
+        self.total = budget.steps_for(source.length, accumulate=options.accumulate)
         self.iterator: Iterator[Batch] | None = None
         self.memory: Any = None
         self.changed = False
@@ -116,7 +116,7 @@ class Run:
             if not module.training:
                 module.train()
         if self.processes.several:
-            refuse_unequal("the number of batches in an epoch", len(self.source), self.processes)
+            refuse_unequal("the number of batches in an epoch", self.source.length, self.processes)
             same_start(self.modules, self.processes)
             self.random.spread()
         if self.checkpoints is None:
@@ -182,14 +182,17 @@ class Run:
         position, options = self.position, self.options
         if self.iterator is None:
             self.iterator = iter(self.source)
-        expected, every = len(self.source), self._validation_steps()
+        expected = self.source.length
+        every = options.validate_every or self.budget.validation_steps(expected, accumulate=options.accumulate)
         while True:
             window = list(islice(self.iterator, options.accumulate))
+            if expected is None:
+                refuse_unequal("the number of batches of a window", len(window), self.processes)
             if window:
                 self._window(window)
-            if not window or position.batch >= expected:
+            if len(window) < options.accumulate or position.batch == expected:
                 return self._end_epoch(expected)
-            if every and position.step % every == 0 and position.validated != position.step:
+            if self._due_inside(every):
                 position.pending = True
                 return None
             now = time.monotonic()
@@ -232,13 +235,14 @@ class Run:
         if skip is None and position.step % self.options.log_every == 0:
             self._record()
 
-    def _end_epoch(self, expected: int) -> None:
+    def _end_epoch(self, expected: int | None) -> None:
         assert self.iterator is not None
-        if next(self.iterator, None) is not None:
+        if expected is not None and next(self.iterator, None) is not None:
             raise DataError(f"the source says that an epoch has {expected} batches and gives more")
         self.iterator = None
         if self.position.batch == 0:
-            raise DataError(f"the source says that an epoch has {expected} batches and gives none")
+            outputs = f"says that an epoch has {expected} batches" if expected is not None else "has no length"
+            raise DataError(f"the source {outputs} and gives none")
         self.position.epoch, self.position.batch = self.position.epoch + 1, 0
         if self.validate is not None and self._due():
             self.position.pending = True
@@ -246,15 +250,20 @@ class Run:
     def _due(self) -> bool:
         """Whether an epoch's end asks for a validation: a twentieth of the run after the last one, at least."""
         position = self.position
+        if self.source.length is None and position.validated == position.step:
+            return False
         done, total = self._done()
         return self.options.validate_every is not None or done - position.validated_at >= total / MOST_VALIDATIONS
 
-    def _validation_steps(self) -> int | None:
-        if self.validate is None or self.options.validate_every is not None:
-            return self.options.validate_every if self.validate is not None else None
-        steps = self.budget.steps
-        short = steps is not None and steps * self.options.accumulate < len(self.source)
-        return -(-steps // 5) if short and steps else None
+    def _due_inside(self, every: int | None) -> bool:
+        """Whether a step inside an epoch asks for a validation: each `every`, or a fifth of the run in a stream."""
+        position = self.position
+        if position.validated == position.step or self.validate is None:
+            return False
+        if every or self.source.length is not None:
+            return every is not None and position.step % every == 0
+        done, total = self._done()
+        return done - position.validated_at >= total / 5
 
     def _validate(self) -> None:
         assert self.validate is not None

@@ -1,9 +1,10 @@
-"""Batch normalisation whose statistics are those of the whole batch, over all processes."""
+"""Statistics of the whole batch, over all processes: those of batch normalisation, and ranges of values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,11 +15,30 @@ from torch.overrides import TorchFunctionMode
 
 from decoct.training.processes import Processes
 
+_WHOLE: ContextVar[Processes | None] = ContextVar("decoct_whole_batch", default=None)
+
+
+class TakesRange:
+    """A module that takes the range of values from each batch, by `whole_range`."""
+
+
+def whole_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest number in `x`, over all processes' parts while `synchronised` is active; float32.
+
+    A Padding, which is a sample of the same batch, changes neither.
+    """
+    found = torch.stack([-x.detach().min().float(), x.detach().max().float()])
+    processes = _WHOLE.get()
+    if processes is not None:
+        found = processes.every(found).amax(0)
+    return -found[0], found[1]
+
 
 def has_batch_statistics(modules: Iterable[nn.Module]) -> bool:
-    """Whether batch normalisation is among the modules, of any library's class."""
+    """Whether among the modules is batch normalisation, of any library's class, or one that takes a batch's range."""
     return any(
-        isinstance(each, _BatchNorm) or any(name == "running_mean" for name, _ in each.named_buffers(recurse=False))
+        isinstance(each, _BatchNorm | TakesRange)
+        or any(name == "running_mean" for name, _ in each.named_buffers(recurse=False))
         for module in modules
         for each in module.modules()
     )
@@ -51,9 +71,18 @@ class Synchronised(TorchFunctionMode):
         return _normalised(**given, processes=self.processes, counts=self.counts)
 
 
-def synchronised(processes: Processes, active: bool, *, counts: bool = True) -> AbstractContextManager[Any]:
-    """`Synchronised` where it is `active` and there are several processes, else nothing."""
-    return Synchronised(processes, counts=counts) if active and processes.several else nullcontext()
+@contextmanager
+def synchronised(processes: Processes, active: bool, *, counts: bool = True) -> Iterator[None]:
+    """`Synchronised`, and ranges of the whole batch, where it is `active` and there are several processes."""
+    if not (active and processes.several):
+        yield
+        return
+    token = _WHOLE.set(processes)
+    try:
+        with Synchronised(processes, counts=counts):
+            yield
+    finally:
+        _WHOLE.reset(token)
 
 
 def _normalised(

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from decoct.data.base import Source
 from decoct.data.given import LoaderSource
+from decoct.data.rollouts import Rollouts
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch
 from decoct.teachers.remote.base import Ahead
@@ -45,7 +46,7 @@ def test_from_any_position_the_batches_are_those_of_the_source(samples, batch_si
     live = drawn(made(), stop + 12)
     teacher = Threaded()
     running = RunsAhead(made(), [teacher], ahead=ahead)
-    assert len(running) == len(made())
+    assert running.length == made().length
     first = drawn(running, stop + broken_off)
     for (batch, position), (expected, expected_position) in zip(first, live):
         same(batch, expected)
@@ -85,6 +86,27 @@ def test_the_queue_is_full_before_the_first_batch_is_handed_out_and_never_fuller
         assert len(teacher.asked) == number + 2
 
 
+def test_of_a_source_that_is_not_fixed_nothing_is_drawn_before_it_is_wanted():
+    def made(batch, seeds):
+        drawn.append(batch.keys.tolist())
+        return batch
+
+    drawn: list[list[int]] = []
+    teacher = Threaded(room=3)
+    running = RunsAhead(Rollouts(source(20, 4), made, seed=0), [teacher])
+    assert not running.fixed
+    assert running.length == 5
+    for number, batch in enumerate(running, start=1):
+        assert len(drawn) == len(teacher.asked) == number
+        assert running.state_dict()["drawn"] == number
+        assert torch.equal(teacher(batch).logits, batch.side("teacher").sum(1, keepdim=True))
+        assert len(teacher.asked) == number
+    again = RunsAhead(Rollouts(source(20, 4), made, seed=0), [teacher])
+    again.load_state_dict(running.state_dict())
+    assert again.state_dict() == running.state_dict()
+    assert next(iter(again)).view == 1
+
+
 def test_what_was_asked_for_is_not_asked_again_and_without_a_ticket_it_is():
     teacher = Threaded()
     running = RunsAhead(source(8, 4), [teacher])
@@ -102,8 +124,9 @@ def test_further_views_are_asked_about_too():
         def __init__(self):
             self.inner = source(8, 4)
 
-        def __len__(self):
-            return len(self.inner)
+        @property
+        def length(self):
+            return self.inner.length
 
         def __iter__(self):
             for batch in self.inner:
@@ -143,7 +166,8 @@ def test_an_error_of_the_source_comes_where_its_batch_would_have_come():
 
 def test_a_source_without_batches_ends_at_once():
     class Empty(Source):
-        def __len__(self):
+        @property
+        def length(self):
             return 0
 
         def __iter__(self):

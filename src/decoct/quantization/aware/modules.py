@@ -26,6 +26,7 @@ from decoct.quantization.fake import (
     unsigned_levels,
 )
 from decoct.targets.lowering import InOnnx
+from decoct.training.synchronised import TakesRange
 
 LARGEST = 2.0**30
 """Bound of a bias in steps of its grid, well inside int32."""
@@ -187,7 +188,7 @@ class QuantizedLayer(nn.Module, InOnnx):
         return OnnxLayer(self.layer, integers, scale, bias_scale=step * scale)
 
 
-class DynamicLinear(nn.Module, InOnnx):
+class DynamicLinear(nn.Module, InOnnx, TakesRange):
     """A linear layer with its weight on the grid, and its input on a grid over the range that each batch has."""
 
     def __init__(self, layer: nn.Linear, bits: int, *, learned: bool) -> None:

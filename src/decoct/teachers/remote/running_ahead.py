@@ -18,7 +18,7 @@ class _Drawn:
     """A batch with its tickets, the end of an epoch (None), or what went wrong; and the position right after it."""
 
     what: Batch | DecoctError | None
-    position: dict[str, Any]
+    position: Mapping[str, Any]
 
 
 class RunsAhead(Source):
@@ -28,6 +28,9 @@ class RunsAhead(Source):
     next epoch too, so that the teachers work while the student does. The position is that of the batches handed out:
     `load_state_dict` forgets what was drawn beyond it, and a fresh RunsAhead with that position hands out exactly the
     batches that would have followed. An error of the source is raised where its batch would have come.
+
+    Of a source that is not fixed nothing is drawn beforehand, since its batches are not there yet: a batch is drawn and
+    asked about when it is wanted, and what teachers do at the same time is to answer about one window.
     """
 
     def __init__(self, source: Source, teachers: Sequence[Ahead], *, ahead: int | None = None) -> None:
@@ -40,11 +43,16 @@ class RunsAhead(Source):
         self._queue: deque[_Drawn] = deque()
         self._drawing: Iterator[Batch] | None = None
         self._position = source.state_dict()
+        self.fixed = source.fixed
 
-    def __len__(self) -> int:
-        return len(self._source)
+    @property
+    def length(self) -> int | None:
+        return self._source.length
 
     def __iter__(self) -> Iterator[Batch]:
+        if not self.fixed:
+            yield from self._when_wanted()
+            return
         while True:
             self._fill()
             drawn = self._queue.popleft()
@@ -55,10 +63,16 @@ class RunsAhead(Source):
                 return
             yield drawn.what
 
-    def state_dict(self) -> dict[str, int]:
+    def _when_wanted(self) -> Iterator[Batch]:
+        for batch in self._source:
+            self._position = self._source.state_dict()
+            yield self._asked(batch)
+        self._position = self._source.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
         return dict(self._position)
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.close()
         self._source.load_state_dict(state)
         self._position = dict(state)
