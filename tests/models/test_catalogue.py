@@ -17,10 +17,12 @@ from decoct.models.base import Interface, Model, shorthand
 from decoct.models.bilstm import BiLSTM
 from decoct.models.checks import call, example
 from decoct.models.file import File
+from decoct.models.interface import Port
 from decoct.models.mlp import MLP
 from decoct.models.saving import load_model, load_spec, save_model
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
+from decoct.models.small_unet import SmallUNet
 from decoct.models.small_vit import SmallViT
 from decoct.models.timm import Timm
 from decoct.models.torchvision import Torchvision
@@ -29,10 +31,15 @@ from decoct.spec import Choice
 
 NAMES = {
     each.__name__: each
-    for each in (BiLSTM, File, MLP, SmallMobileNet, SmallResNet, SmallViT, Timm, Torchvision, Transformers, Interface)
+    for each in (BiLSTM, File, MLP, SmallMobileNet, SmallResNet, SmallUNet, SmallViT, Timm, Torchvision, Transformers)
 }
 GREY = Interface(kind="image", shape=(1, 28, 28), outputs=10)
 RGB = Interface(kind="image", shape=(3, 32, 32), outputs=7)
+MAPS = Interface(
+    kind="image",
+    inputs=RGB.inputs,
+    outputs={"logits": Port(kind="logits", shape=(None, None, 5), axes={0: "batch"})},
+)
 TEXT = Interface(kind="text", shape=(12,), outputs=3, vocabulary=50, padding=0)
 TABLE = Interface(kind="tabular", shape=(9,), outputs=1)
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -53,6 +60,9 @@ CASES: list[tuple[Model, Interface, str]] = [
     (SmallMobileNet(), GREY, "layer2.1.depthwise"),
     (SmallViT(patch=4, width=16, depth=2, heads=2), GREY, "blocks.1"),
     (SmallMobileNet(width=8, depths=(1, 1), expansion=2, stem_stride=1, activation="relu6"), RGB, "layer1"),
+    (SmallUNet(widths=(4, 6, 8)), MAPS, "up1.5"),
+    (SmallUNet(widths=(4,), stem_stride=2), MAPS, "down1"),
+    (Torchvision("lraspp_mobilenet_v3_large"), MAPS, "backbone.16"),
     (MLP(hidden=(8, 4), dropout=0.1), TABLE, "hidden.1"),
     (MLP(hidden=()), GREY, "head"),
     (BiLSTM(embedding=6, hidden=5, layers=2), TEXT, "layer2.forwards[0]"),
@@ -101,7 +111,8 @@ def test_builds_runs_saves_and_loads(spec: Model, interface: Interface, path: st
     assert module.training
     logits = probe(interface)
     out = logits(module)
-    assert out.shape == (3, interface.width)
+    assert out.shape[:2] == (3, interface.width)
+    assert out.ndim == (4 if interface.per_pixel else 2)
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters() if p.requires_grad)
 

@@ -148,9 +148,8 @@ def _article(metric: str) -> str:
 
 
 def noun(metric: str) -> str:
-    """A metric inside a sentence: accuracy, RMSE, F1."""
-    label = units.label(metric)
-    return label if not label[1:2].islower() else label.lower()
+    """A metric inside a sentence: accuracy, RMSE, F1, mean IoU."""
+    return " ".join(word.lower() if word[1:].islower() else word for word in units.label(metric).split())
 
 
 def _score(value: float, metric: str) -> str:
