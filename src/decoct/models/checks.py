@@ -75,7 +75,7 @@ def try_forward(module: nn.Module, interface: Interface, name: str) -> nn.Module
         raise RecipeError(
             f"{name} cannot take inputs of {shape}: {reason}; choose another model or size of input"
         ) from error
-    expected = (1, interface.width)
+    expected = (1, *(interface.shape if interface.positions else ()), interface.width)
     if tuple(logits.shape) != expected:
         raise RecipeError(f"{name} returns {tuple(logits.shape)} for one input of {shape}, {expected} is needed")
     return module.train()
