@@ -25,7 +25,10 @@ _LABELS = {
     "agreement": "Agreement",
     "perplexity": "Perplexity",
 }
-_PERCENT = {"accuracy", "balanced_accuracy", "agreement", "f1", "precision", "recall", "top1", "top5", "ece"}
+_PERCENT = {
+    *("accuracy", "balanced_accuracy", "token_accuracy", "agreement", "f1", "precision", "recall", "top1", "top5"),
+    "ece",
+}
 _LESS_IS_BETTER = {"rmse", "mae", "mse", "nll", "kl", "ece", "log_loss", "cross_entropy", "perplexity", "wer", "loss"}
 
 
@@ -68,7 +71,7 @@ def significant(value: float, digits: int = 3) -> str:
 def score(value: float | None, metric: str) -> str:
     """A score with its unit.
 
-    >>> score(0.9812, "accuracy"), score(0.4536, "rmse"), score(None, "rmse")
+    >>> score(0.9812, "token_accuracy"), score(0.4536, "rmse"), score(None, "rmse")
     ('98.1 %', '0.454', '–')
     """
     if value is None:

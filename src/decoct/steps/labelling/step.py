@@ -196,10 +196,12 @@ class Label(Labelling):
         context = Context(task=task, data=data, name=self.name, folder=Path(), work=Path(), seed=0)
         if _is_loader(context, self.splits):
             return None
-        rows = sum(map(len, pieces_of(self, context)))
-        classes = task.reading("teacher").interface.width
-        codec = self.codec(task)
-        return rows, rows * (codec.width(classes) + ROW_BYTES)
+        places = {name: task.answer.places_in(split) for name, split in splits_of(context).items()}
+        parts = [part for piece in pieces_of(self, context) for part in piece.parts]
+        rows = sum(map(len, parts))
+        answers = sum(len(part) * places[part.split] for part in parts)
+        width = self.codec(task).width(task.reading("teacher").interface.width)
+        return rows, round(answers * width) + rows * ROW_BYTES
 
     def _refuse_small_disk(self, context: Context, rows: int) -> None:
         found = self.estimate(context.data, context.task)

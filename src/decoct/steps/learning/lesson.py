@@ -139,8 +139,8 @@ class Lesson:
             return None
 
         def measured(student: Outputs, taught: Mapping[str, Outputs]) -> Mapping[str, Tensor]:
-            said = {role: taught[role].logits for role in roles}
-            found = agreement(_logits(student.logits), {r: _logits(each) for r, each in said.items()}, self.known)
+            said = {role: _logits(taught[role], student.mask) for role in roles}
+            found = agreement(_logits(student, student.mask), said, self.known)
             if COMBINED in taught:
                 shares = taught[COMBINED].values["weights"].mean(0)
                 found |= {f"say.{role}": share for role, share in zip(roles, shares)}
@@ -215,10 +215,11 @@ class Lesson:
         return score_in_all if sharded else lambda: self.context.processes.shared(score)
 
 
-def _logits(logits: Tensor | None) -> Tensor:
-    if logits is None:
+def _logits(said: Outputs, mask: Tensor | None) -> Tensor:
+    """The logits, of those places that count."""
+    if said.logits is None:
         raise RecipeError("several teachers: one of the models gives no logits")
-    return logits
+    return said.logits if mask is None else said.logits[mask]
 
 
 @dataclass(frozen=True)
