@@ -12,6 +12,7 @@ CATALOGUE = Catalogue(
         "image_masks": "decoct.data.image_masks:ImageMasks",
         "sst2": "decoct.data.sst2:SST2",
         "tsv": "decoct.data.tsv:TSV",
+        "conll": "decoct.data.conll:CoNLL",
         "credit_default": "decoct.data.credit_default:CreditDefault",
         "california_housing": "decoct.data.california_housing:CaliforniaHousing",
         "csv": "decoct.data.csv:CSV",

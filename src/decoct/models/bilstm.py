@@ -14,7 +14,8 @@ from decoct.models.checks import require_kind
 
 
 class BiLSTM(Model):
-    """A bidirectional LSTM over tokens, mean and maximum over the real ones, a linear head.
+    """A bidirectional LSTM over tokens, mean and maximum over the real ones, a linear head; without the mean and the
+    maximum where the task asks for an answer at each token.
 
     `embedding`: width of a token's vector; `hidden`: width of each direction; `layers`; `dropout` on embeddings,
     between layers and before the head. Padding never changes the logits, wherever it stands.
@@ -31,20 +32,22 @@ class BiLSTM(Model):
         require_kind(interface, self.use, "text")
         if interface.vocabulary is None:
             raise RecipeError("bilstm needs the size of the vocabulary, and the task has none")
-        return BiLSTMNet(self, interface.vocabulary, interface.padding, interface.width)
+        return BiLSTMNet(self, interface)
 
 
 class BiLSTMNet(nn.Module):
-    """`input_ids=`, `attention_mask=` `[B, L]` (1 where a token is real) -> logits `[B, outputs]`."""
+    """`input_ids=`, `attention_mask=` `[B, L]` (1 where a token is real) -> logits `[B, outputs]` or of each token."""
 
-    def __init__(self, spec: BiLSTM, vocabulary: int, padding: int | None, outputs: int) -> None:
+    def __init__(self, spec: BiLSTM, interface: Interface) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, spec.embedding, padding_idx=padding)
+        assert interface.vocabulary is not None
+        self.positions = interface.positions
+        self.embedding = nn.Embedding(interface.vocabulary, spec.embedding, padding_idx=interface.padding)
         self.dropout = nn.Dropout(spec.dropout)
         self.layers = tuple(f"layer{i + 1}" for i in range(spec.layers))
         for i, name in enumerate(self.layers):
             self.add_module(name, BiLSTMLayer(2 * spec.hidden if i else spec.embedding, spec.hidden))
-        self.head = nn.Linear(4 * spec.hidden, outputs)
+        self.head = nn.Linear((2 if self.positions else 4) * spec.hidden, interface.width)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         real = attention_mask != 0
@@ -54,7 +57,11 @@ class BiLSTMNet(nn.Module):
         x = self.dropout(self.embedding(ids))
         for name in self.layers:
             x = self.dropout(self.get_submodule(name)(x, backwards))
-        logits: Tensor = self.head(torch.cat([_mean(x, real), _maximum(x, real)], 1))
+        if self.positions:
+            found = _take(x, torch.argsort(order, dim=1))
+        else:
+            found = torch.cat([_mean(x, real), _maximum(x, real)], 1)
+        logits: Tensor = self.head(found)
         return logits
 
 

@@ -81,7 +81,9 @@ def try_forward(module: nn.Module, interface: Interface, name: str) -> nn.Module
         raise RecipeError(
             f"{name} cannot take inputs of {shape}: {reason}; choose another model or size of input"
         ) from error
-    expected = (1, interface.width, *(logits.shape[2:] if interface.per_pixel else ()))
+    expected = (1, *(interface.shape if interface.positions and not interface.per_pixel else ()), interface.width)
+    if interface.per_pixel:
+        expected = (1, interface.width, *logits.shape[2:])
     if tuple(logits.shape) != expected or (interface.per_pixel and logits.ndim != 4):
         raise RecipeError(f"{name} returns {tuple(logits.shape)} for one input of {shape}, {expected} is needed")
     return module.train()

@@ -1,4 +1,4 @@
-"""Transformers: encoders and decoders with a head for sequences, from a local folder or a config."""
+"""Transformers: encoders and decoders with a head for sequences or tokens, from a local folder or a config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ NOT_STRUCTURE = (
 
 
 class Transformers(OutsideModel):
-    """A network of the transformers library with a head for sequence classification or regression.
+    """A network of the transformers library with a head for sequence classification or regression, or for tokens where
+    the task asks for an answer at each.
 
     `path`: a local folder in the transformers format (config.json, *.safetensors); its head is replaced where the
     number of outputs differs. Or `config`: `{model_type: bert, hidden_size: 64, num_hidden_layers: 2, ...}`, drawn
@@ -55,9 +56,9 @@ class Transformers(OutsideModel):
         require_kind(interface, self.use, "text")
         config = _completed(self._settings(), interface)
         if self.path is not None and pretrained:
-            module = _loaded(self.path, config, self.attention)
+            module = _loaded(self.path, config, self.attention, interface)
         else:
-            factory = require("transformers", "nlp").AutoModelForSequenceClassification
+            factory = _factory(interface)
             with _errors_named(f"model_type {config.model_type}, attention {self.attention}"):
                 module = factory.from_config(
                     config, attn_implementation=self.attention, dtype=torch.float32, trust_remote_code=False
@@ -92,10 +93,12 @@ def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
     """The config object with the interface's vocabulary, padding and outputs; RecipeError where they contradict."""
     auto = require("transformers", "nlp").AutoConfig
     kind = settings["model_type"]
-    kinds = require("transformers.models.auto.modeling_auto", "nlp").MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    tables = require("transformers.models.auto.modeling_auto", "nlp")
+    what = "token" if interface.positions else "sequence"
+    kinds = getattr(tables, f"MODEL_FOR_{what.upper()}_CLASSIFICATION_MAPPING_NAMES")
     if kind not in kinds:
         raise RecipeError(
-            f"config.model_type {kind!r} has no sequence classifier in transformers; {did_you_mean(kind, kinds)}"
+            f"config.model_type {kind!r} has no {what} classifier in transformers; {did_you_mean(kind, kinds)}"
         )
     known = auto.for_model(kind)
     allowed = (set(known.to_dict()) | set(known.attribute_map)) - set(NOT_STRUCTURE)
@@ -117,7 +120,15 @@ def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
         return auto.for_model(**{**full, "num_labels": interface.width})
 
 
-def _loaded(path: Path, config: Any, attention: str) -> nn.Module:
+def _factory(interface: Interface) -> Any:
+    """The class of transformers that has the head that is asked for."""
+    library = require("transformers", "nlp")
+    if interface.positions:
+        return library.AutoModelForTokenClassification
+    return library.AutoModelForSequenceClassification
+
+
+def _loaded(path: Path, config: Any, attention: str, interface: Interface) -> nn.Module:
     """The network of a local folder; every weight but the head's must come from its files."""
     transformers = require("transformers", "nlp")
     if not list(path.glob("*.safetensors")):
@@ -126,7 +137,7 @@ def _loaded(path: Path, config: Any, attention: str) -> nn.Module:
             f"download its model.safetensors into the folder"
         )
     with _quiet(transformers), _errors_named(str(path)):
-        module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+        module, info = _factory(interface).from_pretrained(
             str(path),
             config=config,
             attn_implementation=attention,

@@ -92,7 +92,7 @@ def limits(run: Run, model: ModelRecord | None) -> list[str]:
     seeds = len(results.seeds)
     if seeds <= 1:
         found.append("The figures come from one seed: differences between models may be chance.")
-    if model and model.n and model.n < SMALL_SAMPLE:
+    if model and model.n and model.n < SMALL_SAMPLE and results.task.item == "sample":
         points = f"{100 / model.n:.2f} points"
         found.append(f"The evaluation has {model.n} samples: one answer more or less moves a share by {points}.")
     if model and model.latency:

@@ -254,11 +254,12 @@ class StoreRecord(Record):
 
 
 class TaskRecord(Record):
-    """The task, its main metric and which way of it is better."""
+    """The task, its main metric and which way of it is better; `item`: what one answer is about."""
 
     use: str = ""
     metric: str = ""
     direction: str = ""
+    item: str = "sample"
 
 
 class Results(Record):

@@ -274,6 +274,8 @@ def _fidelity(results: Results, subject: ModelRecord) -> Iterator[Finding]:
         return
     where = f" {subject.split}" if subject.split else ""
     of = f"the {subject.n:,}{where} samples" if subject.n else f"the{where} samples"
+    if results.task.item != "sample":
+        of = f"the {results.task.item}s of {of}"
     start = names(subject) if compressed(results, subject) else "It"
     yield Finding(f"{start} gives the teacher's answer on {units.score(agreement, 'agreement')} of {of}.", "note")
 

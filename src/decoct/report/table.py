@@ -136,7 +136,7 @@ def _fidelity_columns(results: Results) -> list[Column]:
         return fill
 
     meanings = {
-        "agreement": "Share of samples on which the model gives the teacher's answer",
+        "agreement": f"Share of {results.task.item}s on which the model gives the teacher's answer",
         "kl": "Divergence of the model's probabilities from the teacher's, 0 is equal",
     }
     columns = []

@@ -30,6 +30,7 @@ _LABELS = {
 _PERCENT = {
     "accuracy",
     "balanced_accuracy",
+    "token_accuracy",
     "agreement",
     "f1",
     "precision",
@@ -82,7 +83,7 @@ def significant(value: float, digits: int = 3) -> str:
 def score(value: float | None, metric: str) -> str:
     """A score with its unit.
 
-    >>> score(0.9812, "accuracy"), score(0.4536, "rmse"), score(None, "rmse")
+    >>> score(0.9812, "token_accuracy"), score(0.4536, "rmse"), score(None, "rmse")
     ('98.1 %', '0.454', '–')
     """
     if value is None:

@@ -243,7 +243,7 @@ def _unaligned(
         return made[name], None
     value = _opened(recipe.models[name])
     if isinstance(value, Artifact) and value.kind == STORE:
-        return StandIn(_read(value)), alignment_of(value, task, name)
+        return StandIn(_read(value, task)), alignment_of(value, task, name)
     if (isinstance(value, Artifact) and value.kind != "model") or (
         isinstance(value, Model) and value.use in ANSWERS_ALONE
     ):
@@ -252,7 +252,7 @@ def _unaligned(
     return _answering(build_student(value, own, "teacher", context.given), own), alignment_of(value, task, name)
 
 
-def _read(store: Artifact) -> Predict:
+def _read(store: Artifact, task: Task) -> Predict:
     """A store that answers about any batch with its first samples: right in shape."""
     opened = Store.open(store.folder, verify="none")
 
@@ -263,9 +263,26 @@ def _read(store: Artifact) -> Predict:
             raise PathError(
                 f"feature {absent[0]!r} is wanted of {store.folder}, which keeps {', '.join(outputs.features)}"
             )
-        return replace(outputs, features={path: outputs.features[path].float() for path in needs.features})
+        outputs = replace(outputs, features={path: outputs.features[path].float() for path in needs.features})
+        length = task.answer.length(batch)
+        return outputs if length is None or outputs.mask is None else _of_length(outputs, length)
 
     return predict
+
+
+def _of_length(said: Outputs, length: int) -> Outputs:
+    """Answers `[B, L, ...]` of other samples, cut or padded to `length` places."""
+
+    def fitted(values: torch.Tensor) -> torch.Tensor:
+        filling = values.new_zeros(len(values), length, *values.shape[2:])
+        filling[:, : values.shape[1]] = values[:, :length]
+        return filling
+
+    top = said.top
+    if top is not None:
+        return replace(said, distribution=top.each(fitted), mask=None if said.mask is None else fitted(said.mask))
+    plain = None if said.logits is None else Dense(fitted(said.logits))
+    return replace(said, distribution=plain, mask=None if said.mask is None else fitted(said.mask))
 
 
 def _opened(value: Model) -> Any:

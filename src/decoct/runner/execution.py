@@ -383,7 +383,7 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         "device": Engine(execution.options.device).device.type,
         "processes": execution.processes.count,
         "wall_s": round(wall, 3),
-        "task": {"use": task.use, "metric": metric, "direction": direction},
+        "task": {"use": task.use, "metric": metric, "direction": direction, "item": task.answer.item},
         "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint},
         "models": measured["models"],
         "comparisons": measured["comparisons"],

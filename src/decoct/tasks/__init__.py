@@ -7,6 +7,7 @@ CATALOGUE = Catalogue(
     {
         "image_classification": "decoct.tasks.image_classification:ImageClassification",
         "text_classification": "decoct.tasks.text_classification:TextClassification",
+        "token_classification": "decoct.tasks.token_classification:TokenClassification",
         "tabular_classification": "decoct.tasks.tabular_classification:TabularClassification",
         "multi_task": "decoct.tasks.multi_task:MultiTask",
         "language_model": "decoct.tasks.language_model:LanguageModel",

@@ -130,6 +130,8 @@ class Task(Spec):
                 f"the loader yields {len(batch)} inputs with {len(batch.target)} targets; they must agree"
             )
         labelled = answer.labelled(batch)
+        if labelled.ndim > 1:
+            labelled = labelled.flatten(1).any(dim=1)
         if labelled.device.type == "cpu" and bool(labelled.all()):  # elsewhere the question would wait for the device
             return batch
         return replace(batch, labelled=labelled)
@@ -307,6 +309,10 @@ class Reading:
         """What an exported file said about a batch."""
         tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
         return self.answer.from_file(tensors, batch, self.reader)
+
+    def length(self, batch: Batch) -> int | None:
+        """How many places answers about a batch are padded to; None where all samples have as many."""
+        return self.answer.length(batch)
 
     def assets(self) -> dict[str, str]:
         """Text files that must ship beside the graph, by name (a tokenizer)."""

@@ -55,6 +55,9 @@ class Reading(Protocol):
     def feed(self, batch: Batch) -> dict[str, np.ndarray]:
         """What a file takes for a batch, by input name."""
 
+    def length(self, batch: Batch) -> int | None:
+        """How many places answers about a batch are padded to; None where all samples have as many."""
+
     def from_file(self, arrays: Mapping[str, np.ndarray], batch: Batch) -> Outputs:
         """What a file said about a batch."""
 

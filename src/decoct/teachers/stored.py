@@ -51,15 +51,17 @@ class StoredTeacher(Teacher):
                     + ("" if path == EVERY or not kept else f" ({did_you_mean(path, kept)})")
                     + "; name the layers, and label again with features: [...]"
                 )
-        return self._predictor(subject, needs, device)
+        return self._predictor(subject, reading, needs, device)
 
     @contextmanager
-    def _predictor(self, subject: Artifact, needs: Needs, device: torch.device | str) -> Iterator[Predictor]:
+    def _predictor(
+        self, subject: Artifact, reading: Reading, needs: Needs, device: torch.device | str
+    ) -> Iterator[Predictor]:
         store = Store.open(subject.folder, verify=self.verify)
         away = torch.device(device).type != "cpu"
 
         def predict(batch: Batch) -> Outputs:
-            outputs = store.read(seen_of(batch))
+            outputs = store.read(seen_of(batch), length=reading.length(batch))
             if outputs.features:
                 outputs = replace(outputs, features={path: outputs.features[path].float() for path in needs.features})
             return outputs.to(device) if away else outputs

@@ -121,8 +121,9 @@ def _splits(step: Labelling, context: Context) -> dict[str, Split]:
 
 def _parts(name: str, split: Split, step: Labelling, looks: LabelViews) -> Iterator[Part]:
     order = _distinct(split, step)
-    if "text" in split.columns:
-        lengths = np.fromiter((len(split.columns["text"][i]) for i in order), np.int64, count=len(order))
+    texts = split.columns.get("text", split.columns.get("words"))
+    if texts is not None:
+        lengths = np.fromiter((len(texts[i]) for i in order), np.int64, count=len(order))
         order = order[np.argsort(lengths, kind="stable")]
     several = looks.views.count if name == "train" else 1
     for view in range(several):

@@ -197,11 +197,13 @@ class Label(Labelling):
         context = Context(task=task, data=data, name=self.name, folder=Path(), work=Path(), seed=0)
         if _is_loader(context, self.splits):
             return None
-        rows = sum(map(len, pieces_of(self, context)))
         port = next(iter(task.reading("teacher").outputs.values()))
-        places = math.prod(size or 1 for size in port.shape[:-1])
-        codec = self.codec(task)
-        return rows, rows * (codec.width(port.width or 1) * places + ROW_BYTES)
+        fixed = math.prod(size or 1 for size in port.shape[:-1])
+        places = {name: fixed * task.answer.places_in(split) for name, split in splits_of(context).items()}
+        parts = [part for piece in pieces_of(self, context) for part in piece.parts]
+        rows = sum(map(len, parts))
+        answers = sum(len(part) * places[part.split] for part in parts)
+        return rows, round(answers * self.codec(task).width(port.width or 1)) + rows * ROW_BYTES
 
     def _refuse_small_disk(self, context: Context, rows: int) -> None:
         found = self.estimate(context.data, context.task)

@@ -65,6 +65,8 @@ class Answer(Spec):
     """Whether the targets of two samples can be mixed into one."""
     target_columns: ClassVar[tuple[str, ...]] = ()
     """The columns of a split that may hold the target."""
+    item: ClassVar[str] = "sample"
+    """What one answer is about: a sample, or one of the places in it."""
 
     @property
     @abstractmethod
@@ -154,6 +156,14 @@ class Answer(Spec):
     def hard_target(self, batch: Batch) -> Tensor | None:
         """Class ids `[*B]`, -100 where none counts, where `loss` is the mean of −log q of them; None by default."""
         return None
+
+    def length(self, batch: Batch) -> int | None:
+        """How many places answers about this batch are padded to; None where all samples have as many."""
+        return None
+
+    def places_in(self, split: Split) -> float:
+        """How many places a sample of a split is answered at, in the mean."""
+        return 1.0
 
     @abstractmethod
     def zeros(self, batch: Batch) -> Outputs:

@@ -72,8 +72,8 @@ class OneClass(Answer):
                 f"the loader's target is {target.dtype} {list(target.shape)}; expected class ids, int64 [batch]"
             )
         target = target.long()
-        if self.classes and target.device.type == "cpu" and (wrong := _outside(target, len(self.classes))):
-            raise DataError(f"the loader's target holds {wrong}; classes are 0 to {len(self.classes) - 1}")
+        if self.classes:
+            refuse_other_ids(target, len(self.classes))
         return target
 
     def missing(self, count: int) -> Tensor:
@@ -213,6 +213,11 @@ def _mixed_loss(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
     return -torch.where(known == 0, 0.0, known * log_q).sum() / labelled.sum().clamp(min=1)
 
 
-def _outside(target: Tensor, classes: int) -> list[int]:
+def refuse_other_ids(target: Tensor, classes: int) -> None:
+    """DataError where a loader's target on the CPU holds other ids than those of classes and -100."""
+    if target.device.type != "cpu":
+        return
     wrong = target[(target >= classes) | ((target < 0) & (target != IGNORED))]
-    return sorted({int(each) for each in wrong})[:5]
+    if len(wrong):
+        listed = sorted({int(each) for each in wrong})[:5]
+        raise DataError(f"the loader's target holds {listed}; classes are 0 to {classes - 1}")

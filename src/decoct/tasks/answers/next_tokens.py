@@ -93,6 +93,13 @@ class NextTokens(Answer):
         counted: Tensor = batch.target != IGNORED
         return counted if batch.labelled is None else counted & batch.labelled.unsqueeze(-1)
 
+    def length(self, batch: Batch) -> int | None:
+        return int(batch.target.shape[1])
+
+    def places_in(self, split: Split) -> float:
+        following = split.columns.get("next")
+        return 1.0 if following is None or not len(following) else float((following != IGNORED).sum(1).mean())
+
     def hard_target(self, batch: Batch) -> Tensor | None:
         return torch.where(self.labelled(batch), batch.target, IGNORED)
 
