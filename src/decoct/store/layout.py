@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decoct.data.hashing import keyed
 from decoct.errors import DataError, IntegrityError
-from decoct.outputs import Dense, Outputs, TopK
+from decoct.outputs import Dense, Factored, Outputs, TopK
 from decoct.spec import Choice
 from decoct.store.codecs.base import Codec, Decoded, raw, typed
 from decoct.store.codecs.dense import DenseCodec
@@ -86,7 +86,7 @@ class Layout:
         if outputs.heads:
             raise DataError("the teacher has several heads; a store keeps one: label each by itself")
         columns = []
-        mask, shape = outputs.mask, _logit_shape(outputs)
+        mask, shape = outputs.mask, outputs.shape
         ragged = mask is not None and mask.dim() == 2 and (shape is None or len(shape) == 3)
         if mask is not None:
             columns.append(Column(MASK, "bool", () if ragged else tuple(mask.shape[1:]), MASK if ragged else ""))
@@ -164,29 +164,53 @@ class Layout:
         where = mask if self.positions is None else None
         per_sample = math.prod(self.positions or ())
         hashes = seen if self.positions == () else _position_hashes(seen, per_sample, where)
-        top, logits = outputs.top, None
-        if outputs.logits is not None:
+        outputs, measured = outputs.distribution, dict[str, float]()
+        if isinstance(outputs, Factored):
+            content, measured = self._by_parts(outputs, where, hashes, measure)
+        elif isinstance(outputs, TopK):
+            content = _packed(
+                codec, outputs.each(lambda each: each[where] if where is not None else each.flatten(0, -2))
+            )
+        else:
+            assert outputs is not None
             logits = outputs.logits[where] if where is not None else outputs.logits.flatten(0, -2)
             content = codec.encode(logits, hashes)
-        else:
-            assert top is not None
-            content = _packed(codec, top.each(lambda each: each[where] if where is not None else each.flatten(0, -2)))
+            measured = self._measured(logits, content) if measure else {}
         cells: dict[str, Cell] = {}
         for name, rows in content.items():
             if where is None:
                 cells[f"logits.{name}"] = rows.reshape(len(seen), per_sample * rows.shape[1])
             else:
                 cells[f"logits.{name}"] = counted(rows, where.cpu())
-        return cells, self._measured(logits, content) if measure and logits is not None else {}
+        return cells, measured
 
-    def _measured(self, logits: Tensor, content: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def _by_parts(
+        self, outputs: Factored, where: Tensor | None, hashes: np.ndarray, measure: bool
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """What the codec makes of logits that are written out some rows at a time, and what was measured of them."""
+        assert self.codec is not None
+        parts: list[dict[str, np.ndarray]] = []
+        sums: dict[str, float] = {}
+        done = 0
+        for logits in outputs.rows(where):
+            logits = logits.detach().cpu()
+            parts.append(self.codec.encode(logits, hashes[done : done + len(logits)]))
+            if measure:
+                found = self._measured(logits, parts[-1], done)
+                sums = {name: sums.get(name, 0.0) + each for name, each in found.items()} or sums
+            done += len(logits)
+        return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}, sums
+
+    def _measured(self, logits: Tensor, content: Mapping[str, np.ndarray], before: int = 0) -> dict[str, float]:
+        """Sums over one row in so many, of all rows; `before`: how many came before these."""
         assert self.codec is not None
         assert self.classes is not None
         step = max(1, logits.shape[-1] // MEASURED)
-        rows = logits[::step].detach().cpu()
+        first = -before % step
+        rows = logits[first::step].detach().cpu()
         if not len(rows):
             return {}
-        decoded = self.codec.decode({name: each[::step] for name, each in content.items()}, self.classes)
+        decoded = self.codec.decode({name: each[first::step] for name, each in content.items()}, self.classes)
         lost = self.codec.lost(rows, decoded)
         return {"rows": float(len(rows)), "kl": lost.kl * len(rows), "kept_mass": lost.kept_mass * len(rows)}
 
@@ -268,12 +292,6 @@ def _packed(codec: Codec, top: TopK) -> dict[str, np.ndarray]:
             "top_k and the tail bucket or sample"
         )
     return codec.pack(top)
-
-
-def _logit_shape(outputs: Outputs) -> tuple[int, ...] | None:
-    if outputs.logits is not None:
-        return tuple(outputs.logits.shape)
-    return None if outputs.top is None else (*outputs.top.ids.shape[:-1], outputs.top.classes)
 
 
 def _value_column(name: str, value: Tensor, values: Mapping[str, Tensor]) -> Column:

@@ -20,7 +20,7 @@ from decoct.artifact import Artifact, writing
 from decoct.data.base import Split
 from decoct.errors import DataError, RecipeError, TeacherChanged
 from decoct.models.base import Model, identity
-from decoct.outputs import Outputs
+from decoct.outputs import Factored, Outputs
 from decoct.steps.base import Context, Inputs
 from decoct.steps.labelling.again import refuse_another, same_store
 from decoct.steps.labelling.answers import (
@@ -261,9 +261,16 @@ class _Packer:
         return packed(shard_name(number), rows, layout)
 
     def _kept(self, outputs: Outputs) -> Outputs:
+        """Outputs on the CPU, features in their type; what is factored stays where its logits are to be made."""
         dtype = getattr(torch, self._step.features_dtype)
         features = {name: _cast(each.cpu(), dtype, name) for name, each in outputs.features.items()}
-        return replace(replace(outputs, features={}).map(Tensor.cpu), features=features)
+        outputs = outputs.distribution
+        kept = replace(outputs, features={}, distribution=None if isinstance(outputs, Factored) else outputs).map(
+            Tensor.cpu
+        )
+        return replace(
+            kept, features=features, distribution=outputs if isinstance(outputs, Factored) else kept.distribution
+        )
 
 
 def _cast(feature: Tensor, dtype: torch.dtype, name: str) -> Tensor:
