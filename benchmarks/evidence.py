@@ -31,6 +31,7 @@ FOLDERS = {
     "sst2_compressed": "sst2",
     "credit_default": "credit-default",
     "california_housing": "california-housing",
+    "wnut17": "wnut17",
 }
 
 

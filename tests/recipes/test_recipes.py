@@ -24,10 +24,12 @@ PLACES = {
     "cifar10": "cifar10-subset",
     "credit_default": "credit-default",
     "california_housing": "california-housing",
+    "conll": "wnut17",
 }
 TINY_MODELS: dict[str, dict[str, Any]] = {
     "small_resnet": {"width": 4},
     "mlp": {"hidden": [4]},
+    "bilstm": {"embedding": 8, "hidden": 8},
     "transformers": {
         "config": {
             "model_type": "bert",
@@ -38,8 +40,9 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
         }
     },
 }
-LIMITS = {"image_classification": 80, "text_classification": 40}
+LIMITS = {"image_classification": 80, "text_classification": 40, "token_classification": 40}
 """Samples of each split, where the default of 300 takes long."""
+TOKENIZERS = ("tokenizer", "teacher_tokenizer")
 
 
 def named(path: Path) -> str:
@@ -50,8 +53,9 @@ def shrunk(recipe: Recipe, place: Path | None) -> list[str]:
     """Overrides that leave the recipe's structure and make it small."""
     limit = LIMITS.get(recipe.task.use, 300)
     words = [f"data.limit={limit}"] + ([f"data.path={place}"] if place is not None else [])
-    if recipe.task.use == "text_classification":
-        words += ["task.tokenizer.size=300", "task.max_length=12"]
+    task = recipe.task.plain(defaults=False)
+    if "tokenizer" in task:
+        words += [f"task.{name}.size=300" for name in TOKENIZERS if name in task] + ["task.max_length=12"]
     for name, model in recipe.models.items():
         words += [f"models.{name}.{key}={json.dumps(value)}" for key, value in TINY_MODELS.get(model.use, {}).items()]
     for step in recipe.steps:
