@@ -173,6 +173,10 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Head:
+        """The same with `change` applied to its tensors."""
+        return replace(self, weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """`[*B, V]` of hidden states `[*B, D]`."""
         found = torch.nn.functional.linear(hidden, self.weight, self.bias)
@@ -207,9 +211,7 @@ class Factored:
 
     def cast(self) -> Factored:
         """The same with all tensors in the type of the product."""
-        bias = None if self.head.bias is None else self.head.bias.to(self.product)
-        head = replace(self.head, weight=self.head.weight.to(self.product), bias=bias)
-        return replace(self, hidden=self.hidden.to(self.product), head=head)
+        return self.map(lambda each: each.to(self.product))
 
     def dense(self) -> Tensor:
         """The logits `[*B, V]`, written out."""
@@ -242,9 +244,7 @@ class Factored:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Factored:
         """The same with `change` applied to all its tensors, those of the head too (another device)."""
-        bias = None if self.head.bias is None else change(self.head.bias)
-        head = replace(self.head, weight=change(self.head.weight), bias=bias)
-        return replace(self, hidden=change(self.hidden), head=head)
+        return replace(self, hidden=change(self.hidden), head=self.head.map(change))
 
 
 ROOM = (64 << 20, 1 << 30)

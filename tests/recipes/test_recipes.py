@@ -111,7 +111,7 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 def places_of(recipe: Recipe, request: pytest.FixtureRequest) -> dict[str, Path]:
-    """Where the recipe's data are, by their setting; skips where they are not at hand. Digits come with a dependency."""
+    """Where the recipe's data are, by their setting; skips where they are not at hand. Digits are always there."""
     found = {}
     for setting, use in sets_of(recipe).items():
         if use in PLACES:
