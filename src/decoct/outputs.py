@@ -531,7 +531,8 @@ class Writer(Predictor, Protocol):
 @dataclass(frozen=True)
 class Needs:
     """What readers want of a model: `features` paths, the `forms` of its distribution that all of them take, the
-    `losses` that it computes itself, and `gradient` of the outputs to the inputs.
+    `losses` that it computes itself, `gradient` of the outputs to the inputs, and the further `sources` about whose
+    batches it is asked too.
 
     Nobody reads the distribution: every form will do. The path "*" stands for every layer: each module that is called
     once and gives a tensor (or a tuple that starts with one), in the order in which they finish.
@@ -541,6 +542,7 @@ class Needs:
     gradient: bool = False
     forms: frozenset[str] = FORMS
     losses: bool = False
+    sources: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -548,6 +550,7 @@ class Needs:
             self.gradient or other.gradient,
             self.forms & other.forms,
             self.losses or other.losses,
+            self.sources | other.sources,
         )
 
 
