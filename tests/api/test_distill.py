@@ -170,8 +170,8 @@ def test_two_image_sizes_in_a_recipe(tmp_path: Path) -> None:
     data = {**PAIR, "task": {"use": "image_classification", "teacher_size": 12}}
     data["steps"] = [{**PAIR["steps"][0], "side": "teacher"}, step]
     made = recipe(data).run(tmp_path)
-    assert made.artifact("teacher").json("model.json")["interface"]["shape"] == [1, 12, 12]
-    assert made.artifact("student").json("model.json")["interface"]["shape"] == [1, 8, 8]
+    assert made.artifact("teacher").json("model.json")["interface"]["inputs"]["image"]["shape"] == [1, 12, 12]
+    assert made.artifact("student").json("model.json")["interface"]["inputs"]["image"]["shape"] == [1, 8, 8]
 
 
 def test_data_and_models_by_name(tmp_path: Path) -> None:

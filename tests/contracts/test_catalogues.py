@@ -42,6 +42,9 @@ NEEDED: Mapping[str, Any] = {
     "value": 0.5,
     "start": 0.5,
     "end": 0.25,
+    "sets": {"digit": {"use": "digits"}},
+    "reads": {"use": "images"},
+    "heads": {"digit": {"use": "classes"}},
 }
 """A value for fields, by name, that have no default."""
 BY_TYPE: Mapping[Any, Any] = {str: "name", int: 1, float: 0.5, tuple[str, ...]: ("a", "b")}

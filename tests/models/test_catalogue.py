@@ -92,6 +92,7 @@ def test_all_entries_are_here() -> None:
         "stored",
         "http",
         "black_box",
+        "small_gpt",
     }
 
 

@@ -208,7 +208,9 @@ def test_not_a_number_at_the_same_places_is_the_same_answer(tmp_path: Path) -> N
     module = spec.build(TABLE)
     with torch.no_grad():
         module.head.bias[0] = torch.nan
-    assert torch.equal(load_model(save(tmp_path / "a", module, spec))(X).isnan().any(0), torch.tensor([True, False]))
+    assert torch.equal(
+        load_model(save(tmp_path / "a", module, spec)).module(X).isnan().any(0), torch.tensor([True, False])
+    )
     module.head.register_forward_hook(lambda hooked, args, outputs: outputs.nan_to_num())
     with pytest.raises(CannotRebuild, match="answers otherwise"):
         save(tmp_path / "b", module, spec)

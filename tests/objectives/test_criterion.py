@@ -17,6 +17,7 @@ from decoct.objectives.logit_mse import LogitMSE
 from decoct.objectives.task_loss import TaskLoss
 from decoct.outputs import DENSE, Batch, Outputs
 from decoct.tasks.image_classification import ImageClassification
+from decoct.tasks.multi_task import MultiTask
 from decoct.tasks.regression import Regression
 from decoct.training.clock import Clock
 from decoct.training.schedules import Linear
@@ -105,16 +106,22 @@ def test_one_of_several_teachers():
     assert not wanted["big"].features
 
 
+def heads_of(**classes: int) -> MultiTask:
+    heads = {name: {"use": "classes", "classes": [str(i) for i in range(count)]} for name, count in classes.items()}
+    return MultiTask.parse({"reads": {"use": "images", "raw": True}, "heads": heads})
+
+
 def test_one_of_several_heads():
     s = Outputs(heads={"kind": outputs_of(11), "colour": outputs_of(12, classes=3)})
     t = Outputs(heads={"kind": outputs_of(13), "colour": outputs_of(14, classes=3)})
     b = Batch({"student": torch.zeros(6, 1)}, target={"kind": torch.arange(6) % 4, "colour": torch.arange(6) % 3})
-    criterion = build(KD(head="kind") + CrossEntropy(head="colour"), s, {"t": t}, b)
+    task = heads_of(kind=4, colour=3)
+    criterion = build(KD(head="kind") + CrossEntropy(head="colour"), s, {"t": t}, b, task)
     _, parts = criterion(s, {"t": t}, b, Clock())
     assert parts["kd"].item() == F.kd_loss(s.heads["kind"].logits, t.heads["kind"].logits).item()
     assert parts["cross_entropy"].item() == F.cross_entropy(s.heads["colour"].logits, b.target["colour"]).item()
     with pytest.raises(RecipeError, match="head is 'color'; did you mean colour"):
-        build(KD(head="color"), s, {"t": t}, b)
+        build(KD(head="color"), s, {"t": t}, b, task)
 
 
 def test_positions_that_do_not_count():
@@ -182,7 +189,8 @@ def test_labels_of_several_heads_need_a_head():
     targets = {"a": torch.arange(6) % 4, "b": torch.where(some, torch.arange(6) % 4, -100)}
     b = Batch({"student": torch.zeros(6, 1)}, targets, {"a": torch.ones(6, dtype=torch.bool), "b": some})
     s = Outputs(outputs_of(4).logits, heads=heads)
-    criterion = build(CrossEntropy(head="a", name="a") + CrossEntropy(head="b", name="b"), s, {}, b)
+    task = heads_of(a=4, b=4)
+    criterion = build(CrossEntropy(head="a", name="a") + CrossEntropy(head="b", name="b"), s, {}, b, task)
     assert {name: int(each) for name, each in criterion.items(b).items()} == {"a": 6, "b": 4}
     value = criterion(s, {}, b, Clock())[1]["b"].item()
     expected = torch.nn.functional.cross_entropy(heads["b"].logits[some], targets["b"][some])

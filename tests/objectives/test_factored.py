@@ -26,6 +26,7 @@ from decoct.training.updates import Descent, Engine
 Shares = Mapping[str, Tensor | float] | None
 CLASSES, WIDTH = 9, 4
 TASK = dc.ImageClassification(raw=True, classes=tuple("abcdefghi"))
+TEXTS = dc.LanguageModel(raw=True, tokens=CLASSES)
 OBJECTIVES: dict[str, Objective] = {
     "kd": dc.KD(temperature=3.0),
     "forward_kl": dc.ForwardKL(),
@@ -278,7 +279,7 @@ def stepped(
             return told(teacher, factored)(batch)
 
     with torch.no_grad(), engine.autocast():
-        probe = Probe(TASK, window[0], forward(window[0]), {"teacher": teacher_outputs(window[0])}, {})
+        probe = Probe(TEXTS, window[0], forward(window[0]), {"teacher": teacher_outputs(window[0])}, {})
     made = Criterion.build(0.9 * dc.KD(temperature=2) + 0.1 * dc.CrossEntropy(), probe)
     update = Descent(forward, {"teacher": teacher_outputs}, made, torch.optim.SGD(net.parameters(), lr=0.1), engine)
     logged = update(window, Clock())
@@ -343,10 +344,10 @@ def test_what_stands_in_rows_that_do_not_count_stays_out() -> None:
 
 def test_forms_are_those_that_every_reader_takes() -> None:
     def student(objective: Objective) -> set[str]:
-        return set(needs_of(objective, ["teacher"])["student"].forms)
+        return set(needs_of(objective, ["teacher"], TASK.needs)["student"].forms)
 
     def teacher(objective: Objective) -> set[str]:
-        return set(needs_of(objective, ["teacher"])["teacher"].forms)
+        return set(needs_of(objective, ["teacher"], TASK.needs)["teacher"].forms)
 
     for name, objective in OBJECTIVES.items():
         assert student(objective) == {"dense", "factored"}, name

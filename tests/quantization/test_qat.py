@@ -82,7 +82,7 @@ def written(module: nn.Module, x: Tensor, folder: Path) -> tuple[np.ndarray, Cou
 
 def stored(module: nn.Module, spec, folder: Path, x: Tensor, interface: Interface = IMAGES) -> Artifact:
     with writing(folder, kind="model", name="student", meta={"side": "student"}) as draft:
-        save_model(draft, module, spec, interface, side="student", probe=lambda each: [[each(x)]])
+        save_model(draft, module, spec, interface, side="student", probe=lambda each: [each(x)])
     return Artifact.load(folder)
 
 

@@ -74,7 +74,7 @@ def saved_and_loaded(
 ) -> nn.Module:
     """The network of an artifact; save_model itself compares answers bit for bit, and so does this."""
     with writing(folder, kind="model", name="small") as draft:
-        save_model(draft, module, spec, interface, side="student", probe=lambda each: [[run(each)]])
+        save_model(draft, module, spec, interface, side="student", probe=lambda each: [run(each)])
     again = load_model(Artifact.load(folder)).module
     assert torch.equal(run(again), run(module))
     assert sum(each.numel() for each in again.parameters()) == sum(each.numel() for each in module.parameters())

@@ -29,7 +29,7 @@ def net() -> nn.Module:
 def saved(folder: Path, module: nn.Module) -> Artifact:
     x = torch.randn(4, 1, 8, 8)
     with writing(folder, kind="model", name="small", key="0", lineage={}) as draft:
-        save_model(draft, module, SPEC, INTERFACE, side="student", probe=lambda each: [[each(x)]])
+        save_model(draft, module, SPEC, INTERFACE, side="student", probe=lambda each: [each(x)])
     return Artifact.load(folder)
 
 

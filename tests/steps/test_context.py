@@ -35,9 +35,10 @@ class Visits(Step):
 
     use: ClassVar[str] = "visits"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("spec",)}
+    local: Train = LOCAL
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
-        made = [context.run(LOCAL, inputs, data=context.data.narrowed(rows)) for rows in SITES.values()]
+        made = [context.run(self.local, inputs, data=context.data.narrowed(rows)) for rows in SITES.values()]
         return made[-1]
 
 
@@ -103,22 +104,23 @@ def test_a_folder_hangs_on_step_inputs_data_task_and_seed(
 
 def test_stopped_at_the_second_site_it_goes_on_there(tmp_path: Path, data: Dataset, task: ImageClassification) -> None:
     inputs, told = {"model": MLP(hidden=(8,))}, []
+    long = LOCAL.replace(budget=Budget(steps=1000))
 
     def killing(done: float, total: float, text: str) -> None:
         told.append(text)
         if len(told) == 2:
             raise Killed
 
-    whole = Visits(name="outer").run(inputs, context(tmp_path / "whole", data, task))
+    whole = Visits(name="outer", local=long).run(inputs, context(tmp_path / "whole", data, task))
     where = context(tmp_path / "killed", data, task)
-    where.run(LOCAL, inputs, data=data.narrowed(SITES["north"]))
+    where.run(long, inputs, data=data.narrowed(SITES["north"]))
     steps = where.work / "steps"
     (first,) = steps.glob("local-*/manifest.json")
     made = first.stat().st_mtime_ns
     with pytest.raises(Killed):
-        Visits(name="outer").run(inputs, replace(where, progress=killing))
+        Visits(name="outer", local=long).run(inputs, replace(where, progress=killing))
     assert list(steps.glob(".local-*.work/checkpoint-*"))
-    again = Visits(name="outer").run(inputs, where)
+    again = Visits(name="outer", local=long).run(inputs, where)
     assert first.stat().st_mtime_ns == made
     assert equal(again, whole)
 

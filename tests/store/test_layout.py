@@ -199,8 +199,8 @@ def test_joined_batches_and_equal_rows(tmp_path: Path) -> None:
 )
 def test_the_loss_is_measured_on_one_row_in_classes_over_1024(classes: int, rows: int, measured: int) -> None:
     logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
-    layout = Layout.of(Outputs(logits=logits), TopKCodec(3))
-    found = layout.encode(Outputs(logits=logits), seen=seen_of(range(rows)), keys=1).measured
+    layout = Layout.of(Outputs(logits), TopKCodec(3))
+    found = layout.encode(Outputs(logits), seen=seen_of(range(rows)), keys=1).measured
     assert found["rows"] == measured
     every = logits[:: max(1, classes // 1024)].double().softmax(-1).topk(3).values.sum(-1)
     assert found["kept_mass"] == pytest.approx(float(every.sum()), rel=1e-6)

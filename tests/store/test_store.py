@@ -519,7 +519,7 @@ def test_an_index_is_in_order_also_where_its_blocks_meet(tmp_path: Path, twice: 
 def test_one_sight_of_another_sample_or_view_is_refused(tmp_path: Path, keys: list[int], views: list[int]) -> None:
     work = tmp_path / "work"
     layout = write_work(work, 10, 4, 2, DenseCodec())
-    unlike = layout.encode(Outputs(logits=logits_of([3], 4)), seen=seen_of([3]), keys=keys, views=views)
+    unlike = layout.encode(Outputs(logits_of([3], 4)), seen=seen_of([3]), keys=keys, views=views)
     write_shard(work / shard_name(2), unlike, layout)
     with (
         pytest.raises(DataError, match="1 rows have one `seen` and unlike key or view"),

@@ -23,6 +23,7 @@ from decoct.training.sharding import Sharded
 from decoct.training.updates import Descent, Engine
 
 CLASSES, WIDTH, LENGTH = 13, 8, 6
+TASK = dc.LanguageModel(raw=True, tokens=CLASSES)
 CUTS = {"whole": (6,), "two": (3, 3), "one": (1, 5)}
 KEPT = {"all": slice(0, 6), "first": slice(0, 1)}
 """Samples of which places count: of the latter every process but the first has none."""
@@ -88,9 +89,7 @@ def step(
     whole = texts(KEPT[kept])
     with torch.no_grad():
         first = whole.take(slice(0, 2))
-        probe = Probe(
-            dc.ImageClassification(raw=True), first, outputs(student, first), {"teacher": teacher_outputs(first)}, {}
-        )
+        probe = Probe(TASK, first, outputs(student, first), {"teacher": teacher_outputs(first)}, {})
     criterion = Criterion.build(0.7 * dc.KD(temperature=2) + 0.3 * dc.CrossEntropy(), probe)
     if sharded and processes.several:
         engine.shard(student)

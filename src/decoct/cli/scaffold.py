@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Start:
     teacher: Mapping[str, Any]
     objective: tuple[Mapping[str, Any], ...]
     epochs: int
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 _KD = ({"use": "kd", "weight": 0.9, "temperature": 4.0}, {"use": "cross_entropy", "weight": 0.1})
@@ -80,6 +81,51 @@ STARTS = {
         teacher={**_NETWORK, "budget": {"epochs": 5}},
         objective=_KD,
         epochs=5,
+    ),
+    "token_classification": Start(
+        data={"use": "conll", "path": "DIR"},
+        models={
+            "large": {
+                "use": "transformers",
+                "config": {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
+            },
+            "small": {"use": "bilstm"},
+        },
+        teacher={**_NETWORK, "budget": {"epochs": 8}},
+        objective=({"use": "kd", "weight": 0.7, "temperature": 2.0}, {"use": "task_loss", "weight": 0.3}),
+        epochs=8,
+    ),
+    "language_model": Start(
+        data={"use": "text", "path": "FILE"},
+        models={
+            "large": {"use": "small_gpt", "width": 128, "depth": 4},
+            "small": {"use": "small_gpt", "width": 64, "depth": 1, "heads": 2},
+        },
+        teacher={**_NETWORK, "budget": {"epochs": 6}},
+        objective=({"use": "forward_kl", "weight": 0.9}, {"use": "task_loss", "weight": 0.1}),
+        epochs=4,
+    ),
+    "segmentation": Start(
+        data={"use": "image_masks", "path": "DIR", "size": [96, 128]},
+        models={
+            "large": {"use": "small_unet", "widths": [16, 32, 64]},
+            "small": {"use": "small_unet", "widths": [8, 16]},
+        },
+        teacher=_NETWORK,
+        objective=({"use": "kd", "weight": 0.9, "temperature": 1.0}, {"use": "task_loss", "weight": 0.1}),
+        epochs=20,
+    ),
+    "multi_task": Start(
+        task={"reads": {"use": "images"}, "heads": {"digit": {"use": "classes"}, "garment": {"use": "classes"}}},
+        data={"use": "several", "sets": {"digit": {"use": "mnist"}, "garment": {"use": "fashion_mnist"}}},
+        models={"large": {"use": "small_resnet", "width": 16}, "small": {"use": "small_mobilenet", "width": 8}},
+        teacher={**_NETWORK, "budget": {"epochs": 6}},
+        objective=(
+            {"use": "kd", "name": "kd_digit", "head": "digit", "weight": 0.4},
+            {"use": "kd", "name": "kd_garment", "head": "garment", "weight": 0.4},
+            {"use": "task_loss", "weight": 0.2},
+        ),
+        epochs=4,
     ),
     "tabular_classification": Start(
         data={"use": "credit_default"},
@@ -113,7 +159,7 @@ def write(task: str | None = None, folder: Path | None = None) -> str:
             "version: 1\n",
             "seed: 0                       # decides every random number of the run\n",
             f"\n# What is learnt: decoct list tasks, decoct explain {task}\n",
-            dump({"task": {"use": task}}),
+            dump({"task": {"use": task, **start.task}}),
             "\n# What it is learnt from: decoct list data; another place: decoct run ... data.path=PLACE\n",
             dump({"data": data or start.data}),
             "\n# Networks by name: decoct list models; any torchvision or timm name too, as timm/resnet18\n",

@@ -207,6 +207,6 @@ def test_a_student_learns_from_the_mean_over_the_views_of_its_step(data, tmp_pat
         fields = {"objective": [{"use": "kd"}], "optimizer": {"use": "sgd", "lr": 0.1}, "budget": {"steps": 1}}
         step = Distill.parse({"name": "s", "batch_size": 16, "teacher_views": views, "select": "last", **fields})
         made = step.run({"model": MLP(hidden=(4,)), "teacher": SmallResNet(width=4)}, here)
-        models.append(load_model(made).state_dict()["head.weight"])
+        models.append(load_model(made).module.state_dict()["head.weight"])
     assert torch.equal(models[1], models[2])
     assert not torch.equal(models[0], models[1])

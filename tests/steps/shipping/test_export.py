@@ -163,7 +163,8 @@ def test_a_file_is_tried_on_whole_batches_and_on_one_sample(tmp_path: Path, wron
     """It answers otherwise in calls of one size alone."""
     context = digits(tmp_path)
     torch.manual_seed(0)
-    program = context.task.program(MLP(hidden=(4,)).build(context.task.interface("student")), "student").eval()
+    reading = context.task.reading("student")
+    program = reading.program(MLP(hidden=(4,)).build(reading.interface)).eval()
 
     def session(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (x,) = feed.values()
@@ -173,7 +174,7 @@ def test_a_file_is_tried_on_whole_batches_and_on_one_sample(tmp_path: Path, wron
 
     batches = verification(context, 20)
     assert sum(map(len, batches)) == 20
-    found = compare(program, session, batches, context.task, "student")
+    found = compare(program, session, [reading.feed(each) for each in batches], reading.outputs)
     assert found.max_abs_diff == pytest.approx(0.5, abs=1e-6)
     assert found.samples == 20
     assert found.mean == pytest.approx(0.5 * wrong_at / 21, abs=1e-6)
