@@ -32,6 +32,7 @@ FOLDERS = {
     "credit_default": "credit-default",
     "california_housing": "california-housing",
     "camvid": "camvid",
+    "wnut17": "wnut17",
 }
 
 

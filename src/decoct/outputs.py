@@ -173,6 +173,10 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Head:
+        """The same with `change` applied to its tensors."""
+        return replace(self, weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """`[*B, V]` of hidden states `[*B, D]`."""
         found = torch.nn.functional.linear(hidden, self.weight, self.bias)
@@ -207,9 +211,7 @@ class Factored:
 
     def cast(self) -> Factored:
         """The same with all tensors in the type of the product."""
-        bias = None if self.head.bias is None else self.head.bias.to(self.product)
-        head = replace(self.head, weight=self.head.weight.to(self.product), bias=bias)
-        return replace(self, hidden=self.hidden.to(self.product), head=head)
+        return self.map(lambda each: each.to(self.product))
 
     def dense(self) -> Tensor:
         """The logits `[*B, V]`, written out."""
@@ -242,9 +244,7 @@ class Factored:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Factored:
         """The same with `change` applied to all its tensors, those of the head too (another device)."""
-        bias = None if self.head.bias is None else change(self.head.bias)
-        head = replace(self.head, weight=change(self.head.weight), bias=bias)
-        return replace(self, hidden=change(self.hidden), head=head)
+        return replace(self, hidden=change(self.hidden), head=self.head.map(change))
 
 
 ROOM = (64 << 20, 1 << 30)
@@ -531,7 +531,8 @@ class Writer(Predictor, Protocol):
 @dataclass(frozen=True)
 class Needs:
     """What readers want of a model: `features` paths, the `forms` of its distribution that all of them take, the
-    `losses` that it computes itself, and `gradient` of the outputs to the inputs.
+    `losses` that it computes itself, `gradient` of the outputs to the inputs, and the further `sources` about whose
+    batches it is asked too.
 
     Nobody reads the distribution: every form will do. The path "*" stands for every layer: each module that is called
     once and gives a tensor (or a tuple that starts with one), in the order in which they finish.
@@ -541,6 +542,7 @@ class Needs:
     gradient: bool = False
     forms: frozenset[str] = FORMS
     losses: bool = False
+    sources: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -548,6 +550,7 @@ class Needs:
             self.gradient or other.gradient,
             self.forms & other.forms,
             self.losses or other.losses,
+            self.sources | other.sources,
         )
 
 

@@ -21,6 +21,7 @@ PLACES: Mapping[str, str] = {
     "cifar10": "cifar10-subset",
     "credit_default": "credit-default",
     "california_housing": "california-housing",
+    "conll": "wnut17",
 }
 """Where data sets that do not come with a dependency stand in the folder of data sets."""
 NEEDED: Mapping[str, Any] = {

@@ -24,12 +24,18 @@ PLACES = {
     "cifar10": "cifar10-subset",
     "credit_default": "credit-default",
     "california_housing": "california-housing",
+    "conll": "wnut17",
     "image_masks": "camvid",
+    "mnist": "mnist",
+    "text": "tinyshakespeare/input.txt",
 }
 TINY_MODELS: dict[str, dict[str, Any]] = {
     "small_resnet": {"width": 4},
     "small_unet": {"widths": [4, 6]},
+    "small_gpt": {"width": 16, "depth": 1, "heads": 2},
+    "small_mobilenet": {"width": 4},
     "mlp": {"hidden": [4]},
+    "bilstm": {"embedding": 8, "hidden": 8},
     "transformers": {
         "config": {
             "model_type": "bert",
@@ -40,20 +46,29 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
         }
     },
 }
-LIMITS = {"image_classification": 80, "text_classification": 40, "segmentation": 20}
+LIMITS = {
+    "image_classification": 80,
+    "text_classification": 40,
+    "token_classification": 40,
+    "segmentation": 20,
+    "multi_task": 60,
+}
 """Samples of each split, where the default of 300 takes long."""
+TOKENIZERS = ("tokenizer", "teacher_tokenizer")
 
 
 def named(path: Path) -> str:
     return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
-def shrunk(recipe: Recipe, place: Path | None) -> list[str]:
-    """Overrides that leave the recipe's structure and make it small."""
+def shrunk(recipe: Recipe, places: dict[str, Path]) -> list[str]:
+    """Overrides that leave the recipe's structure and make it small; `places` of its data sets by their setting."""
     limit = LIMITS.get(recipe.task.use, 300)
-    words = [f"data.limit={limit}"] + ([f"data.path={place}"] if place is not None else [])
-    if recipe.task.use == "text_classification":
-        words += ["task.tokenizer.size=300", "task.max_length=12"]
+    words = [f"{setting}.limit={limit}" for setting in sets_of(recipe)]
+    words += [f"{setting}.path={place}" for setting, place in places.items()]
+    task = recipe.task.plain(defaults=False)
+    if "tokenizer" in task:
+        words += [f"task.{name}.size=300" for name in TOKENIZERS if name in task] + ["task.max_length=12"]
     if recipe.task.use == "segmentation":
         words.append("data.size=[24, 32]")
     for name, model in recipe.models.items():
@@ -69,6 +84,14 @@ def shrunk(recipe: Recipe, place: Path | None) -> list[str]:
         if step.use == "train_estimator":
             words += [f"steps.{step.name}.estimator.{size}=3" for size in sizes(step.plain()["estimator"])]
     return words
+
+
+def sets_of(recipe: Recipe) -> dict[str, str]:
+    """The data sets of a recipe by their setting, each by its kind."""
+    plain = recipe.data.plain()
+    if "sets" in plain:
+        return {f"data.sets.{name}": each["use"] for name, each in plain["sets"].items()}
+    return {"data": recipe.data.use}
 
 
 def sizes(estimator: dict[str, Any]) -> list[str]:
@@ -87,18 +110,21 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-def place_of(recipe: Recipe, request: pytest.FixtureRequest) -> Path | None:
-    """Where the recipe's data are; skips where they are not at hand, None where they come with a dependency."""
-    if recipe.data.use not in PLACES:
-        assert recipe.data.use == "digits"
-        return None
-    return request.getfixturevalue("data_root") / PLACES[recipe.data.use]
+def places_of(recipe: Recipe, request: pytest.FixtureRequest) -> dict[str, Path]:
+    """Where the recipe's data are, by their setting; skips where they are not at hand. Digits are always there."""
+    found = {}
+    for setting, use in sets_of(recipe).items():
+        if use in PLACES:
+            found[setting] = request.getfixturevalue("data_root") / PLACES[use]
+        else:
+            assert use == "digits"
+    return found
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)
 def test_a_shipped_recipe_runs(path: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     whole = Recipe.load(path)
-    small = Recipe.load(path, shrunk(whole, place_of(whole, request)))
+    small = Recipe.load(path, shrunk(whole, places_of(whole, request)))
     assert [(step.name, step.use) for step in small.steps] == [(step.name, step.use) for step in whole.steps]
     run = small.run(tmp_path, offline=True)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -120,7 +146,7 @@ def test_a_shipped_recipe_runs(path: Path, request: pytest.FixtureRequest, tmp_p
 @pytest.mark.parametrize("path", RECIPES, ids=named)
 def test_a_shipped_recipe_passes_check(path: Path, request: pytest.FixtureRequest) -> None:
     whole = Recipe.load(path)
-    small = Recipe.load(path, shrunk(whole, place_of(whole, request)))
+    small = Recipe.load(path, shrunk(whole, places_of(whole, request)))
     assert [each.step for each in check(small, offline=True)] == [step.name for step in small.steps]
 
 

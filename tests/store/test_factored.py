@@ -29,11 +29,11 @@ def test_rows_are_those_of_the_logits(
 ) -> None:
     monkeypatch.setattr(outputs, "ROOM", (at_once * 4 * CLASSES, 0))
     head = Head(whole_numbers((CLASSES, 6), 1), whole_numbers((CLASSES,), 2), scale=0.5)
-    outputs = Factored(whole_numbers((3, 4, 6) if ragged else (5, 6), 3), head)
+    said = Factored(whole_numbers((3, 4, 6) if ragged else (5, 6), 3), head)
     mask = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4]) if ragged else None
-    count = len(outputs.hidden)
+    count = len(said.hidden)
     found = []
-    for each in (Outputs(outputs, mask=mask), Outputs(outputs.dense(), mask=mask)):
+    for each in (Outputs(said, mask=mask), Outputs(said.dense(), mask=mask)):
         layout = Layout.of(each, codec)
         found.append((layout, layout.encode(each, seen=seen_of(range(count)), keys=1)))
     (ours, rows), (theirs, expected) = found
@@ -49,8 +49,8 @@ def test_rows_are_those_of_the_logits(
 
 
 def test_no_row_is_kept() -> None:
-    outputs = Factored(torch.ones(2, 3, 4), Head(torch.ones(50, 4)))
-    each = Outputs(outputs, mask=torch.zeros(2, 3, dtype=torch.bool))
+    said = Factored(torch.ones(2, 3, 4), Head(torch.ones(50, 4)))
+    each = Outputs(said, mask=torch.zeros(2, 3, dtype=torch.bool))
     rows = Layout.of(each, TopKCodec(k=2)).encode(each, seen=seen_of(range(2)), keys=1)
     assert len(rows) == 2
     assert rows.measured == {}

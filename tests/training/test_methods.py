@@ -214,7 +214,7 @@ class TestAttacks:
             torch.testing.assert_close(attack.perturb(lambda x: (x * w).sum(), clean), best)
 
     def test_answers_about_clean_inputs_are_none_about_attacked_ones(self):
-        model, clean = network(), batch_of()
+        model, clean = network(0), batch_of()
         batch = replace(clean, keys=np.arange(len(clean)), seen=np.arange(len(clean)), tickets={"teacher": "an answer"})
         found = attacked(PGD(low=-9, high=9, epsilon=0.1), model, predictor(model), batch, "student", label_loss)
         assert (found.tickets, found.seen) == ({}, None)

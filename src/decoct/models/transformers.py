@@ -31,8 +31,7 @@ NOT_STRUCTURE = (
 
 
 class Transformers(OutsideModel):
-    """A network of the transformers library with a head for sequence classification or regression, or for tokens where
-    the task asks for an answer at each.
+    """A network of the transformers library with a head for classification or regression of sequences or tokens.
 
     `path`: a local folder in the transformers format (config.json, *.safetensors); its head is replaced where the
     number of outputs differs. Or `config`: `{model_type: bert, hidden_size: 64, num_hidden_layers: 2, ...}`, drawn

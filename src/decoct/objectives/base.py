@@ -28,7 +28,8 @@ class Probe:
     `student` and `teachers` hold every feature that `needs` asked for, so shapes are known; `modules` the student
     (and teachers under their names) for Terms that read the architecture; `known` by teacher the ids of the classes
     that its logits are for, where these are not all; `counts` the labelled training samples of each class, where they
-    are known; `reader`: which inputs the student reads. No gradient flows here.
+    are known, and `counts_beside` the same of further sources, by name; `reader`: which inputs the student reads. No
+    gradient flows here.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class Probe:
     known: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: tuple[int, ...] | None = None
     reader: str = "student"
+    counts_beside: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
 
 
 class Term(nn.Module, ABC):
@@ -77,7 +79,8 @@ class Objective(Spec):
     """Describes a term: its weight, its name in the log, and on which samples it works.
 
     `weight` a number or schedule; `name` as logged (the catalogue key by default); `head` a task's head, where there
-    are several; `teacher` the one that it listens to, where there are several; `on` which samples count.
+    are several; `teacher` the one that it listens to, where there are several; `on` which samples count; `source` of
+    which of the recipe's `sources` the samples are, and what is said about them, in place of the main data.
     `refine`: what is done to the teacher's answer before the term hears it, in order, as `[{use: confidence}]`.
     `taught`: it listens to a teacher; `supervised`: it reads targets, so that unlabelled samples never count; `mixed`:
     these may be distributions over classes, as mixup makes them; `splittable`: what its Term says of itself;
@@ -95,6 +98,7 @@ class Objective(Spec):
     head: str | None = None
     teacher: str | None = None
     on: Literal["all", "labelled", "unlabelled"] = "all"
+    source: str | None = Field(default=None, exclude_if=lambda value: value is None)
     refine: tuple[Annotated[Refinement, Choice("decoct.objectives.refine")], ...] = Field(
         default=(), exclude_if=lambda value: not value
     )
@@ -117,7 +121,11 @@ class Objective(Spec):
 
     def needs(self) -> Mapping[str, Needs]:
         """What it wants of each role, "student" and "teacher": features, and the forms of the distribution that it
-        takes, all of them where it reads none."""
+        takes, all of them where it reads none.
+
+        A role as `student@target` is what that model says about the batch of a further source; the term finds it in
+        `student.also["target"]`, and the samples in `batch.also["target"]`.
+        """
         return {}
 
     @property
@@ -160,7 +168,8 @@ class Sum(Objective):
     """Adds several objectives; a list in YAML is short for it. Its `weight` multiplies every term.
 
     `balance`: factors on the terms that follow how training goes, as `{use: gradnorm, alpha: 1.5}`; for the sum that is
-    trained, not for one inside another. Its `refine` comes before that of every taught term.
+    trained, not for one inside another. Its `refine` comes before that of every taught term; its `source` is that of
+    every term which names none.
     """
 
     use: ClassVar[str] = "sum"
@@ -189,7 +198,8 @@ class Sum(Objective):
     def _outer(self, term: Objective) -> Objective:
         """A term with what this sum says of all of them."""
         refine = (*self.refine, *term.refine) if term.taught else ()
-        return term.replace(weight=_product(self.weight, term.weight), refine=refine)
+        moved = {"source": self.source} if term.source is None and self.source is not None else {}
+        return term.replace(weight=_product(self.weight, term.weight), refine=refine, **moved)
 
     def needs(self) -> Mapping[str, Needs]:
         joined: dict[str, Needs] = {}

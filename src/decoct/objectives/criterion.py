@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from decoct.data.parts import Padding
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives._fusing import Fused, fused, parts_of
 from decoct.objectives._refining import schedules, try_refinements, value_of
 from decoct.objectives._selection import Selection
 from decoct.objectives.balance.base import Balancer
 from decoct.objectives.base import Objective, Probe, Sum, Term
+from decoct.objectives.sources import batch_at, role_and_source, said_at
 from decoct.outputs import DENSE, Batch, Dense, Factored, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import Schedule, at
@@ -24,8 +26,8 @@ class _Running:
     """A term, with what does not change from step to step.
 
     `selection`: what counts for it; `splittable`: whether a window may be split; `teacher`: whom it listens to;
-    `plain`: it hears student and teacher as they are (no head, no refinement, all classes); `schedules`: its settings
-    that change, by the name in the log.
+    `plain`: it hears student and teacher as they are (no head, no source, no refinement, all classes); `schedules`: its
+    settings that change, by the name in the log.
     """
 
     objective: Objective
@@ -43,7 +45,8 @@ class _Running:
         selection = Selection.of(objective, term, replace(probe, student=student))
         splittable = selection.splittable(batch, student)
         teacher = teacher_name(objective, tuple(probe.teachers)) if objective.taught else None
-        plain = objective.head is None and not objective.refine and teacher not in probe.known
+        here = objective.head is None and objective.source is None
+        plain = here and not objective.refine and teacher not in probe.known
         return cls(objective, term, selection, splittable, objective.label, teacher, plain, schedules(objective))
 
 
@@ -75,7 +78,8 @@ class Criterion(nn.Module):
             if each.on == "unlabelled" and each.supervised:
                 raise RecipeError(f"{each.label}: on is 'unlabelled', but it needs targets; allowed: all, labelled")
             student, teachers, batch = _view(each, probe.student, probe.teachers, probe.batch, probe.known)
-            seen = replace(probe, student=student, teachers=teachers, batch=batch)
+            counts = probe.counts if each.source is None else probe.counts_beside.get(each.source)
+            seen = replace(probe, student=student, teachers=teachers, batch=batch, counts=counts)
             term = each.build(seen)
             if each.refine:
                 _refuse_unknown_labels(each, teachers, probe.known)
@@ -133,8 +137,8 @@ class Criterion(nn.Module):
         return found
 
     def items(self, batch: Batch) -> dict[str, Tensor | int]:
-        """How many items each term averages over; known before any forward pass."""
-        return {each.label: each.selection.items(_of_head(each.objective, batch)) for each in self._running}
+        """How many items each term averages over, 0 of a Padding; known before any forward pass."""
+        return {each.label: _items(each, batch) for each in self._running}
 
     def forward(
         self,
@@ -200,6 +204,12 @@ class Criterion(nn.Module):
         return each.selection.value(student, teacher_outputs, batch, clock, part=part)
 
 
+def _items(each: _Running, batch: Batch) -> Tensor | int:
+    own = batch_at(each.objective, batch)
+    count = each.selection.items(_of_head(each.objective, own))
+    return 0 * count if isinstance(own, Padding) else count
+
+
 def _reads(objective: Objective) -> Mapping[str, Needs]:
     """What a term wants of each role, and its refinements, which read what the teacher says of all classes."""
     needs = objective.needs()
@@ -209,7 +219,8 @@ def _reads(objective: Objective) -> Mapping[str, Needs]:
 
 
 def needs_of(objective: Objective, teachers: Sequence[str], loss: Needs) -> dict[str, Needs]:
-    """What must be captured of the "student" and of each of `teachers` by name, before a Criterion is built.
+    """What must be captured of the "student" and of each of `teachers` by name, before a Criterion is built, and about
+    which sources beside the main one each of them is asked.
 
     `loss`: what the task's own loss reads of the student (`answer.needs`), where a term asks for it.
     """
@@ -217,9 +228,14 @@ def needs_of(objective: Objective, teachers: Sequence[str], loss: Needs) -> dict
     for each in objective.flat():
         if each.asks_task:
             wanted["student"] = wanted["student"] | loss
-        for role, needs in _reads(each).items():
-            name = role if role == "student" else teacher_name(each, teachers)
-            wanted[name] = wanted[name] | needs
+        asked = dict(_reads(each))
+        if each.source is not None:
+            for role in ("student", *["teacher"] * each.taught):
+                asked[f"{role}@{each.source}"] = Needs()
+        for role, needs in asked.items():
+            of, source = role_and_source(role)
+            name = of if of == "student" else teacher_name(each, teachers)
+            wanted[name] = wanted[name] | needs | Needs(sources=frozenset({source} if source else ()))
     return wanted
 
 
@@ -246,11 +262,12 @@ def _view(
     batch: Batch,
     known: Mapping[str, Sequence[int]],
 ) -> tuple[Outputs, Mapping[str, Outputs], Batch]:
-    """What one term sees: its head, its teacher, and of the classes those that its teacher knows."""
+    """What one term sees: its source, its head, its teacher, and of the classes those that its teacher knows."""
+    student, batch = said_at(objective, student), batch_at(objective, batch)
     chosen: Mapping[str, Outputs] = {}
     if objective.taught:
         name = teacher_name(objective, tuple(teachers))
-        chosen = {name: teachers[name]}
+        chosen = {name: said_at(objective, teachers[name])}
         if name in known:
             student = _of_classes(objective, student, known[name])
     if objective.head is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from decoct.models.base import Model, shorthand
 from decoct.recipe import file as recipe_file
 from decoct.spec import Choice, Spec
 from decoct.steps.base import Step
+from decoct.steps.learning.sources import learning_in, problems_of, read_by
 from decoct.steps.ordering import order_problem, quantized_already
 from decoct.tasks.base import Task
 
@@ -25,14 +26,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 class Recipe(Spec):
     """A graph of steps over artifacts, listed in order.
 
-    `seed` decides every random number; `models` are Specs by name, which steps take as inputs; each of `steps` takes
-    the step before it where an input is left out. The same recipe comes from YAML, Python and the command line.
+    `seed` decides every random number; `sources` are data beside the main `data`, by name: learning steps draw a batch
+    of each that a term of their objective names as its `source` beside every batch of the data; `models` are Specs by
+    name, which steps take as inputs; each of `steps` takes the step before it where an input is left out. The same
+    recipe comes from YAML, Python and the command line.
     """
 
     version: Literal[1] = 1
     seed: int = Field(default=0, ge=0)
     task: Annotated[Task, Choice("decoct.tasks")]
     data: Annotated[Data, Choice("decoct.data")]
+    sources: dict[Name, Annotated[Data, Choice("decoct.data")]] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
     models: dict[Name, Annotated[Model, Choice("decoct.models"), BeforeValidator(shorthand)]] = {}
     steps: tuple[Annotated[Step, Choice("decoct.steps")], ...] = Field(min_length=1)
 
@@ -98,7 +104,7 @@ def _graph_problems(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str, An
             problem = _input_problem(step, role, source, gives)
             if problem:
                 wrong.append(((*at, "inputs", role), problem, source))
-        others = "*" in step.roles and any(role not in step.roles for role in inputs)
+        others = "*" in step.roles and any(role not in {**step.roles, **step.optional} for role in inputs)
         for number, role in enumerate(step.roles):
             if role not in inputs and role != "*" and not (number and others):
                 wrong.append(((*at, "inputs", role), f"missing; {step.use} needs it: name a step or model", None))
@@ -106,10 +112,23 @@ def _graph_problems(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str, An
         order = order_problem(step, line[0] if line else None) or quantized_already(step, line)
         if order:
             wrong.append(((*at, "inputs", "model"), order, inputs["model"]))
+        wrong += [((*at, *path), message, name) for path, message, name in _source_problems(recipe, step)]
         if step.name in gives:
             wrong.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))
         gives[step.name] = step.gives
     return wrong
+
+
+def _source_problems(recipe: Recipe, step: Step) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    yield from problems_of(step, recipe.sources)
+    for path, each in learning_in(step):
+        for name in () if each.draws_sources else read_by(each):
+            allowed = "train, distill, assistants, born_again, and steps that compress"
+            yield (
+                (*path, "objective"),
+                f"{each.use} draws no source beside the data ({name!r}); allowed: {allowed}",
+                name,
+            )
 
 
 def _line(steps: Sequence[Step], index: int) -> list[Step]:
@@ -125,9 +144,10 @@ def _line(steps: Sequence[Step], index: int) -> list[Step]:
 
 
 def _input_problem(step: Step, role: str, source: str, gives: Mapping[str, str]) -> str | None:
-    taken = step.roles.get(role, step.roles.get("*"))
+    known = {**step.roles, **step.optional}
+    taken = known.get(role, known.get("*"))
     if taken is None:
-        return f"unknown role; {step.use} takes {', '.join(step.roles) or 'no inputs'}"
+        return f"unknown role; {step.use} takes {', '.join(known) or 'no inputs'}"
     if source not in gives:
         return f"{source!r} is no step before this one and no model; {did_you_mean(source, gives)}"
     if gives[source] not in taken:

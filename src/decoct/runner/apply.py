@@ -22,6 +22,7 @@ from decoct.steps import CATALOGUE
 from decoct.steps.base import Context, Step
 from decoct.steps.compressing.work import REPORT
 from decoct.steps.labelling.step import Label
+from decoct.steps.learning.sources import read_by
 from decoct.steps.ordering import order_problem
 from decoct.steps.shipping.export import RECORD as EXPORTED
 from decoct.steps.shipping.quantize import SPLITS
@@ -75,7 +76,8 @@ def apply(
     if source is not None:
         data = _calibrated_by(origin, data, source, offline)
     _in_order(step, inputs.get("model"))
-    return alone(step, inputs, out, data, task, origin.seed, watch=watch)
+    sources = execution.prepare_sources(origin, options) if read_by(step) else {}
+    return alone(step, inputs, out, data, task, origin.seed, watch=watch, sources=sources)
 
 
 def alone(
@@ -88,14 +90,16 @@ def alone(
     *,
     given: Mapping[str, Any] | None = None,
     watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    sources: Mapping[str, Dataset] | None = None,
 ) -> Artifact:
     """Runs one step by itself, its artifact in `out`; the same call goes on with what a killed one began.
 
-    `inputs` are Artifacts and Model Specs by role. RecipeError for a setting, and a budget that is missed, remove the
-    checkpoints too; after any other error the same call goes on from them.
+    `inputs` are Artifacts and Model Specs by role, `sources` what its objective reads beside the data. RecipeError for
+    a setting, and a budget that is missed, remove the checkpoints too; after any other error the same call goes on from
+    them.
     """
     listed = {each: [value] for each, value in inputs.items()}
-    key = key_of(step, listed, data, task, seed)
+    key = key_of(step, listed, data, task, seed, sources=sources)
     beside = out.with_name(f".{out.name}.applying")
     with lock(beside), _removed_when_refused(beside):
         context = Context(
@@ -109,13 +113,14 @@ def alone(
             run_seed=seed,
             lineage={each: [_lineage(value)] for each, value in inputs.items()},
             given=given or {},
+            sources=sources or {},
             progress=lambda done, total, text: watch(
                 {"event": "progress", "step": step.name, "seed": 0, "done": done, "total": total, "text": text}
             ),
         )
         if isinstance(step, Label):
             step.refuse_another(inputs, context)
-        made = step.run(listed if step.gives == "records" else inputs, context)
+        made = context.carry_out(step, listed if step.gives == "records" else inputs)
         remove_held(beside)
     return made
 
@@ -225,9 +230,10 @@ def _step(name: str, settings: Sequence[str]) -> tuple[Step, dict[str, str]]:
     except RecipeError as error:
         raise recipe_file.locate(error.problems, marked) from None
     assert isinstance(step, Step)
-    unknown = [role for role in roles if role not in step.roles and "*" not in step.roles]
+    known = {**step.roles, **step.optional}
+    unknown = [role for role in roles if role not in known and "*" not in known]
     if unknown:
-        raise RecipeError(f"inputs.{unknown[0]}: {name} has no such input; {did_you_mean(unknown[0], step.roles)}")
+        raise RecipeError(f"inputs.{unknown[0]}: {name} has no such input; {did_you_mean(unknown[0], known)}")
     return step, roles
 
 

@@ -19,7 +19,7 @@ from decoct.objectives.layers import choose_layers
 from decoct.outputs import Batch, Dense, Needs, Outputs
 from decoct.recipe import file as recipe_file
 from decoct.recipe.recipe import Recipe
-from decoct.runner.execution import Options, prepare
+from decoct.runner.execution import Options, prepare, prepare_sources
 from decoct.steps.base import Context, Step
 from decoct.steps.distill import Distill
 from decoct.steps.labelling.answers import label_views
@@ -29,6 +29,7 @@ from decoct.steps.learning.building import build_criterion, build_student, seed_
 from decoct.steps.learning.refusals import refuse_what_cannot_mix
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student
 from decoct.steps.learning.settings import Learning
+from decoct.steps.learning.sources import answering, at_source, read_by, refuse_other_classes, with_few
 from decoct.steps.learning.teachers import alignment_of, task_of, to_combined
 from decoct.steps.learning.views import STORE, views_with
 from decoct.steps.self_distill import SelfDistill
@@ -86,6 +87,7 @@ def check(recipe: Recipe, *, offline: bool = False, given: Mapping[str, Any] | N
     options = Options(offline=offline, given=given or {})
     data, task = prepare(recipe, options)
     context = Context(task=task, data=data, name="check", folder=Path(), work=Path(), seed=0, given=options.given)
+    context = replace(context, sources=prepare_sources(recipe, options))
     batch = few(context, PROBE_SAMPLES)
     made: dict[str, StandIn] = {}
     checked, problems = [], []
@@ -107,7 +109,7 @@ def check(recipe: Recipe, *, offline: bool = False, given: Mapping[str, Any] | N
 def _step(
     recipe: Recipe, step: Step, made: Mapping[str, StandIn], task: Task, batch: Batch, context: Context
 ) -> tuple[StandIn, str]:
-    inputs = recipe.inputs_of(step)
+    inputs = {role: name for role, name in recipe.inputs_of(step).items() if role not in step.optional}
     objective = getattr(step, "objective", None)
     if isinstance(step, Label):
         return _labelled(recipe, step, inputs, made, task, context)
@@ -138,13 +140,26 @@ def _step(
     }
     if COMBINED in roles:
         teachers[COMBINED] = _bound(_zeros(task), needs[COMBINED])
-    forward = student.forward(task, needs["student"])
+    teachers = {role: answering(each, needs[role].sources) for role, each in teachers.items()}
+    forward = answering(student.forward(task, needs["student"]), needs["student"].sources)
     refuse_what_cannot_mix(step, objective, {}, context)
+    refuse_other_classes(objective, context)
+    batch = with_few(batch, context, read_by(step), PROBE_SAMPLES)
     counts = class_counts(context, step.labels)
+    beside = {name: class_counts(at_source(context, name), None) for name in batch.also}
     known = _known(recipe, {role: inputs[role] for role in roles if role != COMBINED}, task)
     modules = {"student": student.module}
     criterion = build_criterion(
-        objective, task, batch, forward, teachers, modules, known, counts=counts, reader=student.side
+        objective,
+        task,
+        batch,
+        forward,
+        teachers,
+        modules,
+        known,
+        counts=counts,
+        counts_beside=beside,
+        reader=student.side,
     )
     return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
 

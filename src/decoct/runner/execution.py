@@ -70,8 +70,17 @@ class Run:
 class Execution:
     """One pass over the nodes of a recipe in a folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path, data: Dataset, task: Task, options: Options) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        data: Dataset,
+        task: Task,
+        options: Options,
+        sources: Mapping[str, Dataset] | None = None,
+    ) -> None:
         self.recipe, self.folder, self.data, self.task, self.options = recipe, folder, data, task, options
+        self.sources = dict(sources or {})
         self.processes = options.processes
         self.artifacts: dict[str, Artifact] = {}
         self.steps: list[dict[str, Any]] = []
@@ -95,7 +104,7 @@ class Execution:
     def key(self, node: Node) -> str:
         """The hash of everything that the node's result depends on."""
         values = {role: [self.value(each) for each in ids] for role, ids in node.inputs.items()}
-        return key_of(node.step, values, self.data, self.task, node.seed, self.options.precision)
+        return key_of(node.step, values, self.data, self.task, node.seed, self.options.precision, self.sources)
 
     def done(self, node: Node, key: str) -> tuple[Artifact | None, str]:
         """The artifact if it is there, whole and made from the same things; else why it must be made."""
@@ -158,6 +167,7 @@ class Execution:
             device=self.options.device,
             precision=self.options.precision,
             processes=self.processes,
+            sources=self.sources,
         )
 
     def continues(self, node: Node, key: str) -> bool:
@@ -202,6 +212,11 @@ def prepare(recipe: Recipe, options: Options) -> tuple[Dataset, Task]:
     return prepare_data(recipe.data, recipe.task, offline=options.offline)
 
 
+def prepare_sources(recipe: Recipe, options: Options) -> dict[str, Dataset]:
+    """The further sources, opened, by name."""
+    return {name: each.open(offline=options.offline) for name, each in recipe.sources.items()}
+
+
 def prepare_data(data: Data, task: Task, *, offline: bool = False) -> tuple[Dataset, Task]:
     """An opened data set, and the task with what the data decide."""
     opened = data.open(offline=offline)
@@ -219,7 +234,7 @@ def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
     """What `execute` would do; changes nothing."""
     options = Options(**settings)
     data, task = prepare(recipe, options)
-    execution = Execution(recipe, folder, data, task, options)
+    execution = Execution(recipe, folder, data, task, options, prepare_sources(recipe, options))
     planned: list[Planned] = []
     needed = 0
     for node in graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all):
@@ -272,10 +287,12 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
         with processes.by_first(lock(folder)), _kept_offline(options.offline):
             data, task = processes.in_turn(lambda: prepare(recipe, options))
             refuse_unequal("the recipe", recipe.digest(), processes)
-            refuse_unequal("the data set", data.fingerprint, processes)
+            sources = processes.in_turn(lambda: prepare_sources(recipe, options))
+            found = [each.fingerprint for each in (data, *sources.values())]
+            refuse_unequal("the data set", found, processes)
             if processes.first:
                 write_whole(folder / "recipe.yaml", recipe.yaml())
-            execution = Execution(recipe, folder, data, task, options)
+            execution = Execution(recipe, folder, data, task, options, sources)
             nodes = graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all)
             for node in nodes:
                 execution.run(node)
@@ -366,6 +383,14 @@ def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
+def _sources(execution: Execution) -> dict[str, Any]:
+    found = {
+        name: {"use": execution.recipe.sources[name].use, "fingerprint": each.fingerprint}
+        for name, each in execution.sources.items()
+    }
+    return {"sources": found} if found else {}
+
+
 def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
     import importlib.metadata as metadata
 
@@ -384,7 +409,7 @@ def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[s
         "processes": execution.processes.count,
         "wall_s": round(wall, 3),
         "task": {"use": task.use, "metric": metric, "direction": direction, "item": task.answer.item},
-        "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint},
+        "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint, **_sources(execution)},
         "models": measured["models"],
         "comparisons": measured["comparisons"],
         "compressions": measured["compressions"],

@@ -13,6 +13,7 @@ from decoct.artifact import Artifact
 from decoct.models.base import Model, identity
 from decoct.spec import Spec
 from decoct.steps.base import Step
+from decoct.steps.learning.sources import read_by
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -51,9 +52,18 @@ def _source(package: str) -> str:
 
 
 def key_of(
-    step: Step, values: Mapping[str, Sequence[Any]], data: Dataset, task: Task, seed: int, precision: str = "no"
+    step: Step,
+    values: Mapping[str, Sequence[Any]],
+    data: Dataset,
+    task: Task,
+    seed: int,
+    precision: str = "no",
+    sources: Mapping[str, Dataset] | None = None,
 ) -> str:
-    """The hash of everything that a step's result depends on; `values` are its inputs by role."""
+    """The hash of everything that a step's result depends on; `values` are its inputs by role.
+
+    Of the further `sources` those that it reads.
+    """
     settings = _settings(step)
     if "precision" in settings and settings["precision"] is None and precision != "no":
         settings["precision"] = precision
@@ -67,6 +77,9 @@ def key_of(
         "seed": derive(seed, step.seed_name()) if step.learns else 0,
         "machine": _machine() if step.depends_on_machine else "",
     }
+    read = read_by(step)
+    if read and sources:
+        parts["sources"] = {name: sources[name].fingerprint for name in read if name in sources}
     plugins = plugin_sources([step, task, *models])
     if plugins:
         parts["plugins"] = plugins

@@ -29,6 +29,7 @@ class Assistants(Learning):
     """
 
     use: ClassVar[str] = "assistants"
+    draws_sources: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec", "model"),
         "teacher": ("model", "estimator", "exported", "store", "spec"),

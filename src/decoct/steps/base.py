@@ -15,6 +15,7 @@ from pydantic import field_validator
 
 from decoct.artifact import Artifact
 from decoct.data.base import Split
+from decoct.data.saving import with_train
 from decoct.data.sources import Collate
 from decoct.models.base import identity
 from decoct.spec import Spec
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from decoct.tasks.base import Task
     from decoct.tasks.inputs.base import Inputs as ReaderInputs
 
+TRAIN = "train"
+"""The role of samples that a step trains on in place of the training split."""
 Inputs = Mapping[str, Any]
 """By role: an Artifact, or a Model Spec to be built fresh."""
 
@@ -38,7 +41,7 @@ class Context:
     goes when the step is done; `seed` is its own, derived from `run_seed`; `key` goes into the artifact; `given`
     holds objects that came from Python; `progress` takes (done, total, text) for the display; `processes` are those
     that do this step, of which the first writes what there is to write; `readers` what teachers read that do
-    not read as the task says, by role.
+    not read as the task says, by role; `sources` are further data beside the main ones, opened, by name.
     """
 
     task: Task
@@ -55,6 +58,7 @@ class Context:
     device: str = "auto"
     precision: str = "no"
     processes: Processes = ONE
+    sources: Mapping[str, Dataset] = field(default_factory=dict)
     readers: Mapping[str, ReaderInputs] = field(default_factory=dict)
 
     @property
@@ -97,7 +101,13 @@ class Context:
         return inner.carry_out(step, inputs)
 
     def carry_out(self, step: Step, inputs: Inputs) -> Artifact:
-        """Runs a step whose own context this is: in all processes, or in the first while the others wait for it."""
+        """Runs a step whose own context this is: in all processes, or in the first while the others wait for it.
+
+        An artifact of kind `data` under the role "train" stands for the training split, for this step alone.
+        """
+        if TRAIN in step.optional and TRAIN in inputs:
+            others = {role: each for role, each in inputs.items() if role != TRAIN}
+            return replace(self, data=with_train(self.data, inputs[TRAIN])).carry_out(step, others)
         if step.everywhere or not self.processes.several:
             return step.run(inputs, self)
         by_itself = replace(self, processes=ONE)
@@ -122,6 +132,8 @@ class Step(Spec):
     """Raised when the step's result changes for equal settings; part of the key that decides on skipping."""
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Kinds of Artifact that each role takes, "spec" for a Model Spec; the first role defaults to the step before."""
+    optional: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Roles that may be left out, and the kinds that they take; "train" is given to the step as its training split."""
     gives: ClassVar[str] = "model"
     learns: ClassVar[bool] = False
     """Whether the result depends on the seed, so that `--seeds` repeats it."""
@@ -171,6 +183,7 @@ def _key_inside(step: Step, inputs: Inputs, context: Context) -> str:
         "data": context.data.fingerprint,
         "task": context.task.digest(),
         "seed": context.seed,
+        "sources": {name: each.fingerprint for name, each in context.sources.items()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

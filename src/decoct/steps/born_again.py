@@ -31,6 +31,7 @@ class BornAgain(Learning):
     """
 
     use: ClassVar[str] = "born_again"
+    draws_sources: ClassVar[bool] = True
     rehearsed: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec",),

@@ -30,6 +30,7 @@ class Distill(Learning):
     """
 
     use: ClassVar[str] = "distill"
+    draws_sources: ClassVar[bool] = True
     version: ClassVar[int] = 1
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("spec", "model"),

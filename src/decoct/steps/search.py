@@ -17,7 +17,7 @@ from decoct.errors import BudgetMissed, did_you_mean
 from decoct.models.interface import MAIN
 from decoct.models.saving import load_model
 from decoct.spec import Choice
-from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.base import TRAIN, Context, Inputs, Step
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, Measured, measured
 from decoct.targets.onnx import Onnx
@@ -63,6 +63,7 @@ class Search(Step, Budgets):
         "model": ("model", "spec"),
         "*": ("model", "estimator", "exported", "store", "spec"),
     }
+    optional: ClassVar[Mapping[str, tuple[str, ...]]] = {TRAIN: ("data",)}
     learns: ClassVar[bool] = True
     everywhere: ClassVar[bool] = True
     machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)

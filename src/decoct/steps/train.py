@@ -26,6 +26,7 @@ class Train(Learning):
     """
 
     use: ClassVar[str] = "train"
+    draws_sources: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("spec", "model")}
 
     objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = TaskLoss()

@@ -23,7 +23,7 @@ from decoct.models.interface import MAIN
 from decoct.models.onnx_file import open_session
 from decoct.outputs import Batch
 from decoct.spec import Choice
-from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.base import TRAIN, Context, Inputs, Step
 from decoct.steps.learning.batches import EVALUATION_BATCH, evaluation_batches, has_split, scores, splits_of
 from decoct.targets import onnx
 from decoct.teachers.onnx import FILE, file_predictor
@@ -43,6 +43,7 @@ class TrainEstimator(Step):
     """
 
     use: ClassVar[str] = "train_estimator"
+    optional: ClassVar[Mapping[str, tuple[str, ...]]] = {TRAIN: ("data",)}
     gives: ClassVar[str] = "estimator"
     learns: ClassVar[bool] = True
 

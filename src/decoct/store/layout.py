@@ -164,16 +164,16 @@ class Layout:
         where = mask if self.positions is None else None
         per_sample = math.prod(self.positions or ())
         hashes = seen if self.positions == () else _position_hashes(seen, per_sample, where)
-        outputs, measured = outputs.distribution, dict[str, float]()
-        if isinstance(outputs, Factored):
-            content, measured = self._by_parts(outputs, where, hashes, measure)
-        elif isinstance(outputs, TopK):
+        distribution, measured = outputs.distribution, dict[str, float]()
+        if isinstance(distribution, Factored):
+            content, measured = self._by_parts(distribution, where, hashes, measure)
+        elif isinstance(distribution, TopK):
             content = _packed(
-                codec, outputs.each(lambda each: each[where] if where is not None else each.flatten(0, -2))
+                codec, distribution.each(lambda each: each[where] if where is not None else each.flatten(0, -2))
             )
         else:
-            assert outputs is not None
-            logits = outputs.logits[where] if where is not None else outputs.logits.flatten(0, -2)
+            assert distribution is not None
+            logits = distribution.logits[where] if where is not None else distribution.logits.flatten(0, -2)
             content = codec.encode(logits, hashes)
             measured = self._measured(logits, content) if measure else {}
         cells: dict[str, Cell] = {}

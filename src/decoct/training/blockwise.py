@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.capture import Call
+from decoct.data.parts import Padding
 from decoct.outputs import Batch
 from decoct.training.clock import Clock
 from decoct.training.engine import Engine
@@ -63,7 +64,7 @@ class Blockwise(Windowed):
         return True
 
     def items(self, batch: Batch) -> Items:
-        return dict.fromkeys(map(_term, self.blocks), len(batch))
+        return dict.fromkeys(map(_term, self.blocks), 0 if isinstance(batch, Padding) else len(batch))
 
     def weights(self, clock: Clock) -> dict[str, float]:
         return dict.fromkeys(map(_term, self.blocks), 1.0)

@@ -38,7 +38,7 @@ class Criterion(Protocol):
         """Whether a window may be split into batches."""
 
     def items(self, batch: Batch) -> Items:
-        """How many items each term averages over."""
+        """How many items each term averages over; 0 of a Padding."""
 
     def weights(self, clock: Clock) -> dict[str, float]:
         """The weight of each term now."""
@@ -148,7 +148,7 @@ class Windowed(ManagedUpdate):
 
     @abstractmethod
     def items(self, batch: Batch) -> Items:
-        """How many items each term averages over."""
+        """How many items each term averages over; 0 of a Padding, on which it is run to no account."""
 
     @abstractmethod
     def weights(self, clock: Clock) -> dict[str, float]:
@@ -261,10 +261,9 @@ class Descent(Windowed):
 
 
 def _counts(items: Items, batch: Batch) -> dict[str, Tensor | float]:
-    """Items of each term and samples; none of a Padding. Tensors of an accelerator are not read, so nothing waits."""
+    """Items of each term, and samples (none of a Padding). Tensors of an accelerator are not read, so nothing waits."""
     counts = {name: each.double() if _away(each) else float(each) for name, each in items.items()}
-    counts[SAMPLES] = float(len(batch))
-    return {name: 0.0 * each for name, each in counts.items()} if isinstance(batch, Padding) else counts
+    return {**counts, SAMPLES: 0.0 if isinstance(batch, Padding) else float(len(batch))}
 
 
 def _away(value: Tensor | int) -> TypeGuard[Tensor]:

@@ -15,6 +15,7 @@ from torch import nn
 from decoct.capture import capture
 from decoct.data.base import Split
 from decoct.data.sources import Batches
+from decoct.models.heads import run_factored
 from decoct.outputs import Batch, Outputs
 from decoct.teachers.contract import frozen
 from decoct.teachers.remote.base import Ahead
@@ -228,3 +229,27 @@ class Unwritable:
 
 def _raise(text):
     raise RuntimeError(text)
+
+
+class Causal(nn.Module):
+    """A table and a head over it."""
+
+    def __init__(self, classes=CLASSES, width=WIDTH):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(classes, width), nn.Linear(width, classes)
+
+    def forward(self, ids):
+        return self.head(self.table(ids))
+
+
+@dataclass(frozen=True)
+class Factoring:
+    """As Plain, of a model that leaves its head out where that is wanted."""
+
+    output: str = "logits"
+
+    def forward(self, model, batch, needs, side):
+        if "factored" in needs.forms:
+            return run_factored(model, lambda: model(batch.side(side)), "head")
+        return Outputs(model(batch.side(side)))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from decoct.data.base import Source
 from decoct.data.given import LoaderSource
 from decoct.data.rollouts import Rollouts
+from decoct.data.sources import Together
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch
 from decoct.teachers.remote.base import Ahead
@@ -105,6 +106,22 @@ def test_of_a_source_that_is_not_fixed_nothing_is_drawn_before_it_is_wanted():
     again.load_state_dict(running.state_dict())
     assert again.state_dict() == running.state_dict()
     assert next(iter(again)).view == 1
+
+
+def test_who_reads_a_source_beside_is_asked_about_it_too():
+    reader, other = Threaded(), Threaded()
+    both = Together(source(8, 4), {"a": source(9, 3, seed=1), "b": source(6, 3, seed=2)})
+    running = RunsAhead(both, [reader, other], beside={reader: {"a"}})
+    batch = next(iter(running))
+    assert set(batch.tickets) == {reader, other}
+    assert set(batch.also["a"].tickets) == {reader}
+    assert not batch.also["b"].tickets
+    asked = len(reader.asked)
+    assert torch.equal(reader(batch.also["a"]).logits, batch.also["a"].side("teacher").sum(1, keepdim=True))
+    assert len(reader.asked) == asked
+    waiting = len(reader.asked) + len(other.asked) - 3
+    running.close()
+    assert reader.counts.dropped + other.counts.dropped == waiting
 
 
 def test_what_was_asked_for_is_not_asked_again_and_without_a_ticket_it_is():

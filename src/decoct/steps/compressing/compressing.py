@@ -26,6 +26,7 @@ class Compressing(Learning):
     0.1 task loss where there is a teacher among the inputs, else the task loss; `samples`, `teachers` as in distill.
     """
 
+    draws_sources: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "model": ("model", "spec"),
         "*": ("model", "estimator", "exported", "store", "spec"),

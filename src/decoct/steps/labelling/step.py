@@ -264,13 +264,9 @@ class _Packer:
         """Outputs on the CPU, features in their type; what is factored stays where its logits are to be made."""
         dtype = getattr(torch, self._step.features_dtype)
         features = {name: _cast(each.cpu(), dtype, name) for name, each in outputs.features.items()}
-        outputs = outputs.distribution
-        kept = replace(outputs, features={}, distribution=None if isinstance(outputs, Factored) else outputs).map(
-            Tensor.cpu
-        )
-        return replace(
-            kept, features=features, distribution=outputs if isinstance(outputs, Factored) else kept.distribution
-        )
+        factored = outputs.distribution if isinstance(outputs.distribution, Factored) else None
+        rest = replace(outputs, features={}, distribution=None if factored else outputs.distribution).map(Tensor.cpu)
+        return replace(rest, features=features, distribution=factored or rest.distribution)
 
 
 def _cast(feature: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -43,6 +43,7 @@ def build_criterion(
     *,
     counts: tuple[int, ...] | None = None,
     reader: str = "student",
+    counts_beside: Mapping[str, tuple[int, ...] | None] | None = None,
 ) -> Criterion:
     """The criterion for an objective, its terms shaped by one small batch seen in eval mode; `reader`: whose inputs
     `forward` reads."""
@@ -50,7 +51,8 @@ def build_criterion(
         outputs = forward(batch)
         teacher_outputs = {name: teacher(batch) for name, teacher in teachers.items()}
     return Criterion.build(
-        objective, Probe(task, batch, outputs, teacher_outputs, modules, known or {}, counts, reader)
+        objective,
+        Probe(task, batch, outputs, teacher_outputs, modules, known or {}, counts, reader, counts_beside or {}),
     )
 
 

@@ -16,6 +16,7 @@ from decoct.artifact import Artifact, Draft
 from decoct.capture import EVERY
 from decoct.data.base import Source
 from decoct.data.parts import parts
+from decoct.data.sources import Together
 from decoct.data.views import Views
 from decoct.errors import RecipeError
 from decoct.models.modes import evaluating
@@ -29,6 +30,7 @@ from decoct.steps.learning.building import build_criterion, build_student, seed_
 from decoct.steps.learning.refusals import observed, refuse_what_cannot_mix
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student, save_student
 from decoct.steps.learning.settings import Learning
+from decoct.steps.learning.sources import answering, at_source, refuse_other_classes, with_few
 from decoct.steps.learning.teachers import open_teachers, own_readers, to_combined
 from decoct.steps.learning.top_k import warn_of_tails
 from decoct.steps.learning.views import probe_batch, refuse_absent, teaching_stores, views_of
@@ -49,8 +51,9 @@ class Lesson:
     """A step at work: its engine, the student, and the predictors that it listens to, by role.
 
     `known`: by role the ids of the classes that a teacher knows, where it does not know all; `batch` a few samples, on
-    the device, from which shapes are read; `views` those that samples are drawn in, where they are fixed; `ahead` the
-    teachers that are asked before the student gets to a batch; `stores` the soft-label stores among the inputs.
+    the device, from which shapes are read, with those of each further source that is read beside them; `views` those
+    that samples are drawn in, where they are fixed; `ahead` the teachers that are asked before the student gets to a
+    batch, and about which sources beside the main one; `stores` the soft-label stores among the inputs.
     """
 
     step: Learning
@@ -61,14 +64,17 @@ class Lesson:
     known: Mapping[str, tuple[int, ...]]
     batch: Batch
     views: Views | None = None
-    ahead: tuple[Ahead, ...] = ()
+    ahead: Mapping[Ahead, frozenset[str]] = field(default_factory=dict)
     stores: Mapping[str, Artifact] = field(default_factory=dict)
 
     def forward(self, needs: Needs) -> Callable[[Batch], Outputs]:
-        """The student as it is now; written out where teachers of other classes, or the log, read its logits."""
+        """The student as it is now, on the batches of the sources that it needs too.
+
+        Written out where teachers of other classes, or the log, read its logits.
+        """
         if self.known or self.measure() is not None:
             needs |= DENSE
-        return self.student.forward(self.context.task, needs)
+        return answering(self.student.forward(self.context.task, needs), needs.sources, self.engine.whole_batch)
 
     def look(self, role: str, needs: Needs) -> Outputs:
         """What the student in eval mode, or a teacher as it was opened, says about the few samples."""
@@ -83,7 +89,6 @@ class Lesson:
         """The criterion between a student's predictor and `teachers` (by default the lesson's)."""
         opened = self.teachers if teachers is None else teachers
         modules = {"student": self.student.module}
-        counts = class_counts(self.context, self.step.labels)
         built = build_criterion(
             objective,
             self.context.task,
@@ -92,8 +97,9 @@ class Lesson:
             opened,
             modules,
             self.known,
-            counts=counts,
+            counts=class_counts(self.context, self.step.labels),
             reader=self.student.side,
+            counts_beside={name: class_counts(at_source(self.context, name), None) for name in self.batch.also},
         )
         return built.to(self.engine.device)
 
@@ -105,19 +111,28 @@ class Lesson:
         """Batches of the training split; of each, in several processes, the part of this one."""
         engine = self.engine
         source = parts(self.whole(only), engine.rank, engine.processes, refusing_other_batches(engine.group))
-        return RunsAhead(source, self.ahead) if self.ahead else source
+        return RunsAhead(source, tuple(self.ahead), beside=self.ahead) if self.ahead else source
 
     def whole(self, only: Literal["all", "labelled"]) -> Source:
-        """Batches of the training split, the same in all processes; DataError where a store lacks some of them."""
+        """Batches of the training split, the same in all processes; DataError where a store lacks some of them.
+
+        Beside each the next one, of labelled samples and others, of every further source that is read.
+        """
         step = self.step
         if only == "all":  # the labelled ones were looked for when the lesson began
             refuse_absent(self.stores, step, self.context, self.views, only)
+        main = self._drawn(self.context, only, step.labels)
+        others = {name: self._drawn(at_source(self.context, name), "all", None) for name in self.batch.also}
+        return Together(main, others) if others else main
+
+    def _drawn(self, context: Context, only: Literal["all", "labelled"], labels: int | None) -> Source:
+        step = self.step
         return training_source(
-            self.context,
+            context,
             batch_size=step.batch_size,
             augment=step.augment,
             only=only,
-            labels=step.labels,
+            labels=labels,
             mix=step.mix,
             further=step.teacher_views,
             views=self.views,
@@ -269,8 +284,11 @@ def lesson(
         labels=step.labels,
         averaged=step.teacher_views > 1,
     ) as found:
-        batch = probe_batch(step, context, PROBE_SAMPLES, views).to(engine.device)
-        yield Lesson(step, context, engine, student, found.teachers, found.known, batch, views, found.ahead, stores)
+        names = frozenset[str]().union(*(each.sources for each in needs.values()))
+        batch = with_few(probe_batch(step, context, PROBE_SAMPLES, views), context, names, PROBE_SAMPLES)
+        batch = batch.to(engine.device)
+        teachers = {role: answering(each, needs[role].sources) for role, each in found.teachers.items()}
+        yield Lesson(step, context, engine, student, teachers, found.known, batch, views, found.ahead, stores)
 
 
 def learn(
@@ -299,6 +317,7 @@ def learn(
             + ", ".join(role for role in roles if role != COMBINED)
         )
     refuse_what_cannot_mix(step, objective, inputs, context)
+    refuse_other_classes(objective, context)
     with lesson(step, inputs, context, needs, kinds=kinds, combine=combine) as opened:
         begun = begin(opened, objective)
         at_work = begun.lesson

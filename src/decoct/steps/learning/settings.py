@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from decoct.data.views import ViewsSetting
 from decoct.spec import Choice
-from decoct.steps.base import Step
+from decoct.steps.base import TRAIN, Step
 from decoct.tasks.mixing.base import Mixing
 from decoct.training.budget import Budget
 from decoct.training.optimizers import AdamW, Optimizer
@@ -26,14 +27,18 @@ class Learning(Step):
     images become one view, the same for both models, as `{use: mixup, alpha: 0.4}`; `teacher_views`: over how many
     augmented views of a sample the teacher's probabilities are averaged (the student sees the first); `views`: each
     sample comes in one of so many fixed augmented views in place of a new one each epoch (a stored teacher says which);
-    `sharding`: whether several processes spread the student's weights and optimizer state among them (fsdp).
+    `sharding`: whether several processes spread the student's weights and optimizer state among them (fsdp). The input
+    "train", samples that another step made, stands for the training split.
     """
 
     not_in_key: ClassVar[tuple[str, ...]] = (*Step.not_in_key, "sharding")
+    optional: ClassVar[Mapping[str, tuple[str, ...]]] = {TRAIN: ("data",)}
     learns: ClassVar[bool] = True
     everywhere: ClassVar[bool] = True
     rehearsed: ClassVar[bool] = True
     """Whether `check` can run its objective between the model and the other inputs as they are."""
+    draws_sources: ClassVar[bool] = False
+    """Whether it draws batches of further sources beside those of the data, where its objective reads them."""
 
     budget: Budget = Budget(epochs=10)
     optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = DEFAULT_OPTIMIZER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from decoct.artifact import Artifact
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class OpenTeachers:
     """Teachers that are open: predictors by role, and of those that do not know all classes the ids of those known;
-    `ahead`: those that may be asked before their answers are needed."""
+    `ahead`: those that may be asked before their answers are needed, and about which sources beside the main one."""
 
     teachers: dict[str, Predictor]
     known: dict[str, tuple[int, ...]]
-    ahead: tuple[Ahead, ...] = ()
+    ahead: Mapping[Ahead, frozenset[str]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def open_teachers(
     with contextlib.ExitStack() as stack:
         teachers: dict[str, Predictor] = {}
         known: dict[str, tuple[int, ...]] = {}
-        ahead: list[Ahead] = []
+        ahead: dict[Ahead, frozenset[str]] = {}
         for role, wanted in needs.items():
             kind = (kinds or {}).get(role)
             alignment = alignment_of(inputs[role], task, role)
@@ -75,7 +75,7 @@ def open_teachers(
                 wanted |= DENSE  # classes by name, means of views and agreement read logits
             opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind, role=role))
             if isinstance(opened, Ahead):
-                ahead.append(opened)
+                ahead[opened] = wanted.sources
             if averaged:
                 opened = over_views(opened, numbers=not task.answer.distribution)
             teachers[role] = opened if alignment is None else alignment(opened)
@@ -90,7 +90,7 @@ def open_teachers(
             teachers[COMBINED] = _narrowed(combine.join(members, setting), joined)
             if joined is not None:
                 known[COMBINED] = joined
-        yield OpenTeachers(teachers, known, tuple(ahead))
+        yield OpenTeachers(teachers, known, ahead)
 
 
 def _setting(outputs: int, context: Context, engine: Engine, labels: int | None) -> Setting:

@@ -165,9 +165,7 @@ def rows_of(raw: Outputs, mask: Tensor) -> Iterator[Tensor]:
     """Logits `[n, V]` of the positions of a mask, a few hundred at a time; RecipeError where there are none."""
     distribution = raw.distribution
     if isinstance(distribution, Factored):
-        hidden = distribution.hidden[mask]
-        for start in range(0, len(hidden), ROWS):
-            yield Factored(hidden[start : start + ROWS], distribution.head, distribution.dtype).dense()
+        yield from distribution.rows(mask, at_once=ROWS)
     elif raw.logits is not None:
         logits = raw.logits[mask]
         for start in range(0, len(logits), ROWS):

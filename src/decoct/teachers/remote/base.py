@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from decoct.outputs import Batch, Outputs, device_of
+from decoct.teachers.remote.heads import Moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class Ahead(ABC):
         self.room = room
         """How many questions may wait for their answers at a time."""
         self.counts = Counts()
+        self._moved = Moved()
 
     @abstractmethod
     def send(self, batch: Batch) -> Future[Outputs]:
@@ -56,7 +58,7 @@ class Ahead(ABC):
         """The answer for `batch`: the one that was asked for ahead, or a new one, for which it waits."""
         ticket = batch.tickets.get(self)
         outputs = self.result(self.submit(batch) if ticket is None else ticket)
-        return outputs.to(device_of(batch.side(self.side)))
+        return self._moved(outputs, device_of(batch.side(self.side)))
 
     def submit(self, batch: Batch) -> Ticket:
         """Asks for the answer to `batch` and returns what it is redeemed with."""

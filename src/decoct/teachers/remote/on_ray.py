@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -57,6 +58,7 @@ class RayTeacher(Teacher):
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> AbstractContextManager[Predictor]:
         """An OnRay while the body runs; `subject` a module, an artifact or the path of an ONNX file."""
+        needs = replace(needs, forms=needs.forms - {"factored"})  # Ray's messages would each hold the head
         told = opening(subject, reading, needs, device=self.device, autocast=autocast, kind=self.teacher)
         return self._opened(told)
 

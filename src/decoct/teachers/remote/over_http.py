@@ -16,7 +16,8 @@ from decoct.models.remote import VERSION, Remote, facts
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Asking
-from decoct.teachers.remote.tensors import from_inputs, to_outputs
+from decoct.teachers.remote.heads import Fetched
+from decoct.teachers.remote.tensors import from_inputs, to_head, to_outputs
 
 
 class HttpTeacher(Teacher):
@@ -69,6 +70,7 @@ class OverHttp(Asking):
     def __init__(self, client: Client, info: dict[str, Any], needs: Needs, side: str, room: int) -> None:
         super().__init__(side, room, room)
         self._client, self._info, self._needs = client, info, needs
+        self._fetched = Fetched(lambda name: to_head(client.get(f"{VERSION}/heads/{name}").body))
 
     def ask(self, batch: Batch) -> Outputs:
         body = from_inputs(batch.side(self.side), self._needs)
@@ -81,7 +83,7 @@ class OverHttp(Asking):
         self.counts.resent = self._client.resent
         if (made_by := reply.headers.get(FINGERPRINT, "")) != self._info["fingerprint"]:
             raise changed(self._client.url, self._info["fingerprint"], made_by)
-        return to_outputs(reply.body)
+        return to_outputs(reply.body, self._fetched)
 
 
 def changed(url: str, before: str, after: str) -> TeacherChanged:

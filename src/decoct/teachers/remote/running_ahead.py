@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,13 +27,21 @@ class RunsAhead(Source):
     Up to `ahead` batches are drawn before they are asked for (None: as many as the teachers have room for), into the
     next epoch too, so that the teachers work while the student does. The position is that of the batches handed out:
     `load_state_dict` forgets what was drawn beyond it, and a fresh RunsAhead with that position hands out exactly the
-    batches that would have followed. An error of the source is raised where its batch would have come.
+    batches that would have followed. An error of the source is raised where its batch would have come. `beside`: about
+    which batches beside the main one, by name, a teacher is asked too.
 
     Of a source that is not fixed nothing is drawn beforehand, since its batches are not there yet: a batch is drawn and
     asked about when it is wanted, and what teachers do at the same time is to answer about one window.
     """
 
-    def __init__(self, source: Source, teachers: Sequence[Ahead], *, ahead: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        teachers: Sequence[Ahead],
+        *,
+        ahead: int | None = None,
+        beside: Mapping[Ahead, Collection[str]] | None = None,
+    ) -> None:
         if not teachers:
             raise RecipeError("running ahead needs a teacher that answers elsewhere, and there is none")
         if ahead is not None and ahead < 1:
@@ -43,6 +51,7 @@ class RunsAhead(Source):
         self._queue: deque[_Drawn] = deque()
         self._drawing: Iterator[Batch] | None = None
         self._position = source.state_dict()
+        self._beside = beside or {}
         self.fixed = source.fixed
 
     @property
@@ -108,11 +117,20 @@ class RunsAhead(Source):
         return _Drawn(None if batch is None else self._asked(batch), self._source.state_dict())
 
     def _asked(self, batch: Batch) -> Batch:
-        views = tuple(self._asked(each) for each in batch.views)
-        return replace(batch, tickets={each: each.submit(batch) for each in self._teachers}, views=views)
+        also = {name: self._asked_of(each, self._readers(name)) for name, each in batch.also.items()}
+        return replace(self._asked_of(batch, self._teachers), also=also)
+
+    def _asked_of(self, batch: Batch, teachers: Sequence[Ahead]) -> Batch:
+        if not teachers:
+            return batch
+        views = tuple(self._asked_of(each, teachers) for each in batch.views)
+        return replace(batch, tickets={each: each.submit(batch) for each in teachers}, views=views)
+
+    def _readers(self, name: str) -> list[Ahead]:
+        return [each for each in self._teachers if name in self._beside.get(each, ())]
 
     def _drop(self, batch: Batch) -> None:
         for teacher, ticket in batch.tickets.items():
             teacher.drop(ticket)
-        for view in batch.views:
-            self._drop(view)
+        for each in (*batch.views, *batch.also.values()):
+            self._drop(each)

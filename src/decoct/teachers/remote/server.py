@@ -2,6 +2,7 @@
 
     GET /v1/teacher   -> JSON: decoct (version), task, side, classes, fingerprint, features, most_bytes
     POST /v1/outputs  safetensors (see `tensors.py`) -> safetensors, header X-Decoct-Fingerprint
+    GET /v1/heads/FINGERPRINT -> safetensors: the head of answers with hidden states in the place of logits
 
 Statuses: 400 a body that cannot be read; 401 the bearer token is missing or wrong; 404; 408 a body that comes too
 slowly; 411 a body without a length; 413 a body above the limit; 422 the teacher cannot answer this (JSON: kind, text);
@@ -37,10 +38,12 @@ from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.spec import Choice
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.contract import frozen
-from decoct.teachers.remote.tensors import from_outputs, to_inputs
+from decoct.teachers.remote.heads import Offered
+from decoct.teachers.remote.tensors import from_head, from_outputs, to_inputs
 
 MOST_BYTES = 256 << 20
 AT_A_TIME = 16
+HEADS = "/v1/heads/"
 PATIENCE, SLOWEST = 60.0, 1e5
 """A body may take so many seconds, and one more for each so many bytes."""
 Answer = Callable[[Any, Needs], Outputs]
@@ -125,6 +128,7 @@ class _Desk:
         self.info, self.secret, self.most_bytes = info, secret, most_bytes
         self.room = threading.BoundedSemaphore(AT_A_TIME)
         self._answer, self._alone = answer, threading.Lock()
+        self._offered = Offered()
 
     def outputs(self, body: bytes) -> bytes:
         """The answer to the body of a request."""
@@ -133,7 +137,12 @@ class _Desk:
         if not self.info["features"] and modules:
             raise RecipeError(f"this teacher has no layers to tap, and {', '.join(sorted(modules))} are asked for")
         with self._alone:
-            return from_outputs(self._answer(inputs, needs))
+            outputs = self._answer(inputs, needs)
+            return from_outputs(outputs, self._offered if "factored" in needs.forms else None)
+
+    def head(self, name: str) -> bytes:
+        """The head with a fingerprint that an answer named."""
+        return from_head(self._offered.head(name))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -143,9 +152,21 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self) -> None:
-        """GET /v1/teacher."""
-        if self._known() and self._found("/v1/teacher"):
+        """GET /v1/teacher, and GET /v1/heads/FINGERPRINT."""
+        if not self._known():
+            return
+        if self.path.startswith(HEADS):
+            self._head(self.path.removeprefix(HEADS))
+        elif self._found("/v1/teacher"):
             self._reply(200, JSON, json.dumps(self.desk.info).encode())
+
+    def _head(self, name: str) -> None:
+        try:
+            found = self.desk.head(name)
+        except DataError as error:
+            self._refuse(404, "DataError", str(error))
+        else:
+            self._reply(200, TENSORS, found)
 
     def do_POST(self) -> None:
         """POST /v1/outputs."""

@@ -6,6 +6,7 @@ bytes. What comes from a server is read by `tensors.py`, which knows no pickle.
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 from collections.abc import Sequence
@@ -15,17 +16,74 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoct.outputs import Head
+from decoct.teachers.remote.heads import KEPT, Heads
 
-def encoded(value: Any) -> tuple[bytes, list[memoryview]]:
-    """A description of `value`, and the memory of its tensors and arrays, not copied where it is dense."""
+
+def encoded(value: Any, sent: Sent | None = None) -> tuple[bytes, list[memoryview]]:
+    """A description of `value`, and the memory of its tensors and arrays, not copied where it is dense.
+
+    `sent`: what the other end of the connection has; what is made must then be written to it, in order.
+    """
     buffers: list[pickle.PickleBuffer] = []
     head = io.BytesIO()
-    _Pickler(head, protocol=5, buffer_callback=buffers.append).dump(value)
+    pickler = _Pickler(head, protocol=5, buffer_callback=buffers.append)
+    pickler.sent = sent
+    try:
+        pickler.dump(value)
+    except BaseException:
+        if sent is not None:
+            sent.undo()
+        raise
+    if sent is not None:
+        sent.done()
     return head.getvalue(), [each.raw() for each in buffers]
 
 
-def decoded(head: bytes, buffers: Sequence[Any]) -> Any:
+class Sent:
+    """Heads of factored distributions that the other end of a connection has, so that each is written once."""
+
+    def __init__(self) -> None:
+        self._heads, self._before = Heads(), Heads()
+        self._count = 0
+
+    def described(self, head: Head) -> tuple[int, Head | None]:
+        """The number of a head, and the head itself where the other end lacks it; 0: it is not to be kept there."""
+        if head.weight.is_inference():
+            return 0, head
+        number = self._heads.name(head)
+        if number is not None:
+            return number, None
+        self._count += 1
+        self._heads.keep(head, self._count)
+        return self._count, head
+
+    def done(self) -> None:
+        """What was described is on its way."""
+        self._before = copy.copy(self._heads)
+
+    def undo(self) -> None:
+        """What was described since the last time is not."""
+        self._heads = copy.copy(self._before)
+
+
+class Got:
+    """Heads that came over a connection, by number."""
+
+    def __init__(self) -> None:
+        self._heads: dict[int, Head] = {}
+
+    def head(self, number: int, head: Head | None) -> Head:
+        """The head of a number; a new one is kept, and the oldest goes, as at the other end."""
+        if head is not None and number:
+            self._heads = dict([*self._heads.items(), (number, head)][-KEPT:])
+        return self._heads[number] if head is None else head
+
+
+def decoded(head: bytes, buffers: Sequence[Any], got: Got | None = None) -> Any:
     """The value again; its tensors live in `buffers`, which must be writable.
+
+    `got`: what came over this connection before, where its writer keeps account of what it sent.
 
     >>> value = {"x": torch.arange(6.0).view(2, 3).t(), "y": ["a", None]}
     >>> head, buffers = encoded(value)
@@ -33,7 +91,9 @@ def decoded(head: bytes, buffers: Sequence[Any]) -> Any:
     >>> again["x"].stride(), again["x"].equal(value["x"]), again["y"]
     ((1, 3), True, ['a', None])
     """
-    return pickle.loads(head, buffers=buffers)  # noqa: S301 - from a process of ours
+    unpickler = _Unpickler(io.BytesIO(head), buffers=buffers)
+    unpickler.got = got
+    return unpickler.load()
 
 
 def send(connection: Connection, value: Any) -> None:
@@ -49,17 +109,37 @@ def write(connection: Connection, head: bytes, buffers: Sequence[memoryview]) ->
             connection.send_bytes(each)
 
 
-def receive(connection: Connection) -> Any:
+def receive(connection: Connection, got: Got | None = None) -> Any:
     """Waits for a value; EOFError where the other end is gone."""
     head, sizes = pickle.loads(connection.recv_bytes())  # noqa: S301 - from a process of ours
     memory = [torch.empty(size, dtype=torch.uint8).numpy() for size in sizes]  # aligned as torch aligns
     for each in memory:
         if each.nbytes:
             connection.recv_bytes_into(each.data)
-    return decoded(head, memory)
+    return decoded(head, memory, got)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what a process of ours wrote."""
+
+    got: Got | None = None
+
+    def persistent_load(self, pid: Any) -> Head:
+        assert self.got is not None, "a head by its number, and nobody kept account of heads"
+        number, parts = pid
+        return self.got.head(number, None if parts is None else Head(*parts))
 
 
 class _Pickler(pickle.Pickler):
+    sent: Sent | None = None
+
+    def persistent_id(self, value: Any) -> Any:
+        """A head by its number, with its parts where it is written for the first time."""
+        if self.sent is None or not isinstance(value, Head):
+            return None
+        number, head = self.sent.described(value)
+        return number, None if head is None else (head.weight, head.bias, head.scale, head.softcap)
+
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             return NotImplemented

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from decoct.teachers.remote.faults import Fault
-from decoct.teachers.remote.wire import encoded, receive, send, write
+from decoct.teachers.remote.wire import Sent, encoded, receive, send, write
 
 READY, FAILED, ANSWER, ERROR, CLOSED = "ready", "failed", "answer", "error", "closed"
 
@@ -39,9 +39,9 @@ def _serve(connection: Connection) -> None:
         with opened() as answer:
             threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
             send(connection, (READY, None))
-            kind = CLOSED
+            kind, sent = CLOSED, Sent()
             while (request := requests.get()) is not None:
-                write(connection, *_answered(answer, request))
+                write(connection, *_answered(answer, request, sent))
                 del request
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
@@ -51,10 +51,10 @@ def _serve(connection: Connection) -> None:
         send(connection, (CLOSED, None))
 
 
-def _answered(answer: Any, request: Any) -> tuple[bytes, list[memoryview]]:
+def _answered(answer: Any, request: Any, sent: Sent) -> tuple[bytes, list[memoryview]]:
     """What is written for a request; an answer that cannot be written is an error like any other."""
     try:
-        return encoded((ANSWER, answer(request)))
+        return encoded((ANSWER, answer(request)), sent)
     except BaseException as error:  # handed to whoever waits for this answer
         return encoded((ERROR, Fault.of(error)))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from decoct.errors import RecipeError, ResourceError
 from decoct.teachers.remote.faults import ended
-from decoct.teachers.remote.wire import encoded, receive, send, write
+from decoct.teachers.remote.wire import Got, encoded, receive, send, write
 from decoct.teachers.remote.worker import ANSWER, CLOSED, ERROR, FAILED, READY, work
 
 Opened = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
@@ -177,10 +177,11 @@ class Workers:
             return self._break(value.error(), served)
         assert kind == READY
         served.ready = True
+        got = Got()
         while self._fetch(connection, served):
             if not served.held:
                 continue
-            kind, value = receive(connection)
+            kind, value = receive(connection, got)
             if kind not in (ANSWER, ERROR):
                 raise EOFError(f"the worker said {kind!r} in place of an answer")
             _settle(served.held[0], kind, value)
