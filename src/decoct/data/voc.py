@@ -75,7 +75,7 @@ class VOC(Data):
             for number, name in enumerate(each.names, 1):
                 if name not in ids:
                     raise DataError(
-                        f"{each.file}: box {number} holds {name!r}, which is none of data.classes ({', '.join(classes)})"
+                        f"{each.file}: box {number} holds {name!r}, none of data.classes ({', '.join(classes)})"
                     )
         stacked = stack(
             [each.image for each in found], [str(each.file) for each in found], "give data.size, to which all come"

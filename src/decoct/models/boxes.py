@@ -111,7 +111,8 @@ def detections(boxes: Tensor, scores: Tensor, *, above: float, overlap: float, m
     """What is kept of boxes `[B, N, 4]` with probabilities `[B, N, C]`: by class the best of those that overlap.
 
     Non-maximum suppression on the CPU or the device of the boxes, at most `most` an image, the best first, of scores
-    above `above`. `boxes` `[B, K, 4]`, `scores` `[B, K]`, `labels` int64 `[B, K]`, `valid` bool `[B, K]`, padded with 0.
+    above `above`. `boxes` `[B, K, 4]`, `scores` `[B, K]`, `labels` int64 `[B, K]` and `valid` bool `[B, K]`, filled up
+    with 0.
 
     >>> twice = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 4, 5]]])
     >>> detections(twice, torch.tensor([[[0.9], [0.8]]]), above=0.1, overlap=0.5, most=2)["valid"].tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -124,7 +125,7 @@ class _Backbone(nn.Module):
         super().__init__()
         self.out_channels = features
         self.stem = Convolutions(channels, widths[0], 2)
-        self.stages = nn.ModuleList(Convolutions(a, b, 2) for a, b in zip(widths, widths[1:]))
+        self.stages = nn.ModuleList(Convolutions(a, b, 2) for a, b in pairwise(widths))
         self.fine = nn.Conv2d(widths[-2], features, 1)
         self.coarse = nn.Conv2d(widths[-1], features, 1)
         self.smooth = nn.Conv2d(features, features, 3, padding=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from decoct.errors import RecipeError
 from decoct.models.base import Interface, Model
 from decoct.models.boxes import box_target_loss
 from decoct.models.calls import call
@@ -36,7 +38,9 @@ class SmallDetector(Model):
         require_kind(interface, self.use, "image", boxes=True)
         stages = 3 if self.finest == 4 else 4
         if len(self.widths) != stages:
-            raise _widths(self, stages)
+            raise RecipeError(
+                f"widths: {list(self.widths)}; with finest {self.finest} give {stages}: the stem's and the stages'"
+            )
         return SmallDetectorNet(interface.shape[0], interface.classes, self.widths, self.head)
 
     def run(self, module: nn.Module, inputs: Any, interface: Interface, needs: Needs, target: Any = None) -> Outputs:
@@ -47,20 +51,12 @@ class SmallDetector(Model):
         losses = {}
         if needs.losses:
             known = [place for place, each in enumerate(target) if each is not None]
-            chosen = [values[name][known] for name in ("raw_boxes", "raw_scores")]
-            losses["detection"] = box_target_loss(*chosen, values["points"], [target[place] for place in known])
+            boxes, scores = (values[name][known] for name in ("raw_boxes", "raw_scores"))
+            losses["detection"] = box_target_loss(boxes, scores, values["points"], [target[place] for place in known])
         if not module.training:  # what the answer chooses from
             values |= {"candidates": values["raw_boxes"], "likely": values["raw_scores"].sigmoid()}
         values["points"] = values["points"].expand(len(inputs), -1, -1)  # stored values have one entry a sample
         return Outputs(values=values, features=dict(features), losses=losses)
-
-
-def _widths(model: SmallDetector, stages: int) -> Exception:
-    from decoct.errors import RecipeError
-
-    return RecipeError(
-        f"models.widths: {list(model.widths)}; finest {model.finest} takes {stages} numbers: the stem's and the stages'"
-    )
 
 
 class SmallDetectorNet(nn.Module):
@@ -71,7 +67,7 @@ class SmallDetectorNet(nn.Module):
         super().__init__()
         self.classes = classes
         self.stem = Convolutions(channels, widths[0], 2)
-        self.stages = nn.ModuleList(Convolutions(a, b, 2) for a, b in zip(widths, widths[1:]))
+        self.stages = nn.ModuleList(Convolutions(a, b, 2) for a, b in pairwise(widths))
         self.coarse = nn.Conv2d(widths[-1], head, 1)
         self.fine = nn.Conv2d(widths[-2], head, 1)
         self.towers = nn.ModuleList(Convolutions(head, head) for _ in range(2))

@@ -32,7 +32,7 @@ class Boxes(Answer):
     predictor gives the values `boxes` `[B, K, 4]`, `scores` `[B, K]`, `labels` `[B, K]` and `valid` `[B, K]`, the best
     first, `most` at most: of all boxes whose score is above `above` those that no better one of their class overlaps by
     more than `overlap`. That is done after torch and after every runtime alike; the exported file gives all boxes and
-    their probabilities apart.
+    their logits apart (a score is the sigmoid of one).
     """
 
     distribution: ClassVar[bool] = False
@@ -76,7 +76,7 @@ class Boxes(Answer):
         axes = {0: "batch"}
         return {
             "boxes": Port(kind="boxes", shape=(None, 4), axes=axes),
-            "scores": Port(kind="numbers", shape=(None, len(self.classes)), axes=axes),
+            "scores": Port(kind="logits", shape=(None, len(self.classes)), axes=axes),
         }
 
     def postprocessing(self) -> Postprocessing | None:
@@ -165,7 +165,7 @@ class Boxes(Answer):
         return [each | {"scores": torch.zeros(0)} for each in self.missing(count)]
 
     def from_file(self, arrays: Mapping[str, Tensor], batch: Batch, reader: str) -> Outputs:
-        return Outputs(values=self._chosen(arrays["boxes"], arrays["scores"]))
+        return Outputs(values=self._chosen(arrays["boxes"], arrays["scores"].sigmoid()))
 
     def tally(self) -> Tally:
         return BoxTally(self)
@@ -175,8 +175,8 @@ class Boxes(Answer):
 
 
 class AllBoxes(nn.Module):
-    """What a detector returned -> boxes `[B, N, 4]` in pixels and probabilities `[B, N, C]`, two outputs; of detections
-    that were chosen already (two stages) these."""
+    """What a detector returned -> boxes `[B, N, 4]` in pixels and logits `[B, N, C]`, two outputs; of detections that
+    were chosen already (two stages) these. A class is there with the sigmoid of its logit."""
 
     def __init__(self, classes: int, most: int) -> None:
         super().__init__()
@@ -184,9 +184,10 @@ class AllBoxes(nn.Module):
 
     def forward(self, raw: Any) -> tuple[Tensor, Tensor]:
         if isinstance(raw, Mapping):
-            return raw["raw_boxes"], raw["raw_scores"].sigmoid()
+            return raw["raw_boxes"], raw["raw_scores"]
         found = padded(raw, self.most)
-        return found["boxes"], one_hot_scores(found["scores"], found["labels"], self.classes)
+        likely = one_hot_scores(found["scores"], found["labels"], self.classes)
+        return found["boxes"], likely.logit(eps=1e-6)
 
 
 class BoxTally(Tally):
