@@ -22,6 +22,9 @@ PLACES: Mapping[str, str] = {
     "credit_default": "credit-default",
     "california_housing": "california-housing",
     "conll": "wnut17",
+    "image_masks": "camvid",
+    "text": "tinyshakespeare/input.txt",
+    "several": ".",
 }
 """Where data sets that do not come with a dependency stand in the folder of data sets."""
 NEEDED: Mapping[str, Any] = {
@@ -41,6 +44,9 @@ NEEDED: Mapping[str, Any] = {
     "exit": "layer1",
     "part": "part",
     "k": 4,
+    "reads": {"use": "images"},
+    "heads": {"digit": {"use": "classes"}},
+    "sets": {"digit": {"use": "digits"}},
     "target": "column",
     "type": "some.Class",
     "value": 0.5,
