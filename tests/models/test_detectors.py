@@ -50,7 +50,7 @@ def test_saved_and_loaded_it_says_the_same(spec: Model, tmp_path: Path) -> None:
     with torch.no_grad():
         before = network.run(IMAGES, Needs()).tensors()
     with writing(tmp_path / "made", kind="model", name="made", key="k", lineage={}) as draft:
-        save_model(draft, module, spec, BOXES, side="student", probe=lambda one: [each for each in before], given={})
+        save_model(draft, module, spec, BOXES, side="student", probe=lambda one: list(before), given={})
     again = load_model(Artifact.load(tmp_path / "made"), given={})
     with torch.no_grad():
         after = Network(again.module.eval(), again.spec, BOXES).run(IMAGES, Needs()).tensors()

@@ -12,6 +12,8 @@ from decoct.errors import RecipeError
 
 Target = Mapping[str, Tensor]
 """Of one image: `boxes` float `[n, 4]` xyxy in pixels, `labels` int64 `[n]`."""
+RawBoxes = RawScores = Points = Loss = Tensor
+"""`[B, N, 4]`, `[B, N, C]`, `[N, 3]` and one number; their shapes are checked by the function."""
 SIDES = 4.0
 """Boxes of at most so many strides belong to the finer level."""
 RADIUS = 1.5
@@ -62,7 +64,7 @@ def assigned(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(smallest == torch.inf, -1, found)
 
 
-def box_target_loss(raw_boxes: Tensor, raw_scores: Tensor, points: Tensor, targets: Sequence[Target]) -> Tensor:
+def box_target_loss(raw_boxes: RawBoxes, raw_scores: RawScores, points: Points, targets: Sequence[Target]) -> Loss:
     """The loss of raw heads against boxes: focal loss of the scores plus 1 − GIoU of the boxes, mean over images.
 
     `raw_boxes` `[B, N, 4]` xyxy in pixels, `raw_scores` logits `[B, N, C]`, `points` `[N, 3]` (x, y, stride) that
