@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,14 @@ from decoct.errors import RecipeError
 
 Target = Mapping[str, Tensor]
 """Of one image: `boxes` float `[n, 4]` xyxy in pixels, `labels` int64 `[n]`."""
-RawBoxes = RawScores = Points = Loss = Tensor
-"""`[B, N, 4]`, `[B, N, C]`, `[N, 3]` and one number; their shapes are checked by the function."""
+RawBoxes: TypeAlias = Tensor
+"""`[B, N, 4]`; the function itself checks these shapes."""
+RawScores: TypeAlias = Tensor
+"""`[B, N, C]`."""
+Points: TypeAlias = Tensor
+"""`[N, 3]`."""
+Loss: TypeAlias = Tensor
+"""One number."""
 SIDES = 4.0
 """Boxes of at most so many strides belong to the finer level."""
 RADIUS = 1.5
