@@ -32,6 +32,7 @@ FOLDERS = {
     "credit_default": "credit-default",
     "california_housing": "california-housing",
     "camvid": "camvid",
+    "bccd": "bccd/BCCD",
     "wnut17": "wnut17",
 }
 

@@ -51,7 +51,8 @@ EXTRA = {
     "hidden_cosine": {"layers": {"tokens": "tokens", "vector": "vector"}},
 }
 NAMES = list(CATALOGUE)
-RUNNING = [name for name in NAMES if name != "sum"]
+RUNNING = [name for name in NAMES if name not in ("sum", "box_targets")]
+"""Those that learn from such outputs; tests/tasks/test_detection.py holds box_targets, which reads boxes."""
 REGRESSION = {"regression_kd"}
 SCALED = {"afd", "mgd", "ofd", "review_kd", "factor_translator", "focal_global", "feature_discriminator", "crd"}
 """Features are scaled with the logits where they pass through learned layers."""

@@ -9,6 +9,7 @@ from decoct.objectives.attention_transfer import attention_transfer_loss
 from decoct.objectives.balanced_cross_entropy import balanced_cross_entropy
 from decoct.objectives.batch_correlation import batch_correlation_loss
 from decoct.objectives.binary_kd import binary_kd_loss
+from decoct.objectives.box_targets import box_target_loss
 from decoct.objectives.channel_correlation import channel_correlation_loss
 from decoct.objectives.channel_wise import channel_wise_loss
 from decoct.objectives.class_correlation import class_correlation_loss
@@ -69,6 +70,7 @@ __all__ = [
     "balanced_cross_entropy",
     "batch_correlation_loss",
     "binary_kd_loss",
+    "box_target_loss",
     "channel_correlation_loss",
     "channel_wise_loss",
     "class_correlation_loss",

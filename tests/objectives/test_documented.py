@@ -10,6 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 AUTO = {"stages": "auto: stages", "embedding": "auto: before the last layer", "none": "layers by name"}
 OTHER = {
     "afd": "features (auto: stages), learns",
+    "box_targets": "values",
     "ctkd": "logits, learns",
     "fsp": "features (layers by name)",
     "layer_fusion": "features (auto: stages)",

@@ -344,10 +344,10 @@ def test_what_stands_in_rows_that_do_not_count_stays_out() -> None:
 
 def test_forms_are_those_that_every_reader_takes() -> None:
     def student(objective: Objective) -> set[str]:
-        return set(needs_of(objective, ["teacher"], TASK.needs)["student"].forms)
+        return set(needs_of(objective, ["teacher"], TEXTS.needs)["student"].forms)
 
     def teacher(objective: Objective) -> set[str]:
-        return set(needs_of(objective, ["teacher"], TASK.needs)["teacher"].forms)
+        return set(needs_of(objective, ["teacher"], TEXTS.needs)["teacher"].forms)
 
     for name, objective in OBJECTIVES.items():
         assert student(objective) == {"dense", "factored"}, name

@@ -26,12 +26,15 @@ PLACES = {
     "california_housing": "california-housing",
     "conll": "wnut17",
     "image_masks": "camvid",
+    "voc": "bccd/BCCD",
     "mnist": "mnist",
     "text": "tinyshakespeare/input.txt",
 }
 TINY_MODELS: dict[str, dict[str, Any]] = {
     "small_resnet": {"width": 4},
     "small_unet": {"widths": [4, 6]},
+    "small_detector": {"widths": [4, 6, 8], "head": 8},
+    "faster_rcnn": {"widths": [4, 6, 8], "features": 8, "hidden": 16},
     "small_gpt": {"width": 16, "depth": 1, "heads": 2},
     "small_mobilenet": {"width": 4},
     "mlp": {"hidden": [4]},
@@ -51,6 +54,7 @@ LIMITS = {
     "text_classification": 40,
     "token_classification": 40,
     "segmentation": 20,
+    "detection": 80,
     "multi_task": 60,
 }
 """Samples of each split, where the default of 300 takes long."""
@@ -71,6 +75,8 @@ def shrunk(recipe: Recipe, places: dict[str, Path]) -> list[str]:
         words += [f"task.{name}.size=300" for name in TOKENIZERS if name in task] + ["task.max_length=12"]
     if recipe.task.use == "segmentation":
         words.append("data.size=[24, 32]")
+    if recipe.task.use == "detection":
+        words.append("data.size=[48, 64]")
     for name, model in recipe.models.items():
         words += [f"models.{name}.{key}={json.dumps(value)}" for key, value in TINY_MODELS.get(model.use, {}).items()]
     for step in recipe.steps:

@@ -10,6 +10,7 @@ CATALOGUE = Catalogue(
         "cifar10": "decoct.data.cifar10:CIFAR10",
         "image_folder": "decoct.data.image_folder:ImageFolder",
         "image_masks": "decoct.data.image_masks:ImageMasks",
+        "voc": "decoct.data.voc:VOC",
         "sst2": "decoct.data.sst2:SST2",
         "tsv": "decoct.data.tsv:TSV",
         "conll": "decoct.data.conll:CoNLL",

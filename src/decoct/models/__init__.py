@@ -18,6 +18,8 @@ CATALOGUE = Catalogue(
         "small_mobilenet": "decoct.models.small_mobilenet:SmallMobileNet",
         "small_vit": "decoct.models.small_vit:SmallViT",
         "small_unet": "decoct.models.small_unet:SmallUNet",
+        "small_detector": "decoct.models.small_detector:SmallDetector",
+        "faster_rcnn": "decoct.models.faster_rcnn:FasterRCNN",
         "mlp": "decoct.models.mlp:MLP",
         "bilstm": "decoct.models.bilstm:BiLSTM",
         "exits": "decoct.models.exits:WithExits",

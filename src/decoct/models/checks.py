@@ -18,14 +18,20 @@ FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 """What libraries raise when a network cannot take an input."""
 
 
-def require_kind(interface: Interface, name: str, *kinds: str, per_pixel: bool | None = False) -> None:
+def require_kind(
+    interface: Interface, name: str, *kinds: str, per_pixel: bool | None = False, boxes: bool = False
+) -> None:
     """RecipeError where the task's inputs are of another kind than the network takes, or where it wants an answer for
-    each pixel and the network gives one for each image, or the other way round (`per_pixel` None: it gives either)."""
+    each pixel and the network gives one for each image, or the other way round (`per_pixel` None: it gives either), or
+    boxes of a network that gives none, or the other way round."""
     if interface.kind not in kinds:
         raise RecipeError(
             f"{name} takes {' or '.join(kinds)} inputs, the task gives {interface.kind}; choose another model "
             f"(image: small_resnet, torchvision, timm; text: transformers, bilstm; tabular: mlp)"
         )
+    if interface.boxes != boxes:
+        which = "gives boxes, the task wants none" if boxes else "gives no boxes, the task wants some"
+        raise RecipeError(f"{name} {which}; choose another model (boxes: small_detector, faster_rcnn)")
     if per_pixel is not None and interface.per_pixel != per_pixel:
         gives, wants = ("pixel", "image") if per_pixel else ("image", "pixel")
         raise RecipeError(

@@ -79,6 +79,16 @@ class Interface(Spec):
         return any(len(port.shape) > 1 for port in self.outputs.values())
 
     @property
+    def boxes(self) -> bool:
+        """Whether there are boxes."""
+        return any(port.kind == "boxes" for port in self.outputs.values())
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are scores for, where there are boxes."""
+        return self.outputs["scores"].width or 1
+
+    @property
     def per_pixel(self) -> bool:
         """Whether there are class logits for each pixel of an image."""
         return any(port.kind == "logits" and len(port.shape) == 3 for port in self.outputs.values())

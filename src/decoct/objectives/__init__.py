@@ -20,6 +20,7 @@ CATALOGUE = Catalogue(
         "correlation_congruence": "decoct.objectives.correlation_congruence:CorrelationCongruence",
         "crd": "decoct.objectives.crd:CRD",
         "cross_entropy": "decoct.objectives.cross_entropy:CrossEntropy",
+        "box_targets": "decoct.objectives.box_targets:BoxTargets",
         "ctkd": "decoct.objectives.ctkd:CTKD",
         "dist": "decoct.objectives.dist:DIST",
         "dkd": "decoct.objectives.dkd:DKD",

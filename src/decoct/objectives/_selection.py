@@ -183,6 +183,10 @@ def chosen(batch: Batch, keep: Tensor) -> Batch:
 
 def zero(outputs: Outputs) -> Tensor:
     """0 with a gradient of 0 to what the student gave."""
-    given = [each for each in leaves((outputs.distribution, outputs.features)) if isinstance(each, Tensor)]
-    assert given, "the student gave neither logits nor features"
+    given = [
+        each
+        for each in leaves((outputs.distribution, outputs.features, outputs.values))
+        if isinstance(each, Tensor) and each.is_floating_point()
+    ]
+    assert given, "the student gave neither logits, features nor values"
     return sum((each.reshape(-1)[:0].float().sum() for each in given), torch.zeros((), device=given[0].device))

@@ -26,6 +26,10 @@ _LABELS = {
     "perplexity": "Perplexity",
     "miou": "Mean IoU",
     "pixel_accuracy": "Pixel accuracy",
+    "map": "mAP",
+    "map50": "mAP at IoU 0.5",
+    "map75": "mAP at IoU 0.75",
+    "map_to_teacher": "mAP",
 }
 _PERCENT = {
     "accuracy",
@@ -40,6 +44,10 @@ _PERCENT = {
     "ece",
     "miou",
     "pixel_accuracy",
+    "map",
+    "map50",
+    "map75",
+    "map_to_teacher",
 }
 _LESS_IS_BETTER = {"rmse", "mae", "mse", "nll", "kl", "ece", "log_loss", "cross_entropy", "perplexity", "wer", "loss"}
 

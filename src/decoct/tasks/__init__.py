@@ -12,6 +12,7 @@ CATALOGUE = Catalogue(
         "multi_task": "decoct.tasks.multi_task:MultiTask",
         "language_model": "decoct.tasks.language_model:LanguageModel",
         "segmentation": "decoct.tasks.segmentation:Segmentation",
+        "detection": "decoct.tasks.detection:Detection",
         "regression": "decoct.tasks.regression:Regression",
     },
 )
