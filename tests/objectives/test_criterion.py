@@ -15,6 +15,7 @@ from decoct.objectives.jsd import JSD
 from decoct.objectives.kd import KD
 from decoct.objectives.logit_mse import LogitMSE
 from decoct.objectives.task_loss import TaskLoss
+from decoct.objectives.uld import ULD
 from decoct.outputs import DENSE, Batch, Outputs
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.multi_task import MultiTask
@@ -170,6 +171,21 @@ def test_the_word_of_the_task_is_the_mask():
     longer = Outputs(torch.randn(2, 5, 4))
     with pytest.raises(RecipeError, match=r"counts of places \[2, 3\], and the student answers at \[2, 5\]"):
         criterion(longer, {"t": longer}, b, Clock())
+
+
+def test_sides_of_other_lengths_have_masks_of_their_own_readers():
+    drawn = torch.Generator().manual_seed(4)
+    ids = {
+        "student": torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]),
+        "teacher": torch.tensor([[1, 1], [0, 1], [1, 1]]),
+    }
+    b = Batch(ids, torch.ones(3, 3, dtype=torch.long))
+    s, t = Outputs(torch.randn(3, 3, 4, generator=drawn)), Outputs(torch.randn(3, 2, 6, generator=drawn))
+    criterion = build(ULD(), s, {"t": t}, b, Tagging())
+    masks = {"student_mask": ids["student"][:2] > 0, "teacher_mask": ids["teacher"][:2] > 0}
+    assert criterion(s, {"t": t}, b, Clock())[0].item() == F.uld_loss(s.logits[:2], t.logits[:2], **masks).item()
+    assert criterion.items(b)["uld"] == 2  # the third answers nowhere
+    assert criterion.splittable
 
 
 def test_places_that_the_task_counts_by_sample_are_as_many_for_each():

@@ -64,6 +64,8 @@ def test_teachers_that_answer_at_positions(weights, average):
     log = compared(Outputs(found.logits), {"a": found, "b": Outputs(), COMBINED: found}, {}, kept)
     assert [log["say.a"].item(), log["say.b"].item()] == pytest.approx(shares[kept].mean(0).tolist())
     assert log["agreement.a"] == 1
+    log = compared(Outputs(found.logits), {"a": found, "b": Outputs(), COMBINED: found}, {})
+    assert [log["say.a"].item(), log["say.b"].item()] == pytest.approx(shares.mean((0, 1)).tolist())
 
 
 def test_what_is_logged_of_teachers_is_of_what_counts():
