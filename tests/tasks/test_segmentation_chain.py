@@ -7,9 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import decoct as dc
 from decoct.artifact import Artifact
+from decoct.models.onnx_file import open_session
 from decoct.recipe.recipe import Recipe
 
 LEARN = {"budget": {"steps": 6}, "batch_size": 6, "log_every": 2}
@@ -122,3 +128,59 @@ def test_a_student_that_was_stopped_goes_on_and_ends_alike(taught_by: str, scene
     assert max(done[:2]) > 1, "it went on, it did not begin again"
     assert learned(again) == learned(whole)
     assert dict(again.scores) == dict(whole.scores)
+
+
+class Strided(nn.Module):
+    """A map of a quarter of the pixels, in a mapping, as torchvision's networks give it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.head(self.stem(x).relu())}
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    drawn = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 3, (24, 12, 16), generator=drawn)
+    images = masks[:, None] + 0.2 * torch.randn(24, 3, 12, 16, generator=drawn)
+    masks[:, 0] = 255
+    return DataLoader(TensorDataset(images, masks), batch_size=6)
+
+
+def test_modules_and_loaders_of_ones_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher, student = Strided(8), Strided(4)
+    objective = dc.KD(temperature=1.0) * 0.5 + dc.TaskLoss() * 0.5
+    run = dc.distill(
+        teacher=teacher,
+        student=student,
+        task="segmentation",
+        train=loader(),
+        val=loader(),
+        objective=objective,
+        epochs=1,
+        out=tmp_path / "run",
+    )
+    artifact = Artifact.load(tmp_path / "run" / "01-student")
+    assert {"miou", "pixel_accuracy", "cross_entropy"} <= set(run.scores)
+    images = next(iter(loader()))[0]
+    record = dc.export(artifact, tmp_path / "student.onnx", example=images, given={"student": Strided(4)})
+    assert record["verified"]["max_abs_diff"] < 1e-5
+    found = open_session(tmp_path / "student.onnx")({"image": images.numpy()})["logits"]
+    assert found.shape == (6, 12, 16, 3)
+
+
+def test_a_loop_of_ones_own_has_the_loss_of_the_definition() -> None:
+    torch.manual_seed(0)
+    teacher, student = Strided(8).eval(), Strided(4).eval()
+    images, masks = next(iter(loader()))
+    objective = 0.5 * dc.KD(temperature=2.0) + 0.5 * dc.TaskLoss()
+    with dc.Distiller(teacher, student, objective, task="segmentation") as distiller:
+        loss, _ = distiller(images, masks)
+    own, other = (F.interpolate(net(images)["out"], (12, 16), mode="bilinear") for net in (student, teacher))
+    p, log_q = (other / 2).softmax(1), (own / 2).log_softmax(1)
+    kd = 4 * (p * (p.log() - log_q)).sum(1).mean()
+    wanted = 0.5 * kd + 0.5 * F.cross_entropy(own, masks, ignore_index=255)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)

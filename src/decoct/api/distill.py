@@ -253,7 +253,8 @@ class Distiller(nn.Module):
 
     def _forward(self, batch: Batch) -> Outputs:
         reading = self.task.reading("student")
-        return reading.forward(plain_network(self.student, reading.kind), batch, self._needs["student"])
+        network = plain_network(self.student, reading.kind, per_pixel=reading.per_pixel)
+        return reading.forward(network, batch, self._needs["student"])
 
     def _batch(self, inputs: Any, target: Any) -> Batch:
         return self.task.from_loader((inputs, target))

@@ -13,7 +13,7 @@ from torch import nn
 
 from decoct.errors import RecipeError, did_you_mean
 from decoct.models.base import Interface, Model, Network
-from decoct.models.interface import InputKind
+from decoct.models.interface import InputKind, Port
 
 
 class GivenModel(Model):
@@ -63,9 +63,10 @@ def instance(spec: GivenModel, given: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def plain_network(module: nn.Module, kind: InputKind) -> Network:
-    """A module of which nothing is known but what it takes; its result is logits."""
-    return Network(module, GivenModel(name="given"), Interface(kind=kind))
+def plain_network(module: nn.Module, kind: InputKind, *, per_pixel: bool = False) -> Network:
+    """A module of which nothing is known but what it takes; its result is logits, `per_pixel` maps of them."""
+    maps = {"logits": Port(kind="logits", shape=(None, None, None), axes={0: "batch"})}
+    return Network(module, GivenModel(name="given"), Interface(kind=kind, outputs=maps if per_pixel else {}))
 
 
 def fresh(spec: Model, interface: Interface, given: Mapping[str, Any], *, pretrained: bool = True) -> nn.Module:

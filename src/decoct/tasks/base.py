@@ -130,7 +130,7 @@ class Task(Spec):
                 f"the loader yields {len(batch)} inputs with {len(batch.target)} targets; they must agree"
             )
         labelled = answer.labelled(batch)
-        if labelled.ndim > 1:
+        if labelled.ndim > 1:  # of several places in a sample: where any is
             labelled = labelled.flatten(1).any(dim=1)
         if labelled.device.type == "cpu" and bool(labelled.all()):  # elsewhere the question would wait for the device
             return batch
@@ -141,7 +141,8 @@ class Task(Spec):
 
         `interface` and `example` need them. Where class names are open they become "0", "1", and so on.
         """
-        return self.with_values(self.half_inputs().shapes_of(batch.inputs), self.answer.widths_of(width))
+        answer = self.answer.widths_of(width) | self.answer.shapes_of(batch.target)
+        return self.with_values(self.half_inputs().shapes_of(batch.inputs), answer)
 
     def forward(self, network: Network, batch: Batch, needs: Needs, reader: str) -> Outputs:
         """What a network says about a batch that it reads as `reader`."""
@@ -255,6 +256,11 @@ class Reading:
     def distribution(self) -> bool:
         """Whether it answers with a distribution over classes, or with numbers."""
         return self.answer.distribution
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether the model gives maps, of which each pixel is answered."""
+        return self.answer.per_pixel
 
     @property
     def interface(self) -> Interface:

@@ -40,6 +40,10 @@ class Reading(Protocol):
         """Whether it answers with a distribution over classes, or with numbers."""
 
     @property
+    def per_pixel(self) -> bool:
+        """Whether the model gives maps, of which each pixel is answered."""
+
+    @property
     def outputs(self) -> Mapping[str, Port]:
         """What its exported file gives, by name."""
 

@@ -38,7 +38,7 @@ class Frozen(Teacher):
     ) -> AbstractContextManager[Predictor]:
         """A predictor while the body runs; RecipeError for a subject that is neither a module nor a Network."""
         if isinstance(subject, nn.Module):
-            subject = plain_network(subject, reading.kind)
+            subject = plain_network(subject, reading.kind, per_pixel=reading.per_pixel)
         if not isinstance(subject, Network):
             raise RecipeError(
                 f"a frozen teacher is a torch module, not {type(subject).__name__}; load the module first"

@@ -63,6 +63,8 @@ class Answer(Spec):
     """Whether the scale of the target comes from all labelled samples of the data."""
     mixes_targets: ClassVar[bool] = False
     """Whether the targets of two samples can be mixed into one."""
+    per_pixel: ClassVar[bool] = False
+    """Whether networks give maps `[B, classes, h, w]`, of which each pixel is answered."""
     target_columns: ClassVar[tuple[str, ...]] = ()
     """The columns of a split that may hold the target."""
     item: ClassVar[str] = "sample"
@@ -188,6 +190,10 @@ class Answer(Spec):
     @abstractmethod
     def tally(self) -> Tally:
         """A fresh tally."""
+
+    def shapes_of(self, target: Any) -> dict[str, Any]:
+        """Values of the fields that say shapes, from a loader's target, for tasks whose inputs are raw."""
+        return {}
 
     def widths_of(self, width: int) -> dict[str, Any]:
         """Values of the fields that are open, from the width of a model's logits, for tasks whose inputs are raw."""

@@ -38,6 +38,7 @@ class Maps(Answer):
     and in the exported file alike. Pixels that augmentation moved in from outside of the image do not count.
     """
 
+    per_pixel: ClassVar[bool] = True
     target_columns: ClassVar[tuple[str, ...]] = ("mask",)
     classes: tuple[str, ...] = ()
     ignored: int = 255
@@ -162,6 +163,9 @@ class Maps(Answer):
 
     def tally(self) -> Tally:
         return MapTally(self)
+
+    def shapes_of(self, target: Any) -> dict[str, Any]:
+        return {"grid": self.grid or tuple(target.shape[1:])}
 
     def widths_of(self, width: int) -> dict[str, Any]:
         if self.classes and len(self.classes) != width:
