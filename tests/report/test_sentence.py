@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoct.report.sentence import findings, sentences
+from decoct.report.sentence import findings, noun, sentences
 
 sizes = st.one_of(st.none(), st.floats(1e-3, 1e9))
 shares = st.one_of(st.none(), st.floats(0, 1))
@@ -36,6 +36,13 @@ def test_the_sentences_of_a_good_run(records):
         "(95 % interval 0.4 to 2.0 over 5 seeds)."
     )
     assert "It gives the teacher's answer on 98.6 % of the 360 test samples." in told
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"), [("accuracy", "accuracy"), ("rmse", "RMSE"), ("f1", "F1"), ("miou", "mean IoU"), ("r2", "R²")]
+)
+def test_names_of_metrics_stand_in_a_sentence(metric: str, told: str) -> None:
+    assert noun(metric) == told
 
 
 def test_one_seed_allows_no_interval(records):

@@ -16,6 +16,7 @@ class Plain:
     """The part of a reading that a teacher uses."""
 
     kind = "tabular"
+    per_pixel = False
 
     def forward(self, network, batch, needs):
         with capture(network.module, needs.features) as features:
