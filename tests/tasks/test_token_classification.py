@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from decoct.models.base import Network
 from decoct.models.bilstm import BiLSTM
 from decoct.models.given import given_model
 from decoct.models.interface import Interface, Port, input_ports
+from decoct.models.remote import Remote
 from decoct.models.saving import load_model
 from decoct.models.transformers import Transformers
 from decoct.objectives.kd import KD
@@ -44,6 +46,9 @@ from decoct.tasks.answers.tags import Tags
 from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece
 from decoct.tasks.inputs.words import first_pieces, in_pieces
 from decoct.tasks.token_classification import TokenClassification
+from decoct.teachers.remote.opening import asked
+from decoct.teachers.remote.over_http import HttpTeacher
+from decoct.teachers.remote.server import teaching
 from decoct.training.budget import Budget
 from label_toys import context, done, label
 
@@ -447,6 +452,34 @@ def test_the_largest_classes_of_each_word_are_kept(task: TokenClassification, da
     step = Distill(name="student", objective=KD(), **SHORT)
     student = done(step, {"model": BiLSTM(embedding=6, hidden=5), "teacher": made}, tmp_path, data, task)
     assert student.kind == "model"
+
+
+# --- teachers elsewhere -------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_elsewhere_answers_for_words(task: TokenClassification, data: Dataset, tmp_path: Path) -> None:
+    """A process is told where words stand; a server gets ids alone, and its answer is brought to words."""
+    step, model = Train(name="t", side="teacher", **SHORT), BiLSTM(embedding=6, hidden=5)
+    made = done(step, {"model": model}, tmp_path, data, task)
+    reading, network = task.reading("teacher"), load_model(made)
+    batch = task.collate(data.splits["train"], np.arange(9)).take(np.array([1, 4, 5]))
+    with torch.no_grad():
+        wanted = reading.forward(network, batch, Needs())
+        sent = reading.forward(network, asked(batch, "teacher"), Needs())
+    assert torch.equal(sent.logits, wanted.logits)
+    assert torch.equal(sent.mask, wanted.mask)
+    with teaching(made.folder, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            with HttpTeacher().open(Remote(url=url), reading, Needs()) as far:
+                found = far(batch)
+        finally:
+            server.shutdown()
+            thread.join()
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-6)
+    assert torch.equal(found.mask, wanted.mask)
 
 
 # --- the whole chain ----------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ class Tags(Answer):
     def length(self, batch: Batch) -> int:
         if batch.trace:
             return int(batch.target.shape[1])
-        return sizes_of(batch.side(STUDENT))[0]
+        return sizes_of(next(iter(batch.inputs.values())))[0]
 
     def places_in(self, split: Split) -> float:
         return sum(map(len, split.columns["words"])) / len(split) if "words" in split.columns else 1.0

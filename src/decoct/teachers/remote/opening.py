@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,8 +83,10 @@ def opening(
 
 
 def asked(batch: Batch, side: str) -> Batch:
-    """What a teacher of this side needs of a batch: its inputs and its keys."""
-    return Batch({side: batch.side(side)}, keys=batch.keys, seen=batch.seen)
+    """What a teacher of this side needs of a batch: its inputs, its keys, and where answers stand that do not stand at
+    the places of the inputs: their trace, and the target, which has as many places."""
+    found = Batch({side: batch.side(side)}, keys=batch.keys, seen=batch.seen)
+    return replace(found, trace={side: batch.trace[side]}, target=batch.target) if side in batch.trace else found
 
 
 def _dtype(

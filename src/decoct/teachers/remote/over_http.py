@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from decoct.capture import EVERY, split_path
 from decoct.errors import PathError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.http_client import FINGERPRINT, TENSORS, Client
 from decoct.models.remote import VERSION, Remote, facts
-from decoct.outputs import Batch, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
 from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Asking
 from decoct.teachers.remote.heads import Fetched
@@ -48,13 +49,13 @@ class HttpTeacher(Teacher):
             raise RecipeError(f"a teacher over HTTP is {{use: http, url: ...}}, not {type(subject).__name__}")
         if needs.gradient:
             raise RecipeError("a teacher elsewhere answers without gradients, and a term asks for those of its inputs")
-        return self._opened(subject.client(), needs, reading.reader)
+        return self._opened(subject.client(), needs, reading)
 
     @contextmanager
-    def _opened(self, client: Client, needs: Needs, side: str) -> Iterator[Predictor]:
+    def _opened(self, client: Client, needs: Needs, reading: Reading) -> Iterator[Predictor]:
         info = facts(client)
         _check(client.url, info, needs)
-        teacher = OverHttp(client, info, needs, side, self.ahead)
+        teacher = OverHttp(client, info, needs, reading, self.ahead)
         try:
             yield teacher
             if (now := facts(client)["fingerprint"]) != info["fingerprint"]:
@@ -67,9 +68,9 @@ class HttpTeacher(Teacher):
 class OverHttp(Asking):
     """A teacher whose answers come from a server."""
 
-    def __init__(self, client: Client, info: dict[str, Any], needs: Needs, side: str, room: int) -> None:
-        super().__init__(side, room, room)
-        self._client, self._info, self._needs = client, info, needs
+    def __init__(self, client: Client, info: dict[str, Any], needs: Needs, reading: Reading, room: int) -> None:
+        super().__init__(reading.reader, room, room)
+        self._client, self._info, self._needs, self._reading = client, info, needs, reading
         self._fetched = Fetched(lambda name: to_head(client.get(f"{VERSION}/heads/{name}").body))
 
     def ask(self, batch: Batch) -> Outputs:
@@ -83,7 +84,12 @@ class OverHttp(Asking):
         self.counts.resent = self._client.resent
         if (made_by := reply.headers.get(FINGERPRINT, "")) != self._info["fingerprint"]:
             raise changed(self._client.url, self._info["fingerprint"], made_by)
-        return to_outputs(reply.body, self._fetched)
+        outputs = to_outputs(reply.body, self._fetched)
+        if self.side not in batch.trace or not isinstance(outputs.distribution, Dense):
+            return outputs
+        logits = outputs.distribution.logits.float().numpy()
+        placed = self._reading.from_file({"logits": logits}, batch)  # the server has no trace
+        return replace(outputs, distribution=placed.distribution, mask=placed.mask)
 
 
 def changed(url: str, before: str, after: str) -> TeacherChanged:
