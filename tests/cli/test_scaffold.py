@@ -44,6 +44,12 @@ def texts(folder: Path) -> None:
     (folder / "test.tsv").write_text("good\t1\nbad\t0\n")
 
 
+def words(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.conll").write_text("".join(f"Ulm{i}\tB-place\nis\tO\n\n" for i in range(20)))
+
+
 def classes(folder: Path) -> None:
     folder.mkdir()
     rows = "".join(f"{i},{'red' if i % 3 else 'blue'},{'yes' if i % 2 else 'no'}\n" for i in range(40))
@@ -61,6 +67,7 @@ def numbers(folder: Path) -> None:
     [
         (images, "image_classification"),
         (texts, "text_classification"),
+        (words, "token_classification"),
         (classes, "tabular_classification"),
         (numbers, "regression"),
     ],

@@ -84,16 +84,18 @@ STARTS = {
     ),
     "token_classification": Start(
         data={"use": "conll", "path": "DIR"},
-        models={
-            "large": {
-                "use": "transformers",
-                "config": {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
-            },
-            "small": {"use": "bilstm"},
-        },
-        teacher={**_NETWORK, "budget": {"epochs": 8}},
+        models={"large": {"use": "bilstm", "hidden": 256}, "small": {"use": "bilstm", "embedding": 64, "hidden": 64}},
+        teacher={**_NETWORK, "budget": {"epochs": 10}},
         objective=({"use": "kd", "weight": 0.7, "temperature": 2.0}, {"use": "task_loss", "weight": 0.3}),
-        epochs=8,
+        epochs=10,
+    ),
+    "detection": Start(
+        task={"augment": {"flip": True}},
+        data={"use": "voc", "path": "DIR", "size": [192, 256]},
+        models={"large": {"use": "faster_rcnn"}, "small": {"use": "small_detector"}},
+        teacher=_NETWORK,
+        objective=({"use": "box_targets", "weight": 0.5}, {"use": "task_loss", "weight": 0.5}),
+        epochs=20,
     ),
     "language_model": Start(
         data={"use": "text", "path": "FILE"},
@@ -216,13 +218,16 @@ def look_at(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any]]
         return "image_classification", {"use": "fashion_mnist", "path": place}
     if folder.is_dir() and _has_class_folders(folder):
         return "image_classification", {"use": "image_folder", "path": place, "size": 64}
+    if any(each.suffix == ".conll" for each in ([folder] if folder.is_file() else folder.iterdir())):
+        return "token_classification", {"use": "conll", "path": place}
     if (found := _tables(folder, ".tsv")) is not None:
         return "text_classification", {"use": "tsv", "path": str(found.resolve() if folder.is_file() else place)}
     if (found := _tables(folder, ".csv")) is not None:
         return _csv(found, task)
     raise DataError(
         f"--from-folder {folder}: holds no data that is understood; give a folder of images with one folder a class, "
-        "IDX files, a folder with train.tsv (text, tab, label), or one CSV file whose last column is the target"
+        "IDX files, a folder with train.tsv (text, tab, label) or of .conll files (word, tab, tag), or one CSV file "
+        "whose last column is the target"
     )
 
 
