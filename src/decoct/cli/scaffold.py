@@ -92,7 +92,7 @@ STARTS = {
     "detection": Start(
         task={"augment": {"flip": True}},
         data={"use": "voc", "path": "DIR", "size": [192, 256]},
-        models={"large": {"use": "faster_rcnn"}, "small": {"use": "small_detector"}},
+        models={"large": {"use": "small_detector", "widths": [32, 64, 96, 128]}, "small": {"use": "small_detector"}},
         teacher=_NETWORK,
         objective=({"use": "box_targets", "weight": 0.5}, {"use": "task_loss", "weight": 0.5}),
         epochs=20,
