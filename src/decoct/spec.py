@@ -134,7 +134,7 @@ class Spec(BaseModel, metaclass=_SpecMeta):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if field.is_required() or value != field.get_default(call_default_factory=True):
-                parts.append(f"{name}={value!r}")
+                parts.append(f"{name}={(str(value) if isinstance(value, Path) else value)!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     __str__ = __repr__

@@ -107,7 +107,7 @@ def test_global_options_stand_before_or_after_the_command(capsys: pytest.Capture
         (["show", "absent.yaml"], 2, "absent.yaml"),
         (["explain", "kdd"], 2, "kd"),
         (["explain", "kd.temprature"], 2, "did you mean temperature?"),
-        (["init", "--task", "regresion"], 2, "did you mean regression?"),
+        (["init", "--task", "regresion"], 2, "did you mean regression"),
         (["init", "--from-folder", "absent"], 3, "nothing is there"),
         (["verify", "absent"], 3, "no such folder"),
         (["report", "absent"], 3, "absent"),

@@ -18,7 +18,7 @@ from decoct.data.saving import load_data, save_data
 from decoct.errors import RecipeError
 from decoct.models.mlp import MLP
 from decoct.models.saving import load_model
-from decoct.outputs import Needs
+from decoct.outputs import DENSE
 from decoct.recipe.recipe import Recipe
 from decoct.runner.checking import check
 from decoct.runner.keys import derive
@@ -48,7 +48,7 @@ class Guess(Step):
         split = context.data.splits["test"].take(np.arange(self.count))
         batch = context.task.collate(split, np.arange(self.count))
         with torch.no_grad():
-            outputs = context.task.forward(load_model(inputs["teacher"]).eval(), batch, Needs(), "student")
+            outputs = context.task.reading("student").forward(load_model(inputs["teacher"]), batch, DENSE)
         guessed = replace(split, columns={**split.columns, "label": outputs.logits.argmax(-1).numpy()})
         where = {"name": context.name, "key": context.key, "lineage": context.lineage}
         with writing(context.folder, kind="data", **where) as draft:

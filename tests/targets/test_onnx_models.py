@@ -8,8 +8,9 @@ import torch
 
 import decoct as dc
 from decoct.models.base import Interface, Model
-from decoct.models.bilstm import BiLSTM, BiLSTMNet
+from decoct.models.bilstm import BiLSTM
 from decoct.models.calls import ImageProgram, TextProgram
+from decoct.models.interface import Port
 from decoct.models.onnx_file import open_session
 from decoct.models.small_mobilenet import SmallMobileNet
 from decoct.models.small_resnet import SmallResNet
@@ -66,7 +67,8 @@ def test_image_nets(tmp_path: Path, spec: Model) -> None:
 
 def test_a_recurrent_net_given_as_a_plain_module(tmp_path: Path) -> None:
     """Two inputs whose batches must agree: torch's own check of that has no place in the file."""
-    net = BiLSTMNet(BiLSTM(embedding=8, hidden=8), 50, 0, 3).eval()
+    interface = Interface(kind="text", outputs={"logits": Port(kind="logits", shape=(3,))}, vocabulary=50, padding=0)
+    net = BiLSTM(embedding=8, hidden=8).build(interface).eval()
     ids = torch.randint(1, 50, (4, 7), generator=torch.Generator().manual_seed(0))
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     record = dc.export(net, tmp_path / "net.onnx", example=example)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from decoct.artifact import Artifact
 from decoct.data.base import Dataset
 from decoct.data.digits import Digits
-from decoct.data.parts import spare
+from decoct.data.parts import padding
 from decoct.data.sources import Batches
 from decoct.errors import RecipeError
+from decoct.models.base import Network
 from decoct.models.mlp import MLP
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, Probe, Sum, Term
@@ -27,7 +28,7 @@ from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.cross_entropy import CrossEntropy
 from decoct.objectives.kd import KD
 from decoct.objectives.sources import sources_of
-from decoct.outputs import Batch, Needs, Outputs
+from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.runner.checking import check, check_file
 from decoct.spec import allow_plugin
 from decoct.steps.base import Context
@@ -49,7 +50,7 @@ class Apart(Objective):
     """The squared distance between the mean logits on the data and on the source `beside`."""
 
     use: ClassVar[str] = "apart"
-    teacher_outputs: ClassVar[bool] = False
+    taught: ClassVar[bool] = False
     beside: str = "target"
 
     def needs(self) -> Mapping[str, Needs]:
@@ -125,8 +126,8 @@ def by_hand(name: str, where: Context, teacher: Artifact, steps: int) -> dict[st
         while True:
             yield from source
 
-    def outputs(module: nn.Module, batch: Batch) -> Tensor:
-        return task.forward(module, batch, Needs(), "student").logits
+    def outputs(network: Network, batch: Batch) -> Tensor:
+        return task.reading("student").forward(network, batch, DENSE).logits
 
     for batch, other, _ in zip(endless(mine), endless(theirs), range(steps)):
         loss = nn.functional.cross_entropy(outputs(student, batch), batch.target)
@@ -139,11 +140,11 @@ def by_hand(name: str, where: Context, teacher: Artifact, steps: int) -> dict[st
             loss = 0.5 * loss + 0.5 * 4 * nn.functional.kl_div(log_q, wanted, reduction="batchmean")
         else:
             loss = loss + 0.1 * (outputs(student, batch).mean(0) - outputs(student, other).mean(0)).square().sum()
-        grads = torch.autograd.grad(loss, list(student.parameters()))
+        grads = torch.autograd.grad(loss, list(student.module.parameters()))
         with torch.no_grad():
-            for each, grad in zip(student.parameters(), grads):
+            for each, grad in zip(student.module.parameters(), grads):
                 each -= 0.5 * grad
-    return dict(student.state_dict())
+    return dict(student.module.state_dict())
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -206,13 +207,13 @@ def test_a_spare_counts_for_nothing_and_what_stands_beside_it_counts(task: Image
     outputs = Outputs(torch.zeros(1, 10), also={"target": Outputs(torch.zeros(4, 10))})
     probe = Probe(task, replace(main, also={"target": other}), outputs, {}, {})
     criterion = Criterion.build(OBJECTIVES["supervised"], probe)
-    assert criterion.items(replace(spare(main), also={"target": other})) == {"cross_entropy": 0, "beside": 4}
-    assert criterion.items(replace(main, also={"target": spare(other)})) == {"cross_entropy": 1, "beside": 0}
+    assert criterion.items(replace(padding(main), also={"target": other})) == {"cross_entropy": 0, "beside": 4}
+    assert criterion.items(replace(main, also={"target": padding(other)})) == {"cross_entropy": 1, "beside": 0}
 
 
 def test_what_is_asked_of_whom() -> None:
     objective = CrossEntropy() + KD(source="a", teacher="one") + KD(name="second", teacher="two") + Apart(beside="b")
-    needs = needs_of(objective, ("one", "two"))
+    needs = needs_of(objective, ("one", "two"), DENSE)
     assert {role: each.sources for role, each in needs.items()} == {
         "student": {"a", "b"},
         "one": {"a"},

@@ -29,6 +29,7 @@ class Plain:
 
     kind: str = "tabular"
     reader: str = "teacher"
+    per_pixel: bool = False
 
     def forward(self, network, batch, needs):
         with capture(network.module, needs.features) as features:
@@ -244,12 +245,9 @@ class Causal(nn.Module):
 
 
 @dataclass(frozen=True)
-class Factoring:
+class Factoring(Plain):
     """As Plain, of a model that leaves its head out where that is wanted."""
 
-    output: str = "logits"
-
-    def forward(self, model, batch, needs, side):
-        if "factored" in needs.forms:
-            return run_factored(model, lambda: model(batch.side(side)), "head")
-        return Outputs(model(batch.side(side)))
+    def forward(self, network, batch, needs):
+        model, ids = network.module, batch.side(self.reader)
+        return run_factored(model, lambda: model(ids), "head") if "factored" in needs.forms else Outputs(model(ids))

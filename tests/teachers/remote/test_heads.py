@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,9 +89,9 @@ def test_what_was_not_sent_is_not_taken_for_sent() -> None:
 def test_a_process_says_what_the_live_teacher_says(workers: int) -> None:
     model = Causal()
     needs = Needs()
-    with Frozen().open(copy.deepcopy(model), Factoring(), needs, side="teacher") as live:
+    with Frozen().open(copy.deepcopy(model), Factoring(), needs) as live:
         expected = [live(each) for each in batches(6)]
-    with ProcessTeacher(workers=workers).open(model, Factoring(), needs, side="teacher") as teacher:
+    with ProcessTeacher(workers=workers).open(model, Factoring(), needs) as teacher:
         tickets = [teacher.submit(each) for each in batches(6)]
         found = [teacher.result(each) for each in tickets]
         heads = {id(each.distribution.head) for each in found}
@@ -99,7 +100,7 @@ def test_a_process_says_what_the_live_teacher_says(workers: int) -> None:
     for one, two in zip(found, expected):
         assert isinstance(one.distribution, Factored)
         assert torch.equal(one.logits, two.logits)
-    with ProcessTeacher().open(model, Factoring(), DENSE, side="teacher") as teacher:
+    with ProcessTeacher().open(model, Factoring(), DENSE) as teacher:
         assert isinstance(teacher(batches(1)[0]).distribution, Dense)
 
 
@@ -108,7 +109,7 @@ def desk(dtype: torch.dtype | None = None) -> _Desk:
 
     def answer(inputs: torch.Tensor, needs: Needs) -> Outputs:
         with torch.no_grad():
-            found = Factoring().forward(model, Batch({"teacher": inputs}), needs, "teacher")
+            found = Factoring().forward(SimpleNamespace(module=model), Batch({"teacher": inputs}), needs)
         if dtype is None or not isinstance(found.distribution, Factored):
             return found
         return replace(found, distribution=replace(found.distribution, dtype=dtype))
@@ -152,7 +153,7 @@ def test_over_http_the_head_is_got_once() -> None:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         client = Client(f"http://127.0.0.1:{server.server_port}")
-        teacher = OverHttp(client, Handler.desk.info, Needs(), "teacher", 2)
+        teacher = OverHttp(client, Handler.desk.info, Needs(), Factoring(), 2)
         try:
             found = [teacher.submit(each) for each in batches(4)]
             answers = [teacher.result(each) for each in found]

@@ -20,6 +20,7 @@ from decoct.outputs import DENSE, Batch, Outputs, Predictor
 from decoct.quantization.audit import audit
 from decoct.spec import Choice
 from decoct.steps.base import Context
+from decoct.steps.learning.teachers import task_of
 from decoct.targets.base import Session, Target
 from decoct.targets.onnx import FILE, Onnx
 from decoct.teachers.onnx import file_predictor
@@ -65,7 +66,7 @@ def open_candidate(artifact: Artifact, context: Context, threads: int) -> Candid
             f"benchmark.inputs: {artifact.name!r} is of kind {artifact.kind}; give a model or exported file"
         )
     target, path = target_of(artifact)
-    reading = context.task.reading(str(artifact.meta["side"]))
+    reading = _reading(artifact, context)
     session = target.load(path, threads=threads)
     return Candidate(
         artifact,
@@ -78,6 +79,11 @@ def open_candidate(artifact: Artifact, context: Context, threads: int) -> Candid
         artifact.meta.get("macs"),
         target.files(path),
     )
+
+
+def _reading(artifact: Artifact, context: Context) -> Reading:
+    """How it reads and answers: as the task that it was made for (one head of several, say)."""
+    return task_of(artifact, context.task).reading(str(artifact.meta["side"]))
 
 
 def target_of(artifact: Artifact) -> tuple[Target, Path]:
@@ -125,7 +131,7 @@ def session_predictor(session: Session, reading: Reading) -> Predictor:
 
 
 def _module(artifact: Artifact, context: Context) -> Candidate:
-    reading = context.task.reading(str(artifact.meta["side"]))
+    reading = _reading(artifact, context)
     network = load_model(artifact, given=context.given)
     program = reading.program(network.module).eval()
 

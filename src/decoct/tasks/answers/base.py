@@ -111,8 +111,8 @@ class Answer(Spec):
         return None if split.labelled is None else torch.from_numpy(split.labelled[indices])
 
     def head(self, name: str) -> Answer:
-        """The answer of one head; RecipeError where there are none."""
-        raise RecipeError(f"head is {name!r}, and the task has no heads; leave it out")
+        """What one head answers; a network's own (early exits, say) answer as it does."""
+        return self
 
     @abstractmethod
     def target(self, split: Split, indices: np.ndarray, traces: Traces) -> Any:

@@ -133,20 +133,22 @@ class Heads(Answer):
 
 
 class HeadsTally(Tally):
-    """The scores of each head under its name, and their mean."""
+    """The scores of each head under its name, and their mean; of a network with some of the heads, those."""
 
     def __init__(self, answer: Heads) -> None:
         self._answer = answer
         self._tallies = {name: each.tally() for name, each in answer.heads.items()}
+        self._answered: set[str] = set()
 
     def add(self, batch: Batch, raw: Outputs, reference: Outputs | None = None) -> None:
         for name, tally in self._tallies.items():
             if name in raw.heads:
                 other = None if reference is None else reference.heads.get(name)
                 tally.add(batch.of_head(name), raw.heads[name], other)
+        self._answered |= set(raw.heads)
 
     def scores(self) -> Scores:
-        found = {name: tally.scores() for name, tally in self._tallies.items()}
+        found = {name: tally.scores() for name, tally in self._tallies.items() if name in self._answered}
         mains = [each.quality[self._answer.heads[name].metric[0]] for name, each in found.items() if each.quality]
         quality = {MEAN: float(np.mean(mains))} if mains else {}
         return Scores(
