@@ -63,3 +63,20 @@ def test_what_is_no_onnx_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"\xff\xff\xff\xff nothing")
     with pytest.raises(IntegrityError, match="no readable ONNX file"):
         file_hash(tmp_path / "no.onnx")
+
+
+def test_sums_of_int8_products_do_not_overflow(tmp_path: Path) -> None:
+    """255 · 127 · 64 exactly, also where the processor adds two products in 16 bits."""
+    x, weight = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
+    node = helper.make_node("MatMulInteger", ["x", "weight"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, (1, 16))],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    path = tmp_path / "product.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    found = open_session(path)({"x": x})["y"]
+    np.testing.assert_array_equal(found, x.astype(np.int64) @ weight.astype(np.int64))

@@ -43,6 +43,18 @@ def test_the_snippet_names_the_inputs(write, records, inputs):
     compile(text.split("```python\n")[1].split("```")[0], "snippet", "exec")
 
 
+def test_the_snippet_of_a_file_in_integers_keeps_its_sums_exact(write, records):
+    results = records.digits(1)
+    folder = write(results)
+    assert "x64quantprecision" not in card(read_run(folder))
+    results["models"][3]["audit"] = {"int8": 1, "float": 0, "outside": []}
+    text = card(read_run(write(results)))
+    code = text.split("```python\n")[1].split("```")[0]
+    assert 'options.add_session_config_entry("session.x64quantprecision", "1")' in code
+    assert 'student_int8/model.onnx", options)' in code
+    compile(code, "snippet", "exec")
+
+
 def test_lineage_comes_from_the_manifest(write, records):
     folder = write(records.digits(1))
     (folder / "01-student_int8").mkdir()

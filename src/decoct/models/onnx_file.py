@@ -13,6 +13,9 @@ import numpy as np
 from decoct.artifact import sha256
 from decoct.errors import IntegrityError, RecipeError
 
+# The session entry of ONNX Runtime under which int8 products do not overflow (see exact_options).
+EXACT = ("session.x64quantprecision", "1")
+
 
 @dataclass(frozen=True)
 class Port:
@@ -36,6 +39,20 @@ class FileSession:
         return dict(zip(self._names, self._session.run(self._names, dict(feed))))
 
 
+def exact_options() -> Any:
+    """Session options under which sums of int8 products are exact on every processor.
+
+    Kernels for x64 without VNNI add two products of an unsigned and a signed byte in 16 bits, which overflows silently
+    (a small ResNet fell from 34 to 15 dB of signal to noise). With this entry they take unsigned weights there, a
+    little slower; elsewhere it changes nothing.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT)
+    return options
+
+
 def open_session(path: Path, *, threads: int = 1) -> FileSession:
     """The file in ONNX Runtime, on the CPU, with `threads` threads inside an operator and one operator at a time.
 
@@ -47,7 +64,7 @@ def open_session(path: Path, *, threads: int = 1) -> FileSession:
     if not path.is_file():
         raise IntegrityError(f"{path} is missing; make the artifact again (decoct run does that)")
     onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
+    options = exact_options()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

@@ -109,9 +109,10 @@ def _grouped(module: nn.Module, atoms: Atoms) -> list[Group]:
         cuts = np.flatnonzero(np.diff(components[order])) + 1
         for indices in np.split(order, cuts):
             held.setdefault(int(components[indices[0]]), {})[axis] = indices
+    leading = {axis for axis in atoms.starts if _is_root(modules, axis)}
     roots: dict[tuple[Any, ...], list[int]] = {}
     for component, axes in held.items():
-        mine = tuple(axis for axis in axes if _is_root(modules, axis))
+        mine = tuple(axis for axis in axes if axis in leading)
         if mine:
             roots.setdefault((mine, reasons.get(component, "")), []).append(component)
     return [_group(mine, reason, [held[each] for each in members]) for (mine, reason), members in roots.items()]
@@ -125,5 +126,6 @@ def _is_root(modules: Mapping[str, nn.Module], axis: Axis) -> bool:
 def _group(roots: tuple[Axis, ...], reason: str, units: list[dict[Axis, np.ndarray]]) -> Group:
     units = sorted(units, key=lambda unit: int(unit[roots[0]][0]))
     empty = np.zeros(0, int)
-    axes = {axis: tuple(unit.get(axis, empty) for unit in units) for unit in units for axis in unit}
+    known = dict.fromkeys(axis for unit in units for axis in unit)  # once each: units are many
+    axes = {axis: tuple(unit.get(axis, empty) for unit in units) for axis in known}
     return Group(roots, axes, len(units), reason)

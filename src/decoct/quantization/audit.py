@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from decoct.models.onnx_file import exact_options
 from decoct.quantization._graph import Graph, attribute
 from decoct.training.compression import Change
 
@@ -192,7 +193,7 @@ def _optimised(path: Path) -> Any:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
+    options = exact_options()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "optimised.onnx"

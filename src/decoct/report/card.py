@@ -110,7 +110,15 @@ def snippet(folder: Path, model: ModelRecord) -> str:
     feeds = inputs(exported)
     names = ", ".join(f"{json.dumps(name)}: {_array(shape, kind)}" for name, shape, kind in feeds)
     lines = ["import numpy as np", "import onnxruntime", ""]
-    lines += [f"session = onnxruntime.InferenceSession({json.dumps(model.artifact)})"]
+    options = ""
+    if model.audit is not None:
+        options = ", options"
+        lines += [
+            "options = onnxruntime.SessionOptions()",
+            "# without it int8 products overflow on x64 processors that lack VNNI",
+            'options.add_session_config_entry("session.x64quantprecision", "1")',
+        ]
+    lines += [f"session = onnxruntime.InferenceSession({json.dumps(model.artifact)}{options})"]
     if feeds:
         lines += ["# raw inputs: the preprocessing is inside the file; replace the zeros", f"inputs = {{{names}}}"]
     else:
