@@ -31,17 +31,24 @@ def augmented(images: np.ndarray, seeds: np.ndarray, augment: Augment) -> np.nda
     """
     if not augment:
         return images
-    count, height, width, _ = images.shape
-    rows = np.broadcast_to(np.arange(height), (count, height))
-    columns = np.broadcast_to(np.arange(width), (count, width))
-    flipped, down, right = _drawn(seeds, augment)
-    if augment.flip:
-        columns = np.where(flipped[:, None], columns[:, ::-1], columns)
-    if augment.crop:
-        rows, columns = rows + down[:, None], columns + right[:, None]
-        images = np.pad(images, ((0, 0), (augment.crop, augment.crop), (augment.crop, augment.crop), (0, 0)))
-    result: np.ndarray = images[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    images = np.ascontiguousarray(images)
+    result = np.zeros_like(images)
+    pixel = np.dtype((np.void, images.shape[-1]))  # whole pixels are moved, which is faster than bytes
+    for target, image, mirrored, top, left in zip(
+        result.view(pixel)[..., 0], images.view(pixel)[..., 0], *_drawn(seeds, augment)
+    ):
+        shown = target[:, ::-1] if mirrored else target
+        _shifted(shown, image, int(top) - augment.crop, int(left) - augment.crop)
     return result
+
+
+def _shifted(target: np.ndarray, image: np.ndarray, down: int, right: int) -> None:
+    """Puts into `target` [H, W] the image seen from `down` rows and `right` columns further on."""
+    height, width = image.shape[:2]
+    top, bottom = min(max(-down, 0), height), max(min(height - down, height), 0)
+    left, end = min(max(-right, 0), width), max(min(width - right, width), 0)
+    if top < bottom and left < end:
+        target[top:bottom, left:end] = image[top + down : bottom + down, left + right : end + right]
 
 
 def placed(seeds: np.ndarray, augment: Augment, width: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from decoct.models.interface import InputKind, Port, input_ports
 from decoct.tasks.inputs.augment import Augment, augmented, placed
 from decoct.tasks.inputs.base import STUDENT, Inputs, Trace, as_arrays, made_up, refuse_but_tensor, sizes_of
 
-CHUNK = 4096
+CHUNK_BYTES = 1 << 20
 
 
 class Images(Inputs):
@@ -147,12 +147,14 @@ class ImagePreprocessing(nn.Module):
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel of pixels / 255 of uint8 `[N, H, W, C]`; a constant channel gets std 1."""
-    total = np.zeros(images.shape[-1])
-    squares = np.zeros(images.shape[-1])
-    for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK].astype(np.uint32)
-        total += chunk.sum(axis=(0, 1, 2), dtype=np.uint64)
-        squares += (chunk * chunk).sum(axis=(0, 1, 2), dtype=np.uint64)
+    width, channels = images.shape[2:]
+    total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)
+    step = max(CHUNK_BYTES // max(images[:1].nbytes, 1), 1)
+    for start in range(0, len(images), step):
+        rows = images[start : start + step].reshape(-1, width * channels)
+        kind = np.uint32 if len(rows) <= 1 << 16 else np.uint64  # 2^16 squares of bytes fit into 32 bits
+        total += rows.sum(0, dtype=kind).reshape(-1, channels).sum(0, dtype=np.uint64)
+        squares += np.square(rows, dtype=np.uint16).sum(0, dtype=kind).reshape(-1, channels).sum(0, dtype=np.uint64)
     count = images.size / images.shape[-1]
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
