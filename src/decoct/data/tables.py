@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from decoct.data.base import Split
-from decoct.data.files import read_text
+from decoct.data.files import read_bytes, read_text
 from decoct.data.hashing import content_keys
 from decoct.errors import DataError, RecipeError, did_you_mean
 
+if TYPE_CHECKING:
+    import pyarrow
+
 MISSING = ("", "NA", "NaN", "nan", "?")
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells as a file gives them; `lines` are the rows' line numbers."""
+    """Columns of cells as a file gives them, text without blanks around it."""
 
     path: Path
     names: tuple[str, ...]
-    rows: list[list[str]]
-    lines: list[int]
+    columns: tuple[pyarrow.StringArray, ...]
+    delimiter: str = ","
+    header: bool = True
 
-    def column(self, name: str, setting: str) -> list[str]:
+    def cells(self, name: str, setting: str) -> pyarrow.StringArray:
         """The cells of one column; RecipeError names the nearest where the table lacks it."""
         if name not in self.names:
             raise RecipeError(f"{setting}: {self.path.name} has no column {name!r}; {did_you_mean(name, self.names)}")
-        at = self.names.index(name)
-        return [row[at] for row in self.rows]
+        return self.columns[self.names.index(name)]
+
+    def column(self, name: str, setting: str) -> list[str]:
+        """The cells of one column as a list."""
+        found: list[str] = self.cells(name, setting).to_pylist()
+        return found
+
+    def line(self, row: int) -> int:
+        """The line of the file on which a row ends, counted from 1."""
+        _, number = next(itertools.islice(_rows(self.path, self.delimiter), row + self.header, None))
+        return number
 
 
 @dataclass(frozen=True)
@@ -60,29 +75,74 @@ class Columns:
 
 def read_table(path: Path, *, delimiter: str = ",", header: bool = True) -> Table:
     """A delimited file, gzip or not, with quoted cells; without header the columns are called "0", "1", ..."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    rows, lines = [], []
-    try:
-        for row in reader:
-            if row:
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
-    if not rows:
-        raise DataError(f"{path}: the file is empty")
-    names = tuple(rows[0]) if header else tuple(map(str, range(len(rows[0]))))
-    if header:
-        rows, lines = rows[1:], lines[1:]
+    content = read_bytes(path).removeprefix(BOM)
+    columns = _by_arrow(content, delimiter) or _by_rows(path, delimiter)
+    del content
+    heads = [str(column[0]).strip() for column in columns]
+    names = tuple(heads) if header else tuple(map(str, range(len(columns))))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{path}: two columns are called {twice!r}")
-    for row, line in zip(rows, lines):
-        if len(row) != len(names):
-            raise DataError(f"{path}, line {line}: {len(row)} cells, expected {len(names)} (delimiter {delimiter!r})")
-    if not rows:
+    columns = [_trimmed(column[1:] if header else column) for column in columns]
+    if not len(columns[0]):
         raise DataError(f"{path}: a header and no rows")
-    return Table(path, names, rows, lines)
+    return Table(path, names, tuple(columns), delimiter, header)
+
+
+def _by_arrow(content: bytes, delimiter: str) -> list[Any] | None:
+    """The columns as pyarrow reads them, which does so as the csv module does; None where it refuses the file."""
+    import pyarrow
+    import pyarrow.csv
+
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="replace", newline="")
+    try:
+        first = next((row for row in csv.reader(lines, delimiter=delimiter) if row), None)
+    except csv.Error:
+        return None
+    if first is None:
+        return None
+    names = list(map(str, range(len(first))))
+    try:
+        table = pyarrow.csv.read_csv(
+            pyarrow.BufferReader(content),
+            read_options=pyarrow.csv.ReadOptions(column_names=names),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string())),
+        )
+    except (pyarrow.ArrowInvalid, ValueError):
+        return None
+    return [each.combine_chunks() for each in table.columns] if len(table) else None
+
+
+def _by_rows(path: Path, delimiter: str) -> list[Any]:
+    """The columns row by row, for files that pyarrow refuses: read all the same, or refused by line."""
+    import pyarrow
+
+    rows: list[list[str]] = []
+    for row, line in _rows(path, delimiter):
+        if rows and len(row) != len(rows[0]):
+            raise DataError(f"{path}, line {line}: {len(row)} cells, expected {len(rows[0])} (delimiter {delimiter!r})")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: the file is empty")
+    return [pyarrow.array(column, pyarrow.string()) for column in zip(*rows)]
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[list[str], int]]:
+    """The rows that are not blank, each with the line on which it ends."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            if row:
+                yield row, reader.line_num
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _trimmed(cells: Any) -> Any:
+    import pyarrow.compute
+
+    return pyarrow.compute.utf8_trim_whitespace(cells)
 
 
 def make_columns(tables: Mapping[str, Table], layout: Layout) -> Columns:
@@ -101,7 +161,7 @@ def make_columns(tables: Mapping[str, Table], layout: Layout) -> Columns:
     if not features:
         raise RecipeError(f"data.drop: {train.path.name} has no column left beside the target {layout.target!r}")
     categories = {
-        name: _category_values([cell for t in tables.values() for cell in t.column(name, "data.categorical")], layout)
+        name: _category_values(_texts_of(tables.values(), name), layout)
         for name in features
         if name in layout.categorical
     }
@@ -117,25 +177,32 @@ def _split(
     categories: Mapping[str, Mapping[str, float]],
     classes: tuple[str, ...],
 ) -> Split:
-    columns = []
-    for name in features:
-        cells = table.column(name, "data")
-        if name in categories:
-            codes = categories[name]
-            columns.append(np.array([codes.get(cell, np.nan) for cell in cells], np.float64))
-        else:
-            columns.append(_numbers(table, name, cells, layout))
+    columns = [
+        _coded(table.cells(name, "data"), categories[name]) if name in categories else _numbers(table, name, layout)
+        for name in features
+    ]
     matrix = np.stack(columns, axis=1)
     texts = [table.column(name, "data") for name in categories]
     keys = _keys(matrix, features, categories, texts)
-    cells = table.column(layout.target, "data.target")
     if layout.kind == "classification":
-        return Split({"features": matrix, "label": _labels(table, layout, cells, classes)}, keys)
-    values = _numbers(table, layout.target, cells, layout)
+        return Split({"features": matrix, "label": _labels(table, layout, classes)}, keys)
+    values = _numbers(table, layout.target, layout)
     if np.isnan(values).any():
-        line = table.lines[int(np.flatnonzero(np.isnan(values))[0])]
+        line = table.line(int(np.flatnonzero(np.isnan(values))[0]))
         raise DataError(f"{table.path}, line {line}, column {layout.target}: the target is missing")
     return Split({"features": matrix, "value": values}, keys)
+
+
+def _texts_of(tables: Iterable[Table], name: str) -> set[str]:
+    """The different texts in a column of all tables."""
+    return {text for each in tables for text in each.cells(name, "data").unique().to_pylist()}
+
+
+def _coded(cells: pyarrow.StringArray, codes: Mapping[str, float]) -> np.ndarray:
+    """float64: the code of each cell, NaN where it has none."""
+    found = cells.dictionary_encode()
+    values = np.array([codes.get(text, np.nan) for text in found.dictionary.to_pylist()], np.float64)
+    return values[found.indices.to_numpy()]
 
 
 def _keys(
@@ -149,46 +216,64 @@ def _keys(
     numbers = matrix[:, numeric] + 0.0
     numbers[np.isnan(numbers)] = np.nan
     numbers = np.ascontiguousarray(numbers, "<f8")
-    rows = [row.tobytes() for row in numbers]
+    width, content = numbers.shape[1] * numbers.itemsize, numbers.reshape(-1).view(np.uint8).data
+    rows = (content[at : at + width] for at in range(0, len(numbers) * width, width)) if width else ()
     if texts:
-        rows = [row + "\x1f".join(cells).encode() for row, cells in zip(rows, zip(*texts))]
+        joined = ("\x1f".join(cells).encode() for cells in zip(*texts))
+        return content_keys(bytes(row) + text for row, text in zip(rows if width else itertools.repeat(b""), joined))
     return content_keys(rows)
 
 
-def _numbers(table: Table, name: str, cells: Sequence[str], layout: Layout) -> np.ndarray:
+def _numbers(table: Table, name: str, layout: Layout) -> np.ndarray:
+    """float64: the numbers of a column, NaN where one is missing; DataError names the line of another text."""
+    import pyarrow
+    import pyarrow.compute
+
+    cells = table.cells(name, "data")
+    absent = pyarrow.compute.is_in(cells, value_set=pyarrow.array(layout.missing, pyarrow.string()))
     try:
-        values = np.array([np.nan if cell in layout.missing else float(cell) for cell in cells], np.float64)
-    except ValueError:
-        line, cell = next(
-            (line, cell)
-            for line, cell in zip(table.lines, cells)
-            if cell not in layout.missing and not _is_number(cell)
-        )
-        hint = (
-            ""
-            if name == layout.target
-            else f"; list {name} under data.categorical, or its mark for absent values under data.missing"
-        )
-        raise DataError(f"{table.path}, line {line}, column {name}: {cell!r} is no number{hint}") from None
+        values = pyarrow.compute.if_else(absent, None, cells).cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+    except pyarrow.ArrowInvalid:
+        values = _one_by_one(table, name, layout)
     if np.isinf(values).any():
         at = int(np.flatnonzero(np.isinf(values))[0])
-        raise DataError(f"{table.path}, line {table.lines[at]}, column {name}: {cells[at]!r} is not finite")
-    return values
+        raise DataError(f"{table.path}, line {table.line(at)}, column {name}: {str(cells[at])!r} is not finite")
+    return np.asarray(values, np.float64)
 
 
-def _labels(table: Table, layout: Layout, cells: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
-    codes = {name: code for code, name in enumerate(classes)}
-    for cell, line in zip(cells, table.lines):
-        if cell not in codes:
-            known = ", ".join(classes[:10])
-            raise DataError(
-                f"{table.path}, line {line}, column {layout.target}: {cell!r} is no class; expected {known}"
+def _one_by_one(table: Table, name: str, layout: Layout) -> np.ndarray:
+    """The numbers of a column as Python reads them."""
+    values = []
+    for row, cell in enumerate(table.column(name, "data")):
+        try:
+            values.append(np.nan if cell in layout.missing else float(cell))
+        except ValueError:
+            hint = (
+                ""
+                if name == layout.target
+                else f"; list {name} under data.categorical, or its mark for absent values under data.missing"
             )
-    return np.array([codes[cell] for cell in cells], np.int64)
+            raise DataError(
+                f"{table.path}, line {table.line(row)}, column {name}: {cell!r} is no number{hint}"
+            ) from None
+    return np.array(values, np.float64)
+
+
+def _labels(table: Table, layout: Layout, classes: tuple[str, ...]) -> np.ndarray:
+    cells = table.cells(layout.target, "data.target")
+    codes = _coded(cells, {name: float(code) for code, name in enumerate(classes)})
+    if np.isnan(codes).any():
+        at = int(np.flatnonzero(np.isnan(codes))[0])
+        known = ", ".join(classes[:10])
+        raise DataError(
+            f"{table.path}, line {table.line(at)}, column {layout.target}: {str(cells[at])!r} is no class; "
+            f"expected {known}"
+        )
+    return codes.astype(np.int64)
 
 
 def _class_names(train: Table, layout: Layout) -> tuple[str, ...]:
-    names = _sorted_texts(cell for cell in train.column(layout.target, "data.target") if cell not in layout.missing)
+    names = _sorted_texts(cell for cell in _texts_of([train], layout.target) if cell not in layout.missing)
     if len(names) < 2:
         raise DataError(f"{train.path}, column {layout.target}: {len(names)} classes; expected two or more")
     if len(names) > 1000:
@@ -196,7 +281,7 @@ def _class_names(train: Table, layout: Layout) -> tuple[str, ...]:
     return names
 
 
-def _category_values(cells: Sequence[str], layout: Layout) -> dict[str, float]:
+def _category_values(cells: Iterable[str], layout: Layout) -> dict[str, float]:
     texts = _sorted_texts(cell for cell in cells if cell not in layout.missing)
     numeric = all(_is_number(text) for text in texts)
     return {text: float(text) if numeric else float(code) for code, text in enumerate(texts)}

@@ -111,7 +111,7 @@ def snippet(folder: Path, model: ModelRecord) -> str:
     names = ", ".join(f"{json.dumps(name)}: {_array(shape, kind)}" for name, shape, kind in feeds)
     lines = ["import numpy as np", "import onnxruntime", ""]
     options = ""
-    if model.audit is not None:
+    if "audit" in exported:
         options = ", options"
         lines += [
             "options = onnxruntime.SessionOptions()",
