@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from decoct.models.modes import evaluating, plain_kernels
 
@@ -34,6 +33,8 @@ def macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> Macs:
     >>> macs(nn.Linear(3, 4), {"input": torch.zeros(1, 3)}).total
     12
     """
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+
     counter = FlopCounterMode(display=False)
     with evaluating(module), plain_kernels(), torch.no_grad(), counter:
         module(**inputs)

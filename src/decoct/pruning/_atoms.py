@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 
@@ -96,6 +94,9 @@ class Atoms:
 
     def components(self) -> tuple[np.ndarray, dict[int, str]]:
         """The component of each atom, and of frozen components the first reason."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
         left, right = [np.concatenate(each) for each in zip(*self._joined)] if self._joined else [np.zeros(0, int)] * 2
         ones = np.ones(len(left), bool)
         _, of = connected_components(coo_matrix((ones, (left, right)), shape=(self.count, self.count)), directed=False)
