@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from decoct.data.base import Dataset
+from decoct.data.digits import Digits
 from decoct.data.hashing import keyed
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.inputs.augment import Augment
@@ -35,6 +36,13 @@ def test_image_preprocessing_against_numpy(images: Dataset, side: str, size: int
         expected = (expected - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
         np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert task.reading(side).interface.shape == (3, size, size)
+
+
+def test_grey_images_are_laid_out_by_channel_first() -> None:
+    """Not in the strides of channels-last, which are as contiguous with one channel and choose other kernels."""
+    data = Digits().open()
+    batch = ImageClassification().resolve(data).collate(data.splits["test"], np.arange(3))
+    assert batch.side("student").stride() == (64, 64, 8, 1)
 
 
 def test_sides_that_differ_in_preprocessing_share_one_image(images: Dataset) -> None:

@@ -74,7 +74,10 @@ class Images(Inputs):
         if seeds is not None and self.augment:
             images = augmented(images, seeds, self.augment)
             trace = Trace(matrix=torch.from_numpy(placed(seeds, self.augment, images.shape[2])))
-        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), trace
+        pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        # Laid out anew: with one channel NumPy keeps strides that torch takes for channels-last, in which oneDNN
+        # overwrites memory of narrow 1x1 convolutions on processors without AVX-512.
+        return torch.from_numpy(pixels.reshape(-1)).view(pixels.shape), trace
 
     def seen(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> np.ndarray:
         keys = split.keys[indices]
