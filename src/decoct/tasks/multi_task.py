@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from decoct.data.base import Dataset
+from decoct.errors import RecipeError
 from decoct.spec import Choice
 from decoct.tasks.answers.base import Answer
 from decoct.tasks.answers.heads import Heads
@@ -45,7 +46,12 @@ class MultiTask(Task):
         return task.replace(**answer) if answer else task
 
     def as_taught_by(self, theirs: Task) -> Task:
-        return theirs if isinstance(theirs, MultiTask) else self
+        if not isinstance(theirs, MultiTask):
+            raise RecipeError(
+                f"teacher: it was made for task {theirs.use!r}, which has no heads, and {self.use!r} has "
+                f"{', '.join(self.heads)}; train it under this task, with `head` to name the one that it answers"
+            )
+        return theirs
 
     def as_given(self) -> Self:
         return self if "raw" in self.reads.model_fields_set else self.with_values({"raw": True}, {})

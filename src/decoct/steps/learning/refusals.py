@@ -21,6 +21,11 @@ Scores = Callable[[], dict[str, float]]
 def refuse_what_cannot_mix(step: Learning, objective: Objective, inputs: Inputs, context: Context) -> None:
     """RecipeError for mixed views under an objective that reads class ids, or before a file that takes whole pixels;
     for several views of a task that augments nothing."""
+    if step.teacher_views > 1 and not context.task.answer.combines:
+        raise RecipeError(
+            f"teacher_views is {step.teacher_views}, and answers of task {context.task.use!r} cannot be averaged; "
+            "leave teacher_views out"
+        )
     if step.teacher_views > 1 and context.task.inputs(STUDENT).variation is None:
         raise RecipeError(
             f"teacher_views is {step.teacher_views}, and task {context.task.use!r} augments nothing, so that all views "

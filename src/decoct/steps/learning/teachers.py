@@ -32,6 +32,7 @@ from decoct.teachers.views import over_views
 from decoct.training.engine import Engine
 
 if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
     from decoct.tasks.base import Task
 
 
@@ -210,6 +211,7 @@ def task_of(value: Any, task: Task) -> Task:
 def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
     """How the classes of a teacher, as its artifact names them, meet the task's; None where they are the same."""
     theirs = task_of(value, task)
+    refuse_other_heads(task.answer, theirs.answer, role)
     own, known = task.answer.names, theirs.answer.names
     raw = theirs.inputs(STUDENT).raw and task.inputs(STUDENT).raw
     if raw and numbered(known) and numbered(own) and len(known) != len(own):
@@ -218,6 +220,21 @@ def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
             "names by which they could be matched; give task.classes, or a student of as many"
         )
     return align(known, own, role) if known and own else None
+
+
+def refuse_other_heads(own: Answer, theirs: Answer, role: str) -> None:
+    """RecipeError where a teacher of several heads names the classes of one otherwise: heads are taken as they are."""
+    for name in sorted(set(own.parts) & set(theirs.parts)):
+        ours, known = own.parts[name].names, theirs.parts[name].names
+        if ours and known and ours != known:
+            raise RecipeError(
+                f"{role}: its head {name!r} knows the classes {_few(known)}, the task has {_few(ours)}; classes of "
+                "heads are not matched by name: train the teacher on data of the same classes in the same order"
+            )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def numbered(classes: Sequence[str]) -> bool:

@@ -67,8 +67,15 @@ class Answer(Spec):
     """Whether networks give maps `[B, classes, h, w]`, of which each pixel is answered."""
     target_columns: ClassVar[tuple[str, ...]] = ()
     """The columns of a split that may hold the target."""
+    combines: ClassVar[bool] = True
+    """Whether what several teachers say, or one of several views, can be put together as one answer."""
     item: ClassVar[str] = "sample"
     """What one answer is about: a sample, or one of the places in it."""
+
+    @property
+    def parts(self) -> Mapping[str, Answer]:
+        """The answers of the heads, by name; empty where there is one answer."""
+        return {}
 
     @property
     @abstractmethod

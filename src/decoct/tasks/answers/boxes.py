@@ -36,6 +36,7 @@ class Boxes(Answer):
     """
 
     distribution: ClassVar[bool] = False
+    combines: ClassVar[bool] = False
     target_columns: ClassVar[tuple[str, ...]] = ("boxes",)
     classes: tuple[str, ...] = ()
     above: float = Field(default=0.05, ge=0, lt=1)

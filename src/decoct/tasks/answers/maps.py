@@ -39,6 +39,7 @@ class Maps(Answer):
     """
 
     per_pixel: ClassVar[bool] = True
+    item: ClassVar[str] = "pixel"
     target_columns: ClassVar[tuple[str, ...]] = ("mask",)
     classes: tuple[str, ...] = ()
     ignored: int = 255

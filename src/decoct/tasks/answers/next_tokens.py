@@ -31,6 +31,7 @@ class NextTokens(Answer):
     """
 
     use: ClassVar[str] = "next_tokens"
+    item: ClassVar[str] = "token"
     target_columns: ClassVar[tuple[str, ...]] = ("next",)
     tokens: int | None = Field(default=None, ge=2)
 
