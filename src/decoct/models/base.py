@@ -66,8 +66,11 @@ class Network:
     interface: Interface
 
     def run(self, inputs: Any, needs: Needs, target: Any = None) -> Outputs:
-        """What it says about prepared inputs."""
-        return self.spec.run(self.module, inputs, self.interface, needs, target)
+        """What it says about prepared inputs, in eval mode as in training."""
+        from decoct.models.modes import as_in_training
+
+        with as_in_training():
+            return self.spec.run(self.module, inputs, self.interface, needs, target)
 
 
 class KeptModel(Model):
