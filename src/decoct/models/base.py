@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decoct.errors import did_you_mean
 from decoct.models.interface import Interface
@@ -23,6 +23,9 @@ __all__ = ["Interface", "KeptModel", "Model", "Network", "OutsideModel", "identi
 
 class Model(Spec):
     """Describes a network; `build` makes a fresh one."""
+
+    becomes_onnx: ClassVar[bool] = False
+    """Whether every such network is known to become an ONNX file, so that `check` need not try."""
 
     @abstractmethod
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

@@ -86,9 +86,7 @@ class Export(Step, Budgets):
 
     def _facts(self, source: Artifact | Model, context: Context, side: str, folder: Path) -> dict[str, Any]:
         if isinstance(source, OnnxFile):
-            raise RecipeError(
-                f"{source.path} is an ONNX file already; decoct.benchmark measures it, and it may teach in distill"
-            )
+            raise RecipeError(already_a_file(source))
         if isinstance(source, Model):
             interface = context.task.reading(side).interface
             network = Network(fresh(source, interface, context.given), source, interface)
@@ -126,6 +124,11 @@ class Export(Step, Budgets):
         if kernels.warning():
             warnings.warn(f"{context.name}: {kernels.warning()}", stacklevel=4)
         return {"audit": kernels.data()}
+
+
+def already_a_file(model: OnnxFile) -> str:
+    """The sentence for a model that needs no export."""
+    return f"{model.path} is an ONNX file already; decoct.benchmark measures it, and it may teach in distill"
 
 
 def verification(context: Context, samples: int) -> list[Batch]:

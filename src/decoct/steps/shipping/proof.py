@@ -121,7 +121,7 @@ def warn_of_noise(where: str, verified: Mapping[str, Any], *, stacklevel: int = 
     if found is not None and found < FAINT:
         warnings.warn(
             f"{where}: the quantized file answers with {found:.1f} dB of signal to noise beside the float model, below "
-            f"{FAINT:g} dB: noise is more than a tenth of its answers. Score it before it ships; give more or other "
-            "calibration samples, protect layers, or train with quantizers inside (qat)",
+            f"{FAINT:g} dB: noise is more than a tenth of its answers. Score it before it ships; protect layers, "
+            "calibrate on more or other samples, quantize weights alone, or train with quantizers inside (qat)",
             stacklevel=stacklevel,
         )

@@ -54,7 +54,7 @@ class Quantize(Step, Budgets):
 
     `scheme`: how, one of `decoct list quantization`; it sees `calibration_samples` of `calibration_split` (train or
     validation, never test). On `samples` real samples the float graph is compared with the model first (`tolerance` as
-    in export), then the file with the float model; below 20 dB of signal to noise there is a warning. The operators that
+    in export), then the file with the float model; below 20 dB of signal to noise a warning follows. The operators that
     the runtime executes in integers are counted (`audit` in exported.json). A model that learned with its quantizers
     inside keeps them: `scheme` and calibration are not used. `min_quality`, `max_latency_ms` and
     `max_size_bytes` are budgets as in export.

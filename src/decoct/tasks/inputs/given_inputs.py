@@ -98,7 +98,7 @@ def refuse_other_names(expected: Any, inputs: Any) -> None:
     if further:
         raise RecipeError(
             f"the samples give {', '.join(map(repr, further))} too, which the file would not take (it takes "
-            f"{', '.join(expected)}), so that it would answer otherwise than the model; leave it out of what the loaders "
+            f"{', '.join(expected)}), so that it would answer otherwise than the model; leave it out of what loaders "
             "give, or let it be in the first batch of the training loader of decoct.distill, from which the file's "
             "inputs are taken"
         )
