@@ -185,7 +185,7 @@ def test_a_program_is_compared_with_the_model_as_it_is_scored() -> None:
     batches = [Batch({"student": X, "teacher": X})]
     refuse_other_program("file", reading, network, program, batches, 1e-6)
     scored = 2 * network.module(X)
-    worst = float((scored / 2).abs().max())
+    worst = float((scored / 2).detach().abs().max())
     doubled = replace(network, spec=Doubled(hidden=(4,)))
     with pytest.raises(IntegrityError, match="differs from the model as it was scored"):
         refuse_other_program("file", reading, doubled, program, batches, 0.99 * worst)
