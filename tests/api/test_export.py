@@ -28,7 +28,9 @@ def test_a_text_student_has_a_dynamic_length(tmp_path: Path) -> None:
     record = found.export(tmp_path / "small.onnx", example=rows)
     assert record["verified"]["samples"] == 5
     assert "made_up" not in record["verified"]
-    assert found.export(tmp_path / "small.onnx")["verified"]["made_up"] is True
+    real = found.export(tmp_path / "small.onnx")["verified"]
+    assert (real["samples"], "made_up" in real) == (32, False)
+    assert dc.export(found.artifact, tmp_path / "small.onnx", given=found._given)["verified"]["made_up"] is True
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
     assert [each.shape for each in session.get_inputs()] == [["batch", "length"]] * 2
     ids = np.ones((3, 23), dtype=np.int64)
@@ -78,6 +80,6 @@ def test_a_quantized_model_is_written_after_what_it_needs(tmp_path: Path) -> Non
     blocked.mkdir()
     with pytest.raises(OSError, match="directory"):
         _write_quantized(
-            tmp_path / "model.onnx", Dynamic(), proto, module, {"input": x.numpy()}, None, assets={blocked: "{}"}
+            tmp_path / "model.onnx", Dynamic(), proto, module, [{"input": x.numpy()}], None, assets={blocked: "{}"}
         )
     assert not (tmp_path / "model.onnx").exists()

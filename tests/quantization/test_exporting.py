@@ -64,7 +64,9 @@ def test_an_artifact_in_integers(tmp_path: Path) -> None:
     for wrong in ({"example": images[:8, :, :4]}, {"example": images[:8], "calibration": images[:, :, 1:]}):
         with pytest.raises(RecipeError, match=r"is uint8 .*the model takes uint8 \[batch, "):
             dc.export(artifact, tmp_path / "d.onnx", **{"quantize": "int8", "calibration": images, **wrong})
-    assert dc.export(artifact, tmp_path / "c.onnx", quantize="int8", calibration=images)["verified"]["made_up"] is True
+    verified = dc.export(artifact, tmp_path / "c.onnx", quantize="int8", calibration=images)["verified"]
+    assert (verified["samples"], verified["on"], "made_up" in verified) == (64, "calibration", False)
+    assert dc.export(artifact, tmp_path / "d.onnx", quantize="dynamic")["verified"]["made_up"] is True
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
     assert open_session(tmp_path / "c.onnx").inputs[0].type == "uint8"
 

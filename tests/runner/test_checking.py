@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+import decoct as dc
 from decoct.errors import RecipeError
+from decoct.models.given import given_model
 from decoct.runner.checking import check
 from tiny import LEARN, PAIR, recipe
 
@@ -135,3 +139,50 @@ def test_several_teachers_that_answer_as_one_are_kept_alike() -> None:
     assert len(check(recipe(plain))) == 4
     with pytest.raises(RecipeError, match=r"steps\[3\].*dist"):
         check(recipe(plain, steps__3__objective={"use": "dist"}))
+
+
+class Branching(nn.Module):
+    """Which way it goes hangs on the numbers that it meets, so that it has no graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.flatten(1))
+        return logits if logits.sum() > 0 else -logits
+
+
+SHIPPING = (
+    {"use": "export", "name": "file"},
+    {"use": "export", "name": "file", "target": {"use": "torch_export"}},
+    {"use": "quantize", "name": "file", "scheme": {"use": "dynamic"}},
+)
+
+
+@pytest.mark.parametrize("step", SHIPPING)
+@pytest.mark.parametrize("from_step", [False, True])
+def test_a_model_that_cannot_become_a_file_is_refused_up_front(step: dict[str, Any], from_step: bool) -> None:
+    train = [{"use": "train", "name": "student", "inputs": {"model": "small"}, **LEARN}] if from_step else []
+    if step["use"] == "quantize" and not from_step:
+        pytest.skip("takes what a step made")
+    module = Branching().train()
+    plain = {**STORED, "steps": [*train, {**step, "inputs": {"model": "student" if from_step else "small"}}]}
+    made = recipe(plain).replace(models={"small": given_model("small", module)})
+    with pytest.raises(RecipeError, match=rf"steps\[{len(train)}\]: .*cannot be traced"):
+        check(made, given={"small": module})
+    assert module.training
+    fine = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert check(made.replace(models={"small": given_model("small", fine)}), given={"small": fine})
+
+
+def test_a_model_that_is_no_network_here_is_refused_up_front(tmp_path: Path) -> None:
+    dc.export(nn.Linear(4, 2), tmp_path / "m.onnx", example=torch.ones(2, 4))
+    for model, message in (
+        ({"use": "onnx", "path": str(tmp_path / "m.onnx")}, "is an ONNX file already"),
+        ({"use": "http", "url": "http://127.0.0.1:1/"}, "http answers elsewhere"),
+    ):
+        plain = {**STORED, "models": {"small": model}}
+        made = recipe({**plain, "steps": [{"use": "export", "name": "file", "inputs": {"model": "small"}}]})
+        with pytest.raises(RecipeError, match=rf"steps\[0\].*{message}"):
+            check(made)

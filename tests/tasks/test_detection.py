@@ -25,6 +25,7 @@ from decoct.models.small_detector import SmallDetector
 from decoct.models.small_resnet import SmallResNet
 from decoct.outputs import Batch, Outputs
 from decoct.recipe.recipe import Recipe
+from decoct.runner.checking import check
 from decoct.store.layout import Layout
 from decoct.tasks.answers.box_metrics import Shown, average_precision
 from decoct.tasks.answers.boxes import Boxes, BoxTally, moved
@@ -326,6 +327,8 @@ def test_detectors_and_other_nets_are_not_taken_for_each_other(shapes: Path) -> 
 def test_a_two_stage_detector_teaches_and_is_not_exported(shapes: Path, tmp_path: Path) -> None:
     steps = [{"use": "train", "name": "teacher", "inputs": {"model": "large"}, "budget": {"steps": 1}}]
     made = recipe(shapes, *steps, {"use": "export", "name": "file", "inputs": {"model": "teacher"}})
+    with pytest.raises(RecipeError, match=r"steps\[1\]: .*faster_rcnn cannot be exported"):
+        check(made)
     with pytest.raises(RecipeError, match="faster_rcnn cannot be exported"):
         made.run(tmp_path)
 

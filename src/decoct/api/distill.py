@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from decoct.api.arguments import data_of, model_of, shaped, task_of
 from decoct.api.export import export
+from decoct.api.samples import SAMPLES, Real
 from decoct.artifact import Artifact
 from decoct.errors import RecipeError, did_you_mean
 from decoct.models.given import plain_network
@@ -24,9 +25,11 @@ from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, undecided_roles
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.recipe.recipe import Recipe
-from decoct.runner.execution import Run
+from decoct.runner.execution import Options, Run, prepare
+from decoct.steps.base import Context
 from decoct.steps.distill import Distill
 from decoct.steps.learning.building import build_criterion
+from decoct.steps.shipping.export import verification
 from decoct.steps.train import Train
 from decoct.tasks.base import Task
 from decoct.teachers.frozen import Frozen
@@ -68,8 +71,25 @@ class Distilled:
         return [json.loads(line) for line in text.splitlines()]
 
     def export(self, path: Path | str, **options: Any) -> dict[str, Any]:
-        """Writes the student to `path`, verified; see `decoct.export` for the options."""
+        """Writes the student to `path`; see `decoct.export` for the options.
+
+        Without `example` the file is verified on up to 256 samples of the test data, else of the validation data, else
+        of the training data.
+        """
+        if options.get("example") is None:
+            options["example"] = Real(self._samples())
         return export(self.artifact, path, given=self._given, **options)
+
+    def _samples(self) -> list[Batch]:
+        """Samples of the data that it was trained and scored on; the random state stays."""
+        randomness = Randomness()
+        before = randomness.state_dict()
+        try:
+            data, task = prepare(self.run.recipe, Options(given=self._given))
+            context = Context(task, data, "export", self.folder, self.folder, seed=0, given=self._given)
+            return verification(context, SAMPLES)
+        finally:
+            randomness.load_state_dict(before)
 
     def __repr__(self) -> str:
         return f"Distilled(folder={str(self.folder)!r}, scores={self.scores})"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decoct.errors import did_you_mean
 from decoct.models.interface import Interface
@@ -23,6 +23,9 @@ __all__ = ["Interface", "KeptModel", "Model", "Network", "OutsideModel", "identi
 
 class Model(Spec):
     """Describes a network; `build` makes a fresh one."""
+
+    becomes_onnx: ClassVar[bool] = False
+    """Whether every such network is known to become an ONNX file, so that `check` need not try."""
 
     @abstractmethod
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
@@ -66,8 +69,11 @@ class Network:
     interface: Interface
 
     def run(self, inputs: Any, needs: Needs, target: Any = None) -> Outputs:
-        """What it says about prepared inputs."""
-        return self.spec.run(self.module, inputs, self.interface, needs, target)
+        """What it says about prepared inputs, in eval mode as in training."""
+        from decoct.models.modes import as_in_training
+
+        with as_in_training():
+            return self.spec.run(self.module, inputs, self.interface, needs, target)
 
 
 class KeptModel(Model):

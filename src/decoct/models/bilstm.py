@@ -23,6 +23,7 @@ class BiLSTM(Model):
     """
 
     use: ClassVar[str] = "bilstm"
+    becomes_onnx: ClassVar[bool] = True
     embedding: PositiveInt = 128
     hidden: PositiveInt = 128
     layers: PositiveInt = 1

@@ -100,15 +100,21 @@ class ImageProgram(nn.Module):
 
 
 class TextProgram(nn.Module):
-    """`input_ids`, `attention_mask` int64 `[B, L]` -> what `postprocessing` makes of the model's result."""
+    """Ids `[B, L]` and whatever else the model was trained with, by name -> what `postprocessing` makes of its result.
 
-    def __init__(self, model: nn.Module, postprocessing: Postprocessing | None = None) -> None:
+    `positional`: the model takes its one input by position, as it was given in training.
+    """
+
+    def __init__(
+        self, model: nn.Module, postprocessing: Postprocessing | None = None, *, positional: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.postprocessing = postprocessing
+        self.positional = positional
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        raw = self.model(input_ids=input_ids, attention_mask=attention_mask)
+    def forward(self, **inputs: Tensor) -> Any:
+        raw = self.model(*inputs.values()) if self.positional else self.model(**inputs)
         return logits_of(raw) if self.postprocessing is None else self.postprocessing(raw)
 
 

@@ -21,6 +21,7 @@ class MLP(Model):
     """
 
     use: ClassVar[str] = "mlp"
+    becomes_onnx: ClassVar[bool] = True
     hidden: tuple[PositiveInt, ...] = (128, 64)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,51 @@ import torch
 from torch import nn
 
 
+class _FastPath:
+    """How many bodies run without torch's fast path, in all threads, and whether it was on before the first."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, True
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+_FAST_PATH = _FastPath()
+
+
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """While the body runs, `nn.TransformerEncoder` and `nn.MultiheadAttention` compute as they do in training.
+
+    In eval mode torch takes a fast path, which gives zeros at padded places where training, and every exported file,
+    gives numbers: a model that reads those places answers otherwise than what was trained.
+
+    >>> with as_in_training():
+    ...     torch.backends.mha.get_fastpath_enabled()
+    False
+    """
+    _FAST_PATH.enter()
+    try:
+        yield
+    finally:
+        _FAST_PATH.leave()
+
+
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode while the body runs; then each module has its own mode again, also after an exception.
+    """Eval mode while the body runs, and attention `as_in_training`; then each module has its own mode again, also
+    after an exception.
 
     >>> module = nn.Sequential(nn.Dropout()).train()
     >>> with evaluating(module):
@@ -25,7 +68,8 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     try:
         for module in modules:
             module.eval()
-        yield
+        with as_in_training():
+            yield
     finally:
         for each, mode in modes:
             each.training = mode
@@ -34,12 +78,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 @contextmanager
 def plain_kernels() -> Iterator[None]:
     """No fused kernels while the body runs, since a tracer sees one operator in their place."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.backends.mkldnn.flags(enabled=False):
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with as_in_training(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield

@@ -30,6 +30,7 @@ class SmallDetector(Model):
     """
 
     use: ClassVar[str] = "small_detector"
+    becomes_onnx: ClassVar[bool] = True
     widths: tuple[PositiveInt, ...] = Field(default=(16, 24, 32, 48), min_length=3)
     head: PositiveInt = 32
     finest: Literal[4, 8] = 8

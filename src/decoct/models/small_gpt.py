@@ -26,6 +26,7 @@ class SmallGPT(Model):
     """
 
     use: ClassVar[str] = "small_gpt"
+    becomes_onnx: ClassVar[bool] = True
     width: PositiveInt = 128
     depth: PositiveInt = 4
     heads: PositiveInt = 4

@@ -20,6 +20,7 @@ class SmallMobileNet(Model):
     """
 
     use: ClassVar[str] = "small_mobilenet"
+    becomes_onnx: ClassVar[bool] = True
     width: PositiveInt = 16
     depths: tuple[PositiveInt, ...] = Field(default=(1, 2, 1), min_length=1)
     expansion: PositiveInt = 3

@@ -20,6 +20,7 @@ class SmallResNet(Model):
     """
 
     use: ClassVar[str] = "small_resnet"
+    becomes_onnx: ClassVar[bool] = True
     width: PositiveInt = 32
     depths: tuple[PositiveInt, ...] = Field(default=(1, 1, 1), min_length=1)
     stem_stride: Literal[1, 2] = 1

@@ -24,6 +24,7 @@ class SmallUNet(Model):
     """
 
     use: ClassVar[str] = "small_unet"
+    becomes_onnx: ClassVar[bool] = True
     widths: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)
     stem_stride: Literal[1, 2] = 1
 

@@ -25,6 +25,7 @@ class SmallViT(Model):
     """
 
     use: ClassVar[str] = "small_vit"
+    becomes_onnx: ClassVar[bool] = True
     patch: PositiveInt = 2
     width: PositiveInt = 64
     depth: PositiveInt = 4

@@ -20,6 +20,7 @@ from decoct.outputs import Batch, Dense, Needs, Outputs
 from decoct.recipe import file as recipe_file
 from decoct.recipe.recipe import Recipe
 from decoct.runner.execution import Options, prepare, prepare_sources
+from decoct.runner.shipping import refuse_what_cannot_ship, student_of, target_of
 from decoct.steps.base import Context, Step
 from decoct.steps.distill import Distill
 from decoct.steps.labelling.answers import label_views
@@ -33,6 +34,8 @@ from decoct.steps.learning.sources import answering, at_source, read_by, refuse_
 from decoct.steps.learning.teachers import alignment_of, task_of, to_combined
 from decoct.steps.learning.views import STORE, views_with
 from decoct.steps.self_distill import SelfDistill
+from decoct.steps.shipping.export import Export
+from decoct.steps.shipping.quantize import Quantize
 from decoct.store.codecs.base import Codec
 from decoct.store.layout import Layout
 from decoct.store.reading import Store
@@ -113,6 +116,8 @@ def _step(
     objective = getattr(step, "objective", None)
     if isinstance(step, Label):
         return _labelled(recipe, step, inputs, made, task, context)
+    if isinstance(step, Export | Quantize):
+        return _shipped(recipe, step, inputs["model"], made, context)
     if not isinstance(step, Learning) or objective is None or "model" not in inputs:
         first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
         return first, "its inputs fit"
@@ -162,6 +167,17 @@ def _step(
         reader=student.side,
     )
     return _answering(student, task), f"{', '.join(criterion.labels)} on a model of {size:,} parameters"
+
+
+def _shipped(
+    recipe: Recipe, step: Export | Quantize, name: str, made: Mapping[str, StandIn], context: Context
+) -> tuple[StandIn, str]:
+    """What stands for a file: zeros, or the model that was made before; RecipeError where it cannot be written."""
+    found = made.get(name, StandIn(_zeros(context.task)))
+    student = found.student if name in made else student_of(_opened(recipe.models[name]), context)
+    if student is not None:
+        refuse_what_cannot_ship(student, target_of(step), context)
+    return found, "its inputs fit"
 
 
 def _labelled(

@@ -184,7 +184,7 @@ def _allowed(record: Mapping[str, Any], found: Parity, tolerance: float) -> tupl
     One quantized after training: what was recorded, on samples that may be others; one with learned quantizers: what
     rounding in another order can do.
     """
-    from decoct.steps.shipping.export import ROUNDED, ROUNDED_MEAN
+    from decoct.steps.shipping.proof import ROUNDED, ROUNDED_MEAN
 
     verified, quantized = record["verified"], record.get("quantization")
     if quantized is None and "tolerance" not in verified:
@@ -203,4 +203,4 @@ def _settings(recipe: Recipe, name: str) -> tuple[int, float]:
     plain = Export(name="export")
     step = next((step for step in recipe.steps if step.name == name), plain)
     samples = step.samples if isinstance(step, Export | Quantize) else plain.samples
-    return samples, step.tolerance if isinstance(step, Export) else plain.tolerance
+    return samples, step.tolerance if isinstance(step, Export | Quantize) else plain.tolerance

@@ -103,9 +103,12 @@ def trace(
     """The program as torch.export sees it; RecipeError names the module that cannot be traced."""
     import torch
 
+    from decoct.models.modes import as_in_training
+
     shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in example}
     try:
-        return torch.export.export(program, (), kwargs=dict(example), dynamic_shapes=shapes, strict=False)
+        with as_in_training():
+            return torch.export.export(program, (), kwargs=dict(example), dynamic_shapes=shapes, strict=False)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         where = _failing_module(program, error.__traceback__)
         raise RecipeError(

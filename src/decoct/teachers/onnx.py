@@ -58,14 +58,15 @@ def file_predictor(
 ) -> Predictor:
     """What a file says about a batch, as Outputs on the batch's device.
 
-    The inputs come from `reading.feed`; where file and task have one input or one output each, its name does not
-    matter. Numbers in their own units are brought to the scale of logits. RecipeError where names or types do not fit.
+    The inputs come from `reading.feed`, of several those that the file takes; where file and task have one input or one
+    output each, its name does not matter. Numbers in their own units are brought to the scale of logits. RecipeError
+    where names or types do not fit.
     """
     names = _outputs(session, output, list(reading.outputs))
     preprocessing = reading.preprocessing().eval() if preprocessed else None
 
     def predict(batch: Batch) -> Outputs:
-        feed = reading.feed(batch)
+        feed = _read(session, reading, batch)
         if preprocessing is not None:
             with torch.no_grad():
                 prepared = preprocessing(reading.of(batch.to("cpu")))
@@ -123,6 +124,15 @@ def _outputs(session: FileSession, asked: str | None, expected: list[str]) -> li
     if set(expected) <= set(names):
         return expected
     raise RecipeError(f"the file has outputs {', '.join(names)}; say which one answers by `output`")
+
+
+def _read(session: FileSession, reading: Reading, batch: Batch) -> Mapping[str, np.ndarray]:
+    """What the file takes of a batch: where inputs have names, those of the file; a student's further ones are not its
+    own."""
+    inputs, names = reading.of(batch), [port.name for port in session.inputs]
+    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
+        return {name: inputs[name].cpu().numpy() for name in names}
+    return reading.feed(batch)
 
 
 def _named(session: FileSession, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

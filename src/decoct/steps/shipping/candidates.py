@@ -14,6 +14,7 @@ from decoct.artifact import Artifact
 from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
+from decoct.models.modes import as_in_training
 from decoct.models.onnx_file import FileSession
 from decoct.models.saving import WEIGHTS, load_model
 from decoct.outputs import DENSE, Batch, Outputs, Predictor
@@ -140,7 +141,7 @@ def _module(artifact: Artifact, context: Context) -> Candidate:
             return reading.forward(network, batch, DENSE)
 
     def run(feed: dict[str, np.ndarray]) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), as_in_training():
             return program(**{name: torch.from_numpy(value) for name, value in feed.items()})
 
     return Candidate(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from decoct.artifact import Artifact, writing
-from decoct.errors import IntegrityError, RecipeError
+from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
@@ -28,6 +28,7 @@ from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches, has_split
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.parity import compare
+from decoct.steps.shipping.proof import refuse_other_file, refuse_other_program
 from decoct.targets.base import Target
 from decoct.targets.lowering import has_onnx_forms
 from decoct.targets.onnx import FILE, Onnx
@@ -37,24 +38,19 @@ if TYPE_CHECKING:
 
 RECORD = "exported.json"
 SPLITS = ("test", "validation", "train")
-ROUNDED = 0.25
-"""Standard deviations of the output by which one answer of a file in integers may differ from its fake-quantized
-model: the two add up in another order, and a value that falls on the other side of a half moves by a whole step."""
-ROUNDED_MEAN = 0.01
-"""The same for the mean over all answers: few values lie so near a half (measured: at most 0.0003 on convolutional
-nets, MLPs and transformers at 4 and 8 bits), while a wrong scale or bias moves all of them."""
 
 
 class Export(Step, Budgets):
     """Writes a model in a format to ship, with its preprocessing inside, and proves that the file says the same.
 
-    `target` the format; `tolerance` the largest difference from torch on `samples` real samples (inputs alone), for
-    numbers in standard deviations of the output; an estimator is shipped as it is. A model of the recipe that was
-    trained elsewhere is exported with the teacher's preprocessing. Where the file differs by more, IntegrityError, and
-    nothing is left. A model from qat is written in integers, whose rounding is not bitwise torch's: it may differ by a
-    quarter of its outputs' standard deviation, on average by a hundredth, and `audit` in exported.json says which
-    layers run in integers. `min_quality` of the task's main metric on validation data, `max_latency_ms` of one sample
-    on one thread and `max_size_bytes` are budgets, measured on the file: one that is missed raises BudgetMissed.
+    `target` the format; `tolerance` the largest difference from the model, asked as it was in training and scoring, on
+    `samples` real samples (inputs alone), for numbers in standard deviations of the output; an estimator is shipped as
+    it is. A model of the recipe that was trained elsewhere is exported with the teacher's preprocessing. Where the file
+    differs by more, IntegrityError, and nothing is left. A model from qat is written in integers, whose rounding is not
+    bitwise torch's: it may differ by a quarter of its outputs' standard deviation, on average by a hundredth, and
+    `audit` in exported.json says which layers run in integers. `min_quality` of the task's main metric on validation
+    data, `max_latency_ms` of one sample on one thread and `max_size_bytes` are budgets, measured on the file: one that
+    is missed raises BudgetMissed.
     """
 
     use: ClassVar[str] = "export"
@@ -90,9 +86,7 @@ class Export(Step, Budgets):
 
     def _facts(self, source: Artifact | Model, context: Context, side: str, folder: Path) -> dict[str, Any]:
         if isinstance(source, OnnxFile):
-            raise RecipeError(
-                f"{source.path} is an ONNX file already; decoct.benchmark measures it, and it may teach in distill"
-            )
+            raise RecipeError(already_a_file(source))
         if isinstance(source, Model):
             interface = context.task.reading(side).interface
             network = Network(fresh(source, interface, context.given), source, interface)
@@ -107,21 +101,12 @@ class Export(Step, Budgets):
         paths = self.target.write(programs, folder)
         path, program = paths[MAIN], programs[MAIN].module
         context.progress(1, 2, "comparing the file with torch")
-        feeds = [reading.feed(batch) for batch in verification(context, self.samples)]
+        batches = verification(context, self.samples)
+        refuse_other_program(context.name, reading, network, program, batches, self.tolerance)
+        feeds = [reading.feed(batch) for batch in batches]
         parity = compare(program, self.target.load(path), feeds, programs[MAIN].outputs)
         rounds = has_onnx_forms(program)
-        allowed = max(self.tolerance, ROUNDED * parity.spread / parity.scale) if rounds else self.tolerance
-        if not parity.max_abs_diff <= allowed:
-            raise IntegrityError(
-                f"{context.name}: the file differs from torch by {parity.max_abs_diff:.2g} on {parity.samples} real "
-                f"samples; tolerance is {allowed:g}. Raise it if that is acceptable, or look at the model"
-            )
-        most = ROUNDED_MEAN * parity.spread / parity.scale
-        if rounds and not parity.mean <= max(self.tolerance, most):
-            raise IntegrityError(
-                f"{context.name}: the file differs from torch by {parity.mean:.2g} on average over {parity.samples} "
-                f"real samples, more than values that are rounded the other way can do ({most:.2g}); look at the model"
-            )
+        allowed = refuse_other_file(context.name, program, parity, self.tolerance)
         count, one = parameters(network.module), reading.example(1)
         return {
             "verified": parity.data() | ({"tolerance": allowed} if rounds else {}),
@@ -139,6 +124,11 @@ class Export(Step, Budgets):
         if kernels.warning():
             warnings.warn(f"{context.name}: {kernels.warning()}", stacklevel=4)
         return {"audit": kernels.data()}
+
+
+def already_a_file(model: OnnxFile) -> str:
+    """The sentence for a model that needs no export."""
+    return f"{model.path} is an ONNX file already; decoct.benchmark measures it, and it may teach in distill"
 
 
 def verification(context: Context, samples: int) -> list[Batch]:

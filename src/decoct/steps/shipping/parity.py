@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from decoct.models.interface import Port, PortKind
+from decoct.models.modes import as_in_training
 from decoct.quantization.sensitivity import sqnr_db
 from decoct.targets.base import Session
 
@@ -99,7 +100,7 @@ def answers(
     theirs: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
     samples = 0
     for feed in feeds:
-        with torch.no_grad():
+        with torch.no_grad(), as_in_training():
             result = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
         parts = result if isinstance(result, tuple) else (result,)
         again = session(feed)

@@ -20,6 +20,7 @@ from decoct.data.sources import ordered
 from decoct.errors import DataError, IntegrityError, RecipeError, did_you_mean
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
+from decoct.models.base import Network
 from decoct.models.interface import MAIN
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.models.saving import load_model
@@ -34,6 +35,7 @@ from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.export import RECORD, describe, head, verification
 from decoct.steps.shipping.parity import against_float
+from decoct.steps.shipping.proof import refuse_other_graph, refuse_other_program, warn_of_noise
 from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.teachers.onnx import file_predictor
 from decoct.training.compression import Change
@@ -44,13 +46,15 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation")
 CALIBRATION_BATCH = 32
+TOLERANCE = 1e-4
 
 
 class Quantize(Step, Budgets):
     """Writes a model as an ONNX file that computes with integers, and measures what that changed.
 
     `scheme`: how, one of `decoct list quantization`; it sees `calibration_samples` of `calibration_split` (train or
-    validation, never test). The file is compared with the float model on `samples` real samples, and the operators that
+    validation, never test). On `samples` real samples the float graph is compared with the model first (`tolerance` as
+    in export), then the file with the float model; below 20 dB of signal to noise a warning follows. The operators that
     the runtime executes in integers are counted (`audit` in exported.json). A model that learned with its quantizers
     inside keeps them: `scheme` and calibration are not used. `min_quality`, `max_latency_ms` and
     `max_size_bytes` are budgets as in export.
@@ -65,6 +69,7 @@ class Quantize(Step, Budgets):
     calibration_split: str = "train"
     calibration_samples: int = Field(default=256, ge=1)
     samples: int = Field(default=256, ge=1)
+    tolerance: float = Field(default=TOLERANCE, gt=0, exclude_if=lambda value: value == TOLERANCE)
     opset: int = Field(default=20, ge=18, le=23)
 
     @field_validator("calibration_split")
@@ -85,6 +90,7 @@ class Quantize(Step, Budgets):
         with writing(
             context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
         ) as draft:
+            self._prove(floating, context)
             found = self._quantized(floating.graph, context, side)
             path = save(found.graph, draft.folder / FILE)
             context.progress(2, 3, "comparing the file with the float model")
@@ -105,6 +111,15 @@ class Quantize(Step, Budgets):
             draft.write_json(RECORD, finite(record))
             draft.write_json("task.json", context.task.plain())
         return Artifact.load(context.folder)
+
+    def _prove(self, floating: Floating, context: Context) -> None:
+        """IntegrityError where the float graph is not the model; of an exported file its export has shown that."""
+        if floating.network is None:
+            return
+        reading, batches = context.task.reading(floating.side), verification(context, self.samples)
+        refuse_other_program(context.name, reading, floating.network, floating.program, batches, self.tolerance)
+        feeds = [reading.feed(batch) for batch in batches]
+        refuse_other_graph(context.name, floating.program, floating.graph, feeds, reading.outputs, self.tolerance)
 
     def _quantized(self, proto: onnx.ModelProto, context: Context, side: str) -> Quantized:
         if has_quantizers(proto):
@@ -130,6 +145,8 @@ class Floating:
     side: str
     parameters: int | None
     macs: int | None
+    network: Network | None = None
+    """The model itself, where the graph was made of it just now."""
 
 
 def open_float(source: Artifact, context: Context, opset: int) -> Floating:
@@ -138,9 +155,11 @@ def open_float(source: Artifact, context: Context, opset: int) -> Floating:
     if source.kind == "exported":
         return _exported(source, side)
     reading = context.task.reading(side)
-    program = reading.programs(load_model(source, given=context.given).module)[MAIN]
+    network = load_model(source, given=context.given)
+    program = reading.programs(network.module)[MAIN]
     total = macs(program.module, reading.example(1)).total
-    return Floating(graph(program, opset=opset), program.module, side, parameters(program.module).total, total)
+    count = parameters(program.module).total
+    return Floating(graph(program, opset=opset), program.module, side, count, total, network)
 
 
 def _exported(source: Artifact, side: str) -> Floating:
@@ -233,6 +252,7 @@ def written(
     verified = against_float(floating.program, open_session(path), feeds, reading.outputs)
     if not np.isfinite(verified["max_abs_diff"]):
         raise IntegrityError(f"{context.name}: the quantized file answers with numbers that are not finite")
+    warn_of_noise(context.name, verified)
     kernels = audit(path, changes)
     if kernels.warning():
         warnings.warn(f"{context.name}: {kernels.warning()}", stacklevel=3)

@@ -18,6 +18,16 @@ from decoct.models.calls import Postprocessing, TextProgram
 from decoct.models.interface import InputKind, Port, input_ports
 from decoct.spec import Choice
 from decoct.tasks.inputs.base import STUDENT, Inputs, as_arrays, made_up, refuse_but_ids, sizes_of
+from decoct.tasks.inputs.given_inputs import (
+    IDS,
+    STANDARD,
+    GivenInputs,
+    given_axes,
+    given_example,
+    given_inputs,
+    given_ports,
+    refuse_other_names,
+)
 from decoct.tasks.inputs.tokenizers import Tokenizer, WordPiece
 
 AnyTokenizer = Annotated[
@@ -41,7 +51,8 @@ class Tokenized(Inputs):
 
     `tokenizer` and `max_length` (ids, special ones included) of the student's side; `teacher_tokenizer` and
     `teacher_max_length` where the teacher's differ. tokenizer.json ships beside an exported graph, which starts at
-    ids.
+    ids. `given_inputs`, `teacher_given_inputs`: what loaders from Python gave models in training, where it is not ids
+    and attention mask (token types, say); taken from their first batch, and what the exported file takes.
     """
 
     kind: ClassVar[InputKind] = "text"
@@ -49,13 +60,17 @@ class Tokenized(Inputs):
     max_length: int = Field(default=128, ge=1)
     teacher_tokenizer: AnyTokenizer | None = None
     teacher_max_length: int | None = Field(default=None, ge=1)
+    given_inputs: GivenInputs = Field(default_factory=dict, exclude_if=lambda value: not value)
+    teacher_given_inputs: GivenInputs = Field(default_factory=dict, exclude_if=lambda value: not value)
 
     def of(self, reader: str) -> Self:
-        own = self.replace(teacher_tokenizer=None, teacher_max_length=None)
+        own = self.replace(teacher_tokenizer=None, teacher_max_length=None, teacher_given_inputs={})
         if reader == STUDENT:
             return own
         return own.replace(
-            tokenizer=self.teacher_tokenizer or self.tokenizer, max_length=self.teacher_max_length or self.max_length
+            tokenizer=self.teacher_tokenizer or self.tokenizer,
+            max_length=self.teacher_max_length or self.max_length,
+            given_inputs=self.teacher_given_inputs,
         )
 
     def resolved_tokenizers(self, texts: list[str]) -> dict[str, Any]:
@@ -73,6 +88,8 @@ class Tokenized(Inputs):
         return not self.raw and not (self.tokenizer.text and (theirs is None or theirs.text))
 
     def ports(self) -> dict[str, Port]:
+        if self.given_inputs:
+            return given_ports(self.given_inputs, self.max_length)
         return input_ports("text", (self.max_length,))
 
     @property
@@ -90,7 +107,8 @@ class Tokenized(Inputs):
         return inputs
 
     def program(self, model: nn.Module, postprocessing: Postprocessing | None) -> nn.Module:
-        return TextProgram(model, postprocessing)
+        positional = any(not each.keyword for each in self.given_inputs.values())
+        return TextProgram(model, postprocessing, positional=positional)
 
     def example(self, batch: int = 2) -> dict[str, Tensor]:
         length = min(self.max_length, 16)
@@ -99,14 +117,17 @@ class Tokenized(Inputs):
         if batch > 1 and length > 1:
             mask[-1, length // 2 :] = 0
             ids[-1, length // 2 :] = 0 if self.raw else self.tokenizer.padding_id()
-        return {"input_ids": ids, "attention_mask": mask}
+        standard = {"input_ids": ids, "attention_mask": mask}
+        return given_example(self.given_inputs, standard) if self.given_inputs else standard
 
     def axes(self) -> Mapping[str, Mapping[int, str]]:
-        return {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}
+        return given_axes(self.given_inputs or STANDARD)
 
     def feed(self, inputs: Any) -> dict[str, np.ndarray]:
-        found = as_arrays(inputs, "input_ids")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
+        expected = self.given_inputs or STANDARD
+        refuse_other_names(expected, inputs)
+        found = as_arrays(inputs, IDS)
+        return {name: found[name] for name in expected}
 
     def assets(self) -> dict[str, str]:
         return {} if self.raw else {"tokenizer.json": self.tokenizer.shipped(self.max_length)}
@@ -119,6 +140,8 @@ class Tokenized(Inputs):
         return {
             "max_length": max(self.max_length, longest["student"]),
             "teacher_max_length": max(self.teacher_max_length or self.max_length, longest["teacher"]),
+            "given_inputs": given_inputs(inputs["student"]),
+            "teacher_given_inputs": given_inputs(inputs["teacher"]),
         }
 
 
