@@ -22,6 +22,7 @@ from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
 from decoct.models.interface import MAIN, Port, Program
 from decoct.models.onnx_file import FileSession, open_session
+from decoct.models.own_inputs import copy_of
 from decoct.models.saving import load_model
 from decoct.outputs import Batch
 from decoct.quantization import CATALOGUE as SCHEMES
@@ -366,7 +367,7 @@ def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tenso
     program, feed = _Plain(model).eval(), {name: torch.as_tensor(each).detach().cpu() for name, each in feed.items()}
     try:
         with torch.no_grad():
-            program(**feed)
+            program(**copy_of(feed))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         given = ", ".join(f"{name} {str(each.dtype)[6:]} {list(each.shape)}" for name, each in feed.items())
         reason = next(iter(str(error).splitlines()), "")[:200]
@@ -378,7 +379,7 @@ def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tenso
 
 def _compared(program: nn.Module, session: FileSession, feed: Mapping[str, Tensor]) -> dict[str, Any]:
     with torch.no_grad():
-        expected = program(**feed).double().numpy()
+        expected = program(**copy_of(feed)).double().numpy()
     found = next(iter(session({name: value.numpy() for name, value in feed.items()}).values())).astype(np.float64)
     alike = float((found.argmax(-1) == expected.argmax(-1)).mean())
     return {"max_abs_diff": float(np.abs(found - expected).max()), "agreement": alike, "samples": len(expected)}
