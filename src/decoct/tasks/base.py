@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from decoct.data.base import Dataset, Split
 from decoct.data.remember import Remembered
 from decoct.errors import DataError, RecipeError
+from decoct.models.failures import telling
 from decoct.models.interface import MAIN, InputKind, Interface, Port, Program
 from decoct.models.own_inputs import with_own_inputs
 from decoct.outputs import Batch, Needs, Outputs, Predictor
@@ -153,9 +154,10 @@ class Task(Spec):
         inputs = self.inputs(reader).prepared(held)
         answer = self.answer
         target = answer.model_target(batch, reader) if needs.losses else None
-        said = with_own_inputs(
-            network.module, lambda own: network.run(own[0], needs, own[1]), (inputs, target), (held, target)
-        )
+        with telling(network.module, reader, inputs):
+            said = with_own_inputs(
+                network.module, lambda own: network.run(own[0], needs, own[1]), (inputs, target), (held, target)
+            )
         return answer.outputs(said, batch, reader)
 
     def tallied(self, predict: Predictor, batches: Iterable[Batch], reference: Predictor | None = None) -> Scores:
