@@ -20,7 +20,9 @@ from decoct.meters.macs import macs
 from decoct.meters.memory import peak_memory
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
+from decoct.models.calls import logits_of
 from decoct.models.interface import MAIN, Port, Program
+from decoct.models.kinds import copyable, refuse_closed, refuse_half
 from decoct.models.onnx_file import FileSession, open_session
 from decoct.models.own_inputs import copy_of
 from decoct.models.saving import load_model
@@ -72,12 +74,23 @@ def export(
     (10, 8)
     """
     path, scheme = Path(path), _scheme(quantize, calibration)
+    if isinstance(model, nn.Module):
+        _refuse_kinds(copyable(model), scheme)
     if isinstance(model, Artifact):
         if scheme is not None:
             return _quantize_artifact(model, path, example, scheme, calibration, given or {})
         return _export_artifact(model, path, example, tolerance, given or {})
     with _modes_kept(model):
         return _export_module(model, path, example, scheme, calibration, tolerance)
+
+
+def _refuse_kinds(model: nn.Module, scheme: Quantization | None) -> None:
+    """RecipeError for a module that has no graph of its own, or whose type no kernel takes."""
+    refuse_closed(model, "export")
+    if scheme is None:
+        refuse_half(model, "export to ONNX Runtime", (torch.bfloat16,))
+    else:
+        refuse_half(model, f"{scheme.use} quantization")
 
 
 @contextlib.contextmanager
@@ -353,8 +366,7 @@ class _Plain(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         given = {} if set(inputs) == {"input"} else inputs
         outputs = self.model(**given) if given else self.model(inputs["input"])
-        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
-        return logits
+        return logits_of(outputs)
 
 
 def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tensor]]:
