@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from decoct.errors import PathError, did_you_mean
 
@@ -79,6 +83,7 @@ class Captured(Mapping[str, Tensor]):
         }
         self._calls = {path.module: 0 for path in self._paths.values()}
         self._watched: list[tuple[str, nn.Module, Tensor, int, _Modes]] = []
+        self._gradients = torch.is_grad_enabled()
 
     def __getitem__(self, path: str) -> Tensor:
         name = self._paths[path].module
@@ -145,6 +150,10 @@ class Captured(Mapping[str, Tensor]):
     def _kept(self, path: str, module: nn.Module, value: Tensor | PathError, changed: _Changes) -> Tensor | PathError:
         if not isinstance(value, Tensor):
             return value
+        if self._gradients and not value.requires_grad and not torch.compiler.is_compiling():
+            kept = value.clone()  # one that is kept as it is may be a batch's own
+            _WITHOUT[kept] = _reason(module, inputs=changed is _CHANGED_INPUTS)
+            return kept
         if value.is_inference() or torch.compiler.is_compiling():
             return value.clone()
         modes = (self._model.training, module.training)
@@ -188,6 +197,53 @@ that works in place does so in training alone."""
 
 _CHANGED_INPUTS: _Changes = WeakKeyDictionary()
 """The same of what modules take, which they themselves may change."""
+
+
+_WITHOUT = WeakTensorKeyDictionary()
+"""Why features have no gradient that were captured where gradients were on."""
+
+
+def why_no_gradient(feature: Tensor) -> str | None:
+    """Why a captured feature has no gradient, and what to do; None for what no pass with gradients captured."""
+    found: str | None = _WITHOUT.get(feature)
+    return found
+
+
+CUT_OFF = (
+    "it was detached before, or all layers before it are frozen; choose a later layer, unfreeze one before it, or let "
+    "the forward pass keep the gradient"
+)
+
+
+def _reason(module: nn.Module, *, inputs: bool) -> str:
+    if not torch.is_grad_enabled():
+        if _checkpointed():
+            return (
+                "it runs inside reentrant activation checkpointing, which computes it without gradients; give "
+                "use_reentrant=False to torch.utils.checkpoint (transformers: gradient_checkpointing_kwargs="
+                "{'use_reentrant': False}), or choose the layer that is checkpointed as a whole"
+            )
+        return "its forward pass runs under torch.no_grad(); choose a layer outside of it, or take that away"
+    parameters = [] if inputs else list(module.parameters())
+    if any(each.requires_grad for each in parameters):
+        return (
+            "it is cut off from its own parameters inside (.detach(), .data, torch.no_grad(), reentrant checkpointing "
+            "of inputs without gradients); choose another layer, or take that away"
+        )
+    if parameters:
+        return "its parameters and all before them are frozen; choose a later layer, or unfreeze some of them"
+    return CUT_OFF
+
+
+def _checkpointed() -> bool:
+    """Whether the code that runs was called by something that checkpoints activations."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and "checkpoint" in os.path.basename(code.co_filename):  # CheckpointFunction
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

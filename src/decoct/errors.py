@@ -5,6 +5,7 @@ DecoctError                 exit  what is wrong
 ├── RecipeError (ValueError)   2  a setting: its name, its value, what is allowed, what to do
 │   ├── PathError              2  a module path that the model does not have
 │   ├── CannotRebuild          2  a model whose structure cannot be written down
+│   ├── ForwardFailed          2  a network that does not take a batch
 │   └── Diverged               2  training left the finite numbers and was given up
 ├── DataError (ValueError)     3  data that is absent, empty or malformed
 ├── ResourceError              4  disk, memory, a missing package, a folder held by another process
@@ -55,6 +56,14 @@ class PathError(RecipeError):
 
 class CannotRebuild(RecipeError):
     """A model that its own description would not bring back."""
+
+
+class ForwardFailed(RecipeError):
+    """A network whose forward pass raised on a batch."""
+
+    def at(self, place: str) -> ForwardFailed:
+        """The same, with when it happened."""
+        return ForwardFailed(f"{place}: {self}", self.problems)
 
 
 class Diverged(RecipeError):

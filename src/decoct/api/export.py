@@ -23,9 +23,12 @@ from decoct.meters.memory import peak_memory
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
 from decoct.models.base import Network
+from decoct.models.calls import logits_of
 from decoct.models.interface import MAIN, Port, Program
+from decoct.models.kinds import copyable, refuse_closed, refuse_half
 from decoct.models.modes import as_in_training
 from decoct.models.onnx_file import FileSession, open_session
+from decoct.models.own_inputs import copy_of
 from decoct.models.saving import load_model
 from decoct.outputs import Batch
 from decoct.quantization import CATALOGUE as SCHEMES
@@ -84,10 +87,21 @@ def export(
     (10, 8)
     """
     path, scheme = Path(path), _scheme(quantize, calibration)
+    if isinstance(model, nn.Module):
+        _refuse_kinds(copyable(model), scheme)
     if isinstance(model, Artifact):
         return _export_artifact(_opened(model, example, calibration, given or {}), path, scheme, tolerance)
     with _modes_kept(model):
         return _export_module(model, path, example, scheme, calibration, tolerance)
+
+
+def _refuse_kinds(model: nn.Module, scheme: Quantization | None) -> None:
+    """RecipeError for a module that has no graph of its own, or whose type no kernel takes."""
+    refuse_closed(model, "export")
+    if scheme is None:
+        refuse_half(model, "export to ONNX Runtime", (torch.bfloat16,))
+    else:
+        refuse_half(model, f"{scheme.use} quantization")
 
 
 @contextlib.contextmanager
@@ -301,8 +315,7 @@ class _Plain(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         given = {} if set(inputs) == {"input"} else inputs
         outputs = self.model(**given) if given else self.model(inputs["input"])
-        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
-        return logits
+        return logits_of(outputs)
 
 
 def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -315,7 +328,7 @@ def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tenso
     program, feed = _Plain(model).eval(), {name: torch.as_tensor(each).detach().cpu() for name, each in feed.items()}
     try:
         with torch.no_grad(), as_in_training():
-            program(**feed)
+            program(**copy_of(feed))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         given = ", ".join(f"{name} {str(each.dtype)[6:]} {list(each.shape)}" for name, each in feed.items())
         reason = next(iter(str(error).splitlines()), "")[:200]
@@ -330,9 +343,9 @@ def _warn_of_fast_path(path: Path, program: nn.Module, feed: Mapping[str, Tensor
     if not torch.backends.mha.get_fastpath_enabled():
         return
     with torch.no_grad():
-        fast = program(**feed)
+        fast = program(**copy_of(feed))
         with as_in_training():
-            plain = program(**feed)
+            plain = program(**copy_of(feed))
     if fast.shape != plain.shape or not torch.allclose(fast, plain, rtol=1e-3, atol=1e-3, equal_nan=True):
         warnings.warn(
             f"{path}: in eval mode torch takes a fast path through the model's attention, which answers otherwise than "

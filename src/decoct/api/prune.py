@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.models.kinds import copyable, refuse_closed
 from decoct.pruning.channels import Channels
 from decoct.spec import Choice, as_recipe_error
 from decoct.training.compression import Evidence, Scheme
@@ -52,7 +53,8 @@ def prune(
             "scheme brings its own settings; give ratio, score, round_to and protect to it, "
             "as in scheme={'use': 'heads', 'ratio': 0.25}"
         )
-    return _chosen(scheme).apply(module, _evidence(example, loss)).module
+    refuse_closed(module, "prune")
+    return _chosen(scheme).apply(copyable(module), _evidence(example, loss)).module
 
 
 def _chosen(scheme: Scheme | Mapping[str, Any] | str) -> Scheme:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.models.modes import evaluating, plain_kernels
+from decoct.models.own_inputs import copy_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> Macs:
 
     counter = FlopCounterMode(display=False)
     with evaluating(module), plain_kernels(), torch.no_grad(), counter:
-        module(**inputs)
+        module(**copy_of(dict(inputs)))
     inside = {name: sum(each.values()) // 2 for name, each in counter.get_flop_counts().items()}
     total = inside.pop("Global", 0)
     root = type(module).__name__

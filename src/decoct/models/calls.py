@@ -77,6 +77,7 @@ def logits_of(raw: Any) -> Tensor:
     if isinstance(found, Tensor):
         return found
     what = f"a mapping with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else f"a {type(raw).__name__}"
+    what += f" of {len(raw)}" if isinstance(raw, tuple | list) else ""
     raise RecipeError(f"the model returned {what}; return a tensor, or an object or mapping with logits")
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from decoct.errors import RecipeError, did_you_mean
 from decoct.models.base import Interface, Model, Network
 from decoct.models.interface import InputKind, Port
+from decoct.models.kinds import copyable
 
 
 class GivenModel(Model):
@@ -49,7 +50,7 @@ def instance(spec: GivenModel, given: Mapping[str, Any]) -> nn.Module:
         raise RecipeError(what_to_pass(spec, given))
     found = given[spec.name]
     if isinstance(found, nn.Module):
-        module = copy.deepcopy(found)
+        module = copy.deepcopy(copyable(found))
     elif callable(found):
         module = found()
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class _FastPath:
@@ -73,6 +73,43 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for each, mode in modes:
             each.training = mode
+
+
+@contextmanager
+def training_branches(module: nn.Module) -> Iterator[None]:
+    """Training mode while the body runs, for all but torch's own layers, so that branches which only training has run.
+
+    Dropout and batch statistics stay off; modes, buffers and torch's random state are put back.
+
+    >>> module = nn.Sequential(nn.Dropout()).eval()
+    >>> with training_branches(module):
+    ...     module[0].training
+    False
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    buffers = [(each, name, old, old.clone()) for each, name, old in _buffers(module)]
+    devices = {each.device.index or 0 for each in module.parameters() if each.device.type == "cuda"}
+    try:
+        for each, _ in modes:
+            each.training = not _of_torch(each)
+        with torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+        with torch.no_grad():
+            for each, name, old, value in buffers:
+                each._buffers[name] = old.copy_(value)
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    for each in module.modules():
+        yield from ((each, name, buffer) for name, buffer in each._buffers.items() if buffer is not None)
+
+
+def _of_torch(module: nn.Module) -> bool:
+    own = type(module).__module__.startswith("torch.nn.")
+    return own or isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
 
 
 @contextmanager

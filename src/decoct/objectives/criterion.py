@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from decoct.data.parts import Padding
 from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives._fusing import Fused, fused, parts_of
+from decoct.objectives._gradients import read_features, refuse_constant, refuse_without_gradient
 from decoct.objectives._refining import schedules, try_refinements, value_of
 from decoct.objectives._selection import Selection
 from decoct.objectives.balance.base import Balancer
@@ -27,7 +28,7 @@ class _Running:
 
     `selection`: what counts for it; `splittable`: whether a window may be split; `teacher`: whom it listens to;
     `plain`: it hears student and teacher as they are (no head, no source, no refinement, all classes); `schedules`: its
-    settings that change, by the name in the log.
+    settings that change, by the name in the log; `read`: the student's features that it reads, by source.
     """
 
     objective: Objective
@@ -38,6 +39,7 @@ class _Running:
     teacher: str | None
     plain: bool
     schedules: Mapping[str, Schedule]
+    read: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, objective: Objective, term: Term, probe: Probe) -> _Running:
@@ -47,7 +49,8 @@ class _Running:
         teacher = teacher_name(objective, tuple(probe.teachers)) if objective.taught else None
         here = objective.head is None and objective.source is None
         plain = here and not objective.refine and teacher not in probe.known
-        return cls(objective, term, selection, splittable, objective.label, teacher, plain, schedules(objective))
+        changing, read = schedules(objective), read_features(objective.needs())
+        return cls(objective, term, selection, splittable, objective.label, teacher, plain, changing, read)
 
 
 class Criterion(nn.Module):
@@ -160,8 +163,11 @@ class Criterion(nn.Module):
             if each.label in together.means:
                 parts[each.label] = together.means[each.label]
                 continue
+            refuse_without_gradient(each.objective, each.read, student)
             part = shares is not None
             value = values[each.label] = self._value(each, student, teachers, batch, clock, part)
+            if not value.requires_grad:
+                refuse_constant(each.objective, value, student)
             parts[each.label] = value.detach()
         if self.balancer is not None:
             return self.balancer(values, weights, shares, clock), parts

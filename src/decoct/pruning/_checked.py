@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from decoct.models.modes import evaluating
+from decoct.models.modes import evaluating, training_branches
 from decoct.pruning._atoms import Group
 from decoct.pruning._cut import cut
-from decoct.pruning._graph import tensors_in
+from decoct.pruning._graph import FAILURES, tensors_in
 from decoct.pruning._scores import removed
 from decoct.training.compression import Evidence
 
 Chosen = tuple[Group, np.ndarray]
-FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
-"""What a forward pass raises where a size is written into it."""
 
 
 def cut_checked(module: nn.Module, chosen: Sequence[Chosen], evidence: Evidence) -> tuple[nn.Module, dict[int, str]]:
     """A copy without the chosen units, and the numbers of the groups that had to stay, with the reason.
 
     Where the network does not run after all cuts, or gives outputs of other shapes, they are tried one after the other.
+    It must run in eval mode, and on the branches that only training has where it did before.
     """
-    wanted = _shapes(module, evidence)
+    wanted = shapes(module, evidence)
     whole, problem = _tried(module, chosen, evidence, wanted)
     if problem is None:
         return whole, {}
@@ -45,18 +46,45 @@ def cut_checked(module: nn.Module, chosen: Sequence[Chosen], evidence: Evidence)
 
 
 def _tried(
-    module: nn.Module, chosen: Sequence[Chosen], evidence: Evidence, wanted: Sequence[torch.Size]
+    module: nn.Module, chosen: Sequence[Chosen], evidence: Evidence, wanted: Shapes
 ) -> tuple[nn.Module, str | None]:
     trial = copy.deepcopy(module)
     cut(trial, removed(chosen))
+    return trial, problem_of(trial, evidence, wanted)
+
+
+def problem_of(module: nn.Module, evidence: Evidence, wanted: Shapes) -> str | None:
+    """Why a changed network does not do what it did before; None where its outputs have the shapes `wanted`."""
     try:
-        found = _shapes(trial, evidence)
+        if _of_pass(module, evidence, evaluating) != wanted.evaluating:
+            return "the outputs would change their shape"
+        if wanted.training is not None and _of_pass(module, evidence, training_branches) != wanted.training:
+            return "the outputs of training would change their shape"
     except FAILURES as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return trial, f"its size is written into the forward pass: {lines[0][:160]}"
-    return trial, None if found == wanted else "the outputs would change their shape"
+        return f"its size is written into the forward pass: {lines[0][:160]}"
+    return None
 
 
-def _shapes(module: nn.Module, evidence: Evidence) -> list[torch.Size]:
-    with torch.no_grad(), evaluating(module):
+class Shapes(NamedTuple):
+    """The shapes of a network's outputs in eval mode, and with the branches that only training has; None where it
+    does not run so on these samples."""
+
+    evaluating: list[torch.Size]
+    training: list[torch.Size] | None
+
+
+def shapes(module: nn.Module, evidence: Evidence) -> Shapes:
+    """What a network gives now."""
+    found = _of_pass(module, evidence, evaluating)
+    try:
+        return Shapes(found, _of_pass(module, evidence, training_branches))
+    except FAILURES:
+        return Shapes(found, None)
+
+
+def _of_pass(
+    module: nn.Module, evidence: Evidence, mode: Callable[[nn.Module], AbstractContextManager[None]]
+) -> list[torch.Size]:
+    with torch.no_grad(), mode(module):
         return [each.shape for each in tensors_in(evidence.run(module))]

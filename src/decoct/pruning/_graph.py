@@ -7,7 +7,8 @@ only go as one. Where the size of an axis must stay (outputs, inputs, views that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from decoct.models.modes import evaluating, plain_kernels
+from decoct.errors import RecipeError
+from decoct.models.modes import evaluating, plain_kernels, training_branches
 from decoct.pruning._atoms import Atoms, Axis, Group
 from decoct.pruning._rules import follow
 from decoct.training.compression import Evidence
+
+FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
+"""What a forward pass raises that cannot take what it is given."""
+SHOWN = 5
+"""How many modules an error names."""
 
 
 class _Following(TorchDispatchMode):
@@ -27,9 +34,12 @@ class _Following(TorchDispatchMode):
     def __init__(self, atoms: Atoms) -> None:
         super().__init__()
         self.atoms = atoms
+        self.used: set[int] = set()
+        """The tensors, by identity, that an operator took."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.used.update(map(id, tensors_in([*args, *(kwargs or {}).values()])))
         follow(self.atoms, func, args, kwargs or {}, out)
         return out
 
@@ -37,7 +47,9 @@ class _Following(TorchDispatchMode):
 def groups_of(module: nn.Module, evidence: Evidence, keep: Mapping[str, str]) -> list[Group]:
     """The groups of units of a network, in the order of its tensors; also those that are frozen, with the reason.
 
-    `keep`: paths of modules all of whose axes stay, with the reason.
+    `keep`: paths of modules all of whose axes stay, with the reason. The network runs in eval mode and, where it does
+    on these samples, on the branches that only training has. RecipeError names modules that neither reached: nobody
+    knows what feeds them.
     """
     atoms = Atoms(module)
     for name, tensor in atoms.tensors.items():
@@ -46,12 +58,32 @@ def groups_of(module: nn.Module, evidence: Evidence, keep: Mapping[str, str]) ->
             for label in atoms.of(tensor):
                 atoms.freeze(label, reason)
     _tie_recurrent(module, atoms)
-    with evaluating(module), plain_kernels(), torch.no_grad(), _Following(atoms):
-        out = evidence.run(module)
-    for each in tensors_in(out):
+    with plain_kernels(), torch.no_grad(), _Following(atoms) as following:
+        with evaluating(module):
+            outputs = [evidence.run(module)]
+        with contextlib.suppress(*FAILURES), training_branches(module):
+            outputs.append(evidence.run(module))
+    for each in tensors_in(outputs):
         for label in atoms.of(each):
             atoms.freeze(label, "it is an output of the network")
+    _refuse_unreached(module, following.used, keep)
     return _grouped(module, atoms)
+
+
+def _refuse_unreached(module: nn.Module, used: Collection[int], keep: Mapping[str, str]) -> None:
+    found = [
+        path or type(module).__name__
+        for path, each in module.named_modules()
+        if path not in keep and each._parameters and not any(id(p) in used for p in each._parameters.values())
+    ]
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise RecipeError(
+            f"channels: the example reached {', '.join(found[:SHOWN])}{more} neither in eval mode nor in training, so "
+            "which layers feed them is not known, and they would not fit what is cut elsewhere; give an `example` on "
+            "which they run (an expert is chosen, a branch taken), or name them and the layers that feed them in "
+            "`protect`"
+        )
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

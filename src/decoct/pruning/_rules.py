@@ -344,6 +344,11 @@ def _norm(atoms: Atoms, args: Sequence[Any], kwargs: Mapping[str, Any], out: Ten
     _reduced(atoms, [args[0], *args[2:]], kwargs, out)
 
 
+def _dropout(atoms: Atoms, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+    for each in _flat([out]):
+        atoms.put(each, list(atoms.of(args[0])))
+
+
 RULES: Mapping[str, Rule] = {
     "convolution": _convolution,
     "_convolution": _convolution,
@@ -352,6 +357,7 @@ RULES: Mapping[str, Rule] = {
     "addmm": _addmm,
     "baddbmm": _addmm,
     "linear": _linear,
+    "native_dropout": _dropout,
     "native_layer_norm": _layer_norm,
     "_fused_rms_norm": _layer_norm,
     "native_group_norm": _group_norm,

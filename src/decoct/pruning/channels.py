@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from decoct.errors import RecipeError
+from decoct.models.kinds import without_weights
 from decoct.pruning._atoms import Axis, Group
 from decoct.pruning._attention import attentions, cut_heads, with_slim_attention
 from decoct.pruning._checked import cut_checked
@@ -52,7 +53,7 @@ class Channels(InRounds):
         if all(each.before == each.after == self.first_size(each.path, each.before) for each in changes) and not (
             self.waits and scored
         ):
-            raise RecipeError(_nothing(changes, self.ratio))
+            raise RecipeError(_nothing(changes, self.ratio, without_weights(work)))
         return Compressed(result.train(module.training), tuple(changes))
 
     @property
@@ -121,9 +122,12 @@ def _changes(groups: Sequence[Group], notes: Mapping[int, str], before: nn.Modul
     return list(made.values())
 
 
-def _nothing(changes: Sequence[Change], ratio: float) -> str:
+def _nothing(changes: Sequence[Change], ratio: float, parametrized: Sequence[str]) -> str:
     reasons = "; ".join(f"{each.path}: {each.note}" for each in changes[:5] if each.note)
     more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+    if parametrized:
+        named = ", ".join(parametrized[:5])
+        more += f"; weights made of other tensors, to be baked first (remove_parametrizations): {named}"
     return (
         f"nothing can be pruned at ratio {ratio:g} ({reasons or 'no layer has channels'}{more}); "
         "lower round_to, raise ratio or protect less"

@@ -14,7 +14,7 @@ from torch import nn
 from decoct.capture import Captured, capture
 from decoct.errors import PathError, RecipeError
 from decoct.models.modes import evaluating
-from decoct.pruning._checked import cut_checked
+from decoct.pruning._checked import problem_of, shapes
 from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import gradients, weakest
 from decoct.training.compression import Change, Compressed, Evidence, protected
@@ -46,8 +46,12 @@ class Layers(InRounds):
             )
         gone = set(self._gone(module, evidence, blocks, free, count)) if count > 0 else set()
         work = _without(copy.deepcopy(module), gone)
-        _, problems = cut_checked(work, [], evidence)
-        assert not problems
+        problem = problem_of(work, evidence, shapes(module, evidence))
+        if problem is not None:
+            raise RecipeError(
+                f"layers: without {', '.join(sorted(gone))} the network does not run ({problem}): its code names a "
+                "block that goes; protect these blocks, or use the scheme channels"
+            )
         changes = [Change(path, "layers", 1, int(path not in gone), _note(path, keep)) for path in blocks]
         return Compressed(work, tuple(changes))
 

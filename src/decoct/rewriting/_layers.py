@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,12 @@ import torch
 from torch import nn
 
 from decoct.errors import PathError, RecipeError, did_you_mean
-from decoct.models.modes import evaluating
+from decoct.models.modes import evaluating, training_branches
 from decoct.spec import Spec
 from decoct.training.compression import Change, Compressed, Evidence, protected
 
+OTHER_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What a forward pass raises in training that wants more than the few samples (targets, larger batches)."""
 SHOWN = 6
 """Reasons that an error names before it counts the rest."""
 
@@ -107,6 +110,8 @@ def _must_run(scheme: Spec, work: nn.Module, evidence: Evidence, paths: list[str
     """RecipeError where the network reads what the replaced layers no longer have, as their weight."""
     try:
         with torch.no_grad(), evaluating(work):
+            evidence.run(work)
+        with torch.no_grad(), contextlib.suppress(*OTHER_FAILURES), training_branches(work):
             evidence.run(work)
     except AttributeError as error:
         raise RecipeError(

@@ -69,7 +69,7 @@ class ProgramSession:
         import torch
 
         with torch.no_grad():
-            outputs = self._program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+            outputs = self._program(**{name: torch.tensor(value) for name, value in feed.items()})
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
         return {name: part.numpy() for name, part in zip(self._outputs, parts, strict=True)}
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from decoct.data.base import Dataset, Split
 from decoct.data.remember import Remembered
 from decoct.errors import DataError, RecipeError
+from decoct.models.failures import telling
 from decoct.models.interface import MAIN, InputKind, Interface, Port, Program
+from decoct.models.own_inputs import with_own_inputs
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Spec
 from decoct.tasks.answers.base import Answer, Scores, tallied
@@ -148,10 +150,15 @@ class Task(Spec):
         """What a network says about a batch that it reads as `reader`."""
         if needs.gradient:
             raise RecipeError(f"{self.use}: gradients to the inputs are not available for this task")
-        inputs = self.inputs(reader).prepared(batch.side(reader))
+        held = batch.side(reader)
+        inputs = self.inputs(reader).prepared(held)
         answer = self.answer
         target = answer.model_target(batch, reader) if needs.losses else None
-        return answer.outputs(network.run(inputs, needs, target), batch, reader)
+        with telling(network.module, reader, inputs):
+            said = with_own_inputs(
+                network.module, lambda own: network.run(own[0], needs, own[1]), (inputs, target), (held, target)
+            )
+        return answer.outputs(said, batch, reader)
 
     def tallied(self, predict: Predictor, batches: Iterable[Batch], reference: Predictor | None = None) -> Scores:
         """All figures of a predictor over batches, in one pass, and its fidelity to a reference."""

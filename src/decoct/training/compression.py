@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from decoct.errors import PathError, RecipeError, did_you_mean
+from decoct.models.own_inputs import copy_of
 from decoct.spec import Spec
 from decoct.training.callback import Callback
 
@@ -32,8 +33,8 @@ class Evidence:
     passes: Callable[[nn.Module], None] | None = None
 
     def run(self, module: nn.Module) -> Any:
-        """What the module returns for the few samples, with gradients where they are on."""
-        return module(*self.args, **self.kwargs)
+        """What the module returns for the few samples, with gradients where they are on; they stay as they are."""
+        return module(*copy_of(self.args), **copy_of(dict(self.kwargs)))
 
     def losses_of(self, module: nn.Module, setting: str) -> Iterator[Tensor]:
         """The losses; RecipeError names the setting that needs them where there are none."""

@@ -62,7 +62,12 @@ class Engine:
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of `loss`, scaled in fp16."""
+        """Adds the gradients of `loss`, scaled in fp16; RecipeError where it has none."""
+        if not loss.requires_grad:
+            raise RecipeError(
+                "the loss has no gradient, so nothing would be learned: the student's parameters are all frozen "
+                "(requires_grad is False), or its forward detaches what it gives; unfreeze some, or mend the forward"
+            )
         if self.scaler is None:
             loss.backward()
         else:

@@ -15,7 +15,7 @@ import torch
 
 from decoct.data.base import Source
 from decoct.data.parts import Padding
-from decoct.errors import DataError, Diverged, RecipeError, did_you_mean
+from decoct.errors import DataError, Diverged, ForwardFailed, RecipeError, did_you_mean
 from decoct.outputs import Batch
 from decoct.training.base import History, ManagedUpdate, Options, Update
 from decoct.training.budget import Budget
@@ -223,6 +223,8 @@ class Run:
                 values = self.update(window, Clock(*now))
             except NonFinite:
                 raise RolledBack(Origin.of(origin)) from None
+            except ForwardFailed as error:
+                raise error.at(f"step {now[0] + 1}, batch {origin[1]} of epoch {origin[0]}") from error.__cause__
             self.means.add(values, origin)
             position.step += 1
         else:
@@ -273,6 +275,8 @@ class Run:
         try:
             with self._aside():
                 scores = {name: float(score) for name, score in self.validate().items()}
+        except ForwardFailed as error:
+            raise error.at(f"validation after step {self.position.step}") from error.__cause__
         except Interrupted as interrupt:
             self.signals.asked = interrupt.signal
             self._save()

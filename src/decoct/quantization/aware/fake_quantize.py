@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from decoct.errors import RecipeError
+from decoct.models.kinds import copyable, refuse_closed, refuse_half, refuse_without_weights
 from decoct.models.modes import evaluating
 from decoct.models.rewrites import rewritten
 from decoct.quantization.aware.insertion import FakeQuantizers, quantizable
@@ -51,8 +52,11 @@ class FakeQuantize(Scheme):
     def apply(self, module: nn.Module, evidence: Evidence) -> Compressed:
         if rewritten(module) is not None:
             raise RecipeError("the model has fake quantizers already; train it further with train or distill")
+        refuse_closed(module, "qat")
+        refuse_half(module, "qat")
         kept = protected(module, self.protect)
-        layout = self._layout(module, evidence)
+        refuse_without_weights(module, "qat", [path for path, _ in module.named_modules() if path not in kept])
+        layout = self._layout(copyable(module), evidence)
         paths, notes = (_in_graph(module) if layout == "graph" else _linears(module)), _left_out(module, layout)
         chosen = [path for path in paths if path not in kept]
         if not chosen:

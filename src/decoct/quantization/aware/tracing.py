@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from decoct.models.modes import evaluating
+from decoct.models.own_inputs import copy_of
 from decoct.outputs import leaves
 from decoct.quantization.aware.modules import QuantizedNet, Tap
 
@@ -160,8 +161,8 @@ def traceable(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     try:
         found = trace(module)
         with evaluating(module), torch.no_grad():
-            outputs = tensors(fx.GraphModule(found.root, found.graph)(*args, **kwargs))
-            wanted = tensors(module(*args, **kwargs))
+            outputs = tensors(fx.GraphModule(found.root, found.graph)(*copy_of(args), **copy_of(kwargs)))
+            wanted = tensors(module(*copy_of(args), **copy_of(kwargs)))
     except UNTRACEABLE as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     alike = len(outputs) == len(wanted) and all(

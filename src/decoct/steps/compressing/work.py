@@ -17,6 +17,7 @@ from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.models.modes import evaluating
+from decoct.models.own_inputs import copy_of
 from decoct.models.rewrites import rewritten
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import needs_of
@@ -147,7 +148,7 @@ class _Spy(nn.Module):
         self.kwargs: dict[str, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.args, self.kwargs = args, kwargs
+        self.args, self.kwargs = copy_of(args), copy_of(kwargs)  # the module may write into them
         return self.module(*args, **kwargs)
 
 

@@ -177,8 +177,7 @@ class Answers:
     def __call__(self, piece: Piece) -> Iterator[Answered]:
         """What the teacher says about each batch of a piece, on the CPU."""
         for part in piece.parts:
-            batch = self.batch(part)
-            yield answered(batch, self.predict(batch), part.view)
+            yield answered(self.batch(part), self.predict, part.view)
 
     def predict(self, batch: Batch) -> Outputs:
         """What the teacher says about a batch."""
@@ -230,11 +229,11 @@ class _Combined:
         self._opened.__exit__(*error)
 
 
-def answered(batch: Batch, outputs: Outputs, view: int = 0) -> Answered:
-    """What was said about a batch, with where each sample is found."""
+def answered(batch: Batch, predict: Predictor, view: int = 0) -> Answered:
+    """What is said about a batch, with where each sample is found, which is looked up before anybody meets it."""
     seen = seen_of(batch)
     keys = seen if batch.keys is None else batch.keys
-    return Answered(seen, keys, np.full(len(seen), view, np.uint32), outputs)
+    return Answered(seen, keys, np.full(len(seen), view, np.uint32), predict(batch))
 
 
 def unanswered(batches: Iterable[Batch], folder: Path, done: Mapping[int, Shard]) -> Iterator[Batch]:

@@ -237,7 +237,7 @@ class _Packer:
         return self._packed(piece.number, self._answers(piece))
 
     def of_batches(self, number: int, batches: list[Any]) -> tuple[Shard, bytes]:
-        return self._packed(number, (answered(batch, self._answers.predict(batch)) for batch in batches))
+        return self._packed(number, (answered(batch, self._answers.predict) for batch in batches))
 
     def __enter__(self) -> _Packer:
         return self

@@ -142,7 +142,7 @@ def _module(artifact: Artifact, context: Context) -> Candidate:
 
     def run(feed: dict[str, np.ndarray]) -> Any:
         with torch.no_grad(), as_in_training():
-            return program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+            return program(**{name: torch.tensor(value) for name, value in feed.items()})
 
     return Candidate(
         artifact,

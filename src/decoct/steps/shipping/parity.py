@@ -101,7 +101,7 @@ def answers(
     samples = 0
     for feed in feeds:
         with torch.no_grad(), as_in_training():
-            result = program(**{name: torch.from_numpy(value) for name, value in feed.items()})
+            result = program(**{name: torch.tensor(value) for name, value in feed.items()})
         parts = result if isinstance(result, tuple) else (result,)
         again = session(feed)
         for name, part in zip(outputs, parts, strict=True):

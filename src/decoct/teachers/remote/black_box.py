@@ -17,6 +17,7 @@ from torch import Tensor
 
 from decoct.errors import DataError, RecipeError, ResourceError, did_you_mean
 from decoct.models.http_client import JSON, Client
+from decoct.models.own_inputs import copy_of
 from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
 from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Asking
@@ -124,7 +125,7 @@ class Naming(Asking):
         assert callable(self._subject.ask)
         for number in range(self._spec.retries + 1):
             try:
-                return list(self._subject.ask(rows))
+                return list(self._subject.ask(copy_of(rows)))  # these are views of the data themselves
             except OSError as error:
                 if number == self._spec.retries:
                     raise ResourceError(f"the black box failed {number + 1} times, at last: {error}") from error
