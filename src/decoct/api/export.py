@@ -27,11 +27,10 @@ from decoct.outputs import Batch
 from decoct.quantization import CATALOGUE as SCHEMES
 from decoct.quantization.audit import audit
 from decoct.quantization.base import Feeds, Quantization
-from decoct.spec import Choice
 from decoct.steps.shipping.parity import against_float, compare
 from decoct.steps.shipping.quantize import quantization_record
 from decoct.targets.onnx import FILE, Onnx, graph, save
-from decoct.tasks.base import Reading, Task
+from decoct.tasks.base import Reading, read_task
 
 CALIBRATION_SAMPLES = 256
 PLAIN = {"logits": Port(kind="logits")}
@@ -114,8 +113,7 @@ def _export_artifact(
     artifact: Artifact, path: Path, example: Any, tolerance: float, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes an artifact as its task says, with what must ship beside it."""
-    task = Choice("decoct.tasks").validate(artifact.json("task.json"))
-    assert isinstance(task, Task)
+    task = read_task(artifact)
     side = str(artifact.meta["side"])
     reading = task.reading(side)
     program = reading.programs(load_model(artifact, given=given).module)[MAIN]
@@ -160,8 +158,7 @@ def _quantize_artifact(
     artifact: Artifact, path: Path, example: Any, scheme: Quantization, calibration: Any, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes an artifact in integers as its task says, with what must ship beside it."""
-    task = Choice("decoct.tasks").validate(artifact.json("task.json"))
-    assert isinstance(task, Task)
+    task = read_task(artifact)
     side = str(artifact.meta["side"])
     reading = task.reading(side)
     program = reading.programs(load_model(artifact, given=given).module)[MAIN]

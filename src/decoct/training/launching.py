@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import IO, Any
 
-from decoct.errors import RecipeError
+from decoct.errors import RecipeError, printable
 
 LAUNCHER = "DECOCT_LAUNCHER"
 """The environment variable that tells a process who started it."""
@@ -134,7 +134,7 @@ def _told(codes: Sequence[int], captured: Sequence[IO[bytes] | None]) -> int:
     file = captured[rank]
     if file is not None:
         file.seek(0)
-        sys.stderr.write(file.read().decode(errors="replace"))
+        sys.stderr.write(printable(file.read().decode(errors="replace")))
     first = codes[0] or codes[rank]
     return 128 - first if first < 0 else first
 

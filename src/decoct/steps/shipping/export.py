@@ -28,6 +28,7 @@ from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches, has_split
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.parity import compare
+from decoct.steps.shipping.record import RECORD
 from decoct.targets.base import Target
 from decoct.targets.lowering import has_onnx_forms
 from decoct.targets.onnx import FILE, Onnx
@@ -35,7 +36,6 @@ from decoct.targets.onnx import FILE, Onnx
 if TYPE_CHECKING:
     from decoct.tasks.base import Reading
 
-RECORD = "exported.json"
 SPLITS = ("test", "validation", "train")
 ROUNDED = 0.25
 """Standard deviations of the output by which one answer of a file in integers may differ from its fake-quantized

@@ -18,7 +18,7 @@ from decoct.models.calls import Postprocessing, TextProgram
 from decoct.models.interface import InputKind, Port, input_ports
 from decoct.spec import Choice
 from decoct.tasks.inputs.base import STUDENT, Inputs, as_arrays, made_up, refuse_but_ids, sizes_of
-from decoct.tasks.inputs.tokenizers import Tokenizer, WordPiece
+from decoct.tasks.inputs.tokenizers import Tokenizer, WordPiece, encoded
 
 AnyTokenizer = Annotated[
     Tokenizer, Choice("decoct.tasks.inputs.tokenizers", shorthand="decoct.tasks.inputs.tokenizers:as_tokenizer")
@@ -138,7 +138,7 @@ class Texts(Tokenized):
 
 def encode(tokenizer: Tokenizer, max_length: int, texts: list[str]) -> Encoded:
     """The ids of all texts."""
-    rows = [each.ids for each in tokenizer.engine(max_length).encode_batch(texts)]
+    rows = [each.ids for each in encoded(tokenizer.engine(max_length), texts)]
     return end_to_end(rows)
 
 
