@@ -73,7 +73,6 @@ ASKS_THE_TASK = re.compile(r"isinstance\(.*task|task\.output ==|metric\[1\]")
 """A line that may ask which task it is; what a task is like is asked of its Inputs and Answer."""
 ASKING = {
     ("api/arguments.py", "if isinstance(task, str):"): "a task by its name",
-    ("api/export.py", "assert isinstance(task, Task)"): "plain data that became a task, for the type checker",
     (
         "api/export.py",
         "batch = _samples(reading, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)",

@@ -141,7 +141,15 @@ def understood(source: object, *, error: type[DecoctError] = IntegrityError) -> 
         yield
     except (DecoctError, OSError):
         raise
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError) as wrong:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NameError,
+        StopIteration,
+    ) as wrong:
         raise error(f"{source} is damaged: {type(wrong).__name__}: {wrong}") from wrong
     except (RuntimeError, TypeError, ValueError) as wrong:
         raise error(f"{source} is damaged: {str(wrong)[:300] or type(wrong).__name__}") from wrong

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,9 @@ def _structure(spec: Model, interface: Interface, given: Mapping[str, Any]) -> n
 def _build(
     record: Mapping[str, Any], weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str
 ) -> nn.Module:
-    module = _structure(_spec(record["base"], source), _interface(record, source), given)
+    spec, interface = _spec(record["base"], source), _interface(record, source)
+    with nullcontext() if spec.use == "given" else understood(f"{source}/{STRUCTURE}"):  # a class of the user's own
+        module = _structure(spec, interface, given)
     with understood(f"{source}/{STRUCTURE}"):
         for stage in record["stages"]:
             if stage["use"] == "deltas":

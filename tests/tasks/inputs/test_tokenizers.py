@@ -116,7 +116,7 @@ def test_pretrained_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no JSON"):
         Pretrained(path=tmp_path).resolve([])
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is damaged: model"):
         Pretrained(path=tmp_path, padding="[PAD]").resolve([])
 
 

@@ -231,7 +231,7 @@ class _Listening(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{}")
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815
 
     def log_message(self, *args):
         pass
@@ -618,6 +618,6 @@ def test_numbers_that_answer_no_question_are_refused(tmp_path, logits):
     with served(tmp_path / "a") as server, opened(url_of(server)) as teacher:
         teacher._client.post = lambda *_: type(
             "R", (), {"headers": {FINGERPRINT: teacher._info["fingerprint"]}, "body": save({"logits": logits})}
-        )  # noqa: E501
+        )
         with pytest.raises(DataError, match="for 4 samples"):
             teacher(next(iter(source())))
