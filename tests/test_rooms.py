@@ -14,7 +14,7 @@ import decoct
 
 ROOT = Path(decoct.__file__).parent
 FILES = {".".join(("decoct", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
-LOOSE = {"__init__", "__main__", "artifact", "capture", "errors", "functional", "outputs", "spec"}
+LOOSE = {"__init__", "__main__", "artifact", "capture", "errors", "functional", "network", "outputs", "spec"}
 
 
 def imported(text: str) -> Iterator[str]:
@@ -73,7 +73,6 @@ ASKS_THE_TASK = re.compile(r"isinstance\(.*task|task\.output ==|metric\[1\]")
 """A line that may ask which task it is; what a task is like is asked of its Inputs and Answer."""
 ASKING = {
     ("api/arguments.py", "if isinstance(task, str):"): "a task by its name",
-    ("api/export.py", "assert isinstance(task, Task)"): "plain data that became a task, for the type checker",
     (
         "api/export.py",
         "batch = _samples(reading, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)",

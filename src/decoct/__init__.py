@@ -1,13 +1,17 @@
 """decoct: a large trained model in, a small fast one out, and the proof of what it cost.
 
 Every Spec of every catalogue stands here under its class name (`decoct.KD`, `decoct.Train`), beside the functions of
-the public surface. Nothing heavy is imported until a name is used.
+the public surface. Nothing heavy is imported until a name is used; before that dependencies are told to report nothing.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+from decoct.network import switch_off_reports
+
+switch_off_reports()
 
 __version__ = "0.1.0"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -10,16 +11,168 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from decoct.errors import IntegrityError, ResourceError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from decoct.errors import DecoctError, IntegrityError, ResourceError, dotted
+from decoct.spec import Choice, as_recipe_error
 
 Kind = Literal["model", "estimator", "exported", "store", "data", "records"]
 MANIFEST = "manifest.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEAL = "sha256"
 """Key of the manifest's checksum of itself."""
+DEEPEST = 100
+"""So many lists and mappings may lie in each other in JSON; what decoct writes stays below 20."""
+
+
+def _with_use(plain: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(plain.get("use"), str):
+        raise ValueError("`use` is missing, which names what it is")
+    return plain
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\0" in name or any(len(p) > 255 for p in path.parts):
+        raise ValueError("no file of this folder can have this name")
+    return name
+
+
+Described = Annotated[dict[str, Any], AfterValidator(_with_use)]
+"""Shape of JSON that describes a Spec of a catalogue."""
+FileName = Annotated[str, AfterValidator(_inside)]
+"""Shape of the name of a file inside an artifact."""
+
+
+class Strict(BaseModel):
+    """Shape of a JSON object: values of exactly these types; further ones are let be."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _File(Strict):
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class _Teacher(Strict):
+    fingerprint: str
+
+
+class _Meta(Strict):
+    """What steps write into `meta`: nothing of it must be there, but all of it is of these types."""
+
+    side: str = ""
+    seed: int = 0
+    source: str | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    verified: dict[str, Any] = {}
+    teacher: _Teacher = _Teacher(fingerprint="")
+    keep: Described = {"use": ""}
+    features: list[str] = []
+    summary: str = ""
+    statistics: dict[str, Any] = {}
+
+
+class _Manifest(Strict):
+    kind: Kind
+    name: str
+    key: str
+    lineage: dict[str, Any]
+    scores: dict[str, float]
+    meta: _Meta
+    files: dict[FileName, _File]
+
+
+def parse_json(text: str | bytes, source: str, shape: Any = Any, *, error: type[DecoctError] = IntegrityError) -> Any:
+    """The value that a JSON text holds, once it is known to be of this shape: a type, or a class of `Strict`.
+
+    Whatever else the text is (no JSON, nested too deeply, numbers without end, halves of characters) is an `error` that
+    says which `source` and where in it.
+
+    >>> parse_json('{"bytes": 3, "sha256": "ab"}', "a.json", _File)
+    {'bytes': 3, 'sha256': 'ab'}
+    >>> parse_json('{"bytes": "3"}', "a.json", _File)
+    Traceback (most recent call last):
+    decoct.errors.IntegrityError: a.json is damaged: bytes: Input should be a valid integer; sha256: Field required
+    """
+    try:
+        value = json.loads(text)
+        surrogates = b"\\ud" if isinstance(text, bytes) else "\\ud"
+        if surrogates in text.lower():  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise error(f"{source} is damaged: it is nested too deeply") from None
+    except ValueError as wrong:
+        reason = str(wrong).partition("\n")[0][:200]
+        raise error(f"{source} is damaged: it is no JSON that decoct writes ({reason})") from None
+    if not _is_shallow(value):
+        raise error(f"{source} is damaged: it is nested more than {DEEPEST} deep")
+    return check_shape(value, source, shape, error=error)
+
+
+def check_shape(value: Any, source: str, shape: Any, *, error: type[DecoctError] = IntegrityError) -> Any:
+    """The same plain data, once it is known to be of this shape."""
+    try:
+        _adapter(shape).validate_python(value)
+    except ValidationError as wrong:
+        found = wrong.errors(include_url=False, include_input=False, include_context=False)[:3]
+        lines = [f"{dotted(each['loc'])}: {each['msg']}".removeprefix(": ") for each in found]
+        raise error(f"{source} is damaged: {'; '.join(lines)}") from None
+    return value
+
+
+def read_json(path: Path, shape: Any = Any, *, error: type[DecoctError] = IntegrityError) -> Any:
+    """The value in a JSON file, as `parse_json` gives it; OSError where the file cannot be read."""
+    return parse_json(path.read_bytes(), str(path), shape, error=error)
+
+
+@contextmanager
+def understood(source: object, *, error: type[DecoctError] = IntegrityError) -> Iterator[None]:
+    """Whatever goes wrong while the body makes sense of plain data from `source` is an `error` that names it.
+
+    For data whose shape no type can say, such as changes of a network. Errors of decoct's own stay as they are.
+    """
+    try:
+        yield
+    except (DecoctError, OSError):
+        raise
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NameError,
+        StopIteration,
+    ) as wrong:
+        raise error(f"{source} is damaged: {type(wrong).__name__}: {wrong}") from wrong
+    except (RuntimeError, TypeError, ValueError) as wrong:
+        raise error(f"{source} is damaged: {str(wrong)[:300] or type(wrong).__name__}") from wrong
+
+
+@functools.cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether containers lie in each other no deeper than DEEPEST."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -54,9 +207,9 @@ class Artifact:
             raise IntegrityError(f"{path} is missing; make the artifact again (decoct run does that)")
         return path
 
-    def json(self, name: str) -> Any:
-        """A JSON file of this artifact."""
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
+    def json(self, name: str, shape: Any = Any) -> Any:
+        """A JSON file of this artifact; IntegrityError where it is not of this shape (see `parse_json`)."""
+        return read_json(self.file(name), shape)
 
     @classmethod
     def load(cls, folder: Path | str, *, verify: bool = True) -> Artifact:
@@ -65,8 +218,29 @@ class Artifact:
         manifest = read_manifest(folder)
         if verify and (wrong := damaged(folder)):
             raise IntegrityError(f"{folder}: " + "; ".join(wrong) + "; make it again (decoct run does that)")
-        known = {name: manifest[name] for name in ("kind", "name", "key", "lineage", "scores", "meta")}
-        return cls(folder=folder, **known)
+        known = {name: manifest[name] for name in ("kind", "name", "key", "lineage", "scores")}
+        return cls(folder=folder, meta=_Facts(manifest["meta"], folder=folder), **known)
+
+
+class _Facts(dict[str, Any]):
+    """The `meta` of an artifact that was read: what it lacks is damage."""
+
+    def __init__(self, facts: Mapping[str, Any] = {}, *, folder: Path | None = None) -> None:
+        super().__init__(facts)
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Any:
+        raise IntegrityError(f"{self.folder}/{MANIFEST} is damaged: its meta holds no {name}; make the artifact again")
+
+
+def described_by(package: str, plain: Any, source: object, *, error: type[DecoctError] = IntegrityError) -> Any:
+    """The Spec of a catalogue (`Choice`) that plain data from `source` describe; `error` where they describe none."""
+    try:
+        return Choice(package).validate(plain)
+    except ValidationError as wrong:
+        raise error(f"{source} is damaged: {as_recipe_error(wrong, package.rpartition('.')[2])}") from None
+    except (TypeError, ValueError) as wrong:
+        raise error(f"{source}: {wrong}") from None
 
 
 @contextmanager
@@ -131,14 +305,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`; IntegrityError if it is absent or differs from its own checksum."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and manifest.pop(SEAL, None) == _seal(manifest):
-            return manifest
+        manifest: dict[str, Any] = read_json(path, dict[str, Any])
     except (FileNotFoundError, NotADirectoryError):
         raise IntegrityError(f"{path} is missing: this folder holds no whole artifact") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        pass
-    raise IntegrityError(f"{path} is damaged")
+    if manifest.pop(SEAL, None) != _seal(manifest):
+        raise IntegrityError(f"{path} is damaged: it differs from its own checksum")
+    return check_shape(manifest, str(path), _Manifest)
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

@@ -18,14 +18,37 @@ DecoctError                 exit  what is wrong
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+"""Characters that move the cursor, colour, hide or turn round what a terminal shows, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    r"""The text as a terminal may show it: control characters but tab and line end are written out, as are those that
+    change the direction of writing or take no room, and bytes of file names that are no UTF-8.
+
+    >>> print(printable("a\x1b[2J\u202eb\udcff"))
+    a\x1b[2J\u202eb\udcff
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class DecoctError(Exception):
-    """The root of all errors raised on purpose; `exit_code` is what the command returns."""
+    """The root of all errors raised on purpose; `exit_code` is what the command returns.
+
+    Its text may quote what stood in a file or an answer: `str` gives it as a terminal may show it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 @dataclass(frozen=True)

@@ -467,7 +467,7 @@ def test_an_index_of_another_form_is_refused(tmp_path: Path, harm: str) -> None:
 def test_a_manifest_names_shards_alone(tmp_path: Path, name: str) -> None:
     folder = make_store(tmp_path)
     seal_again(folder, **{"shards/00001.arrow": name})
-    with pytest.raises(IntegrityError, match="no name of a shard"):
+    with pytest.raises(IntegrityError, match=r"no name of a shard|no file of this folder"):
         damaged_shards(folder)
     assert salvage(folder, tmp_path / "again") == {}
     assert finished(tmp_path / "again") == {}

@@ -34,7 +34,6 @@ from decoct.outputs import Batch
 from decoct.quantization import CATALOGUE as SCHEMES
 from decoct.quantization.audit import audit
 from decoct.quantization.base import Feeds, Quantization
-from decoct.spec import Choice
 from decoct.steps.shipping.parity import against_float, compare
 from decoct.steps.shipping.proof import (
     refuse_other_file,
@@ -44,7 +43,7 @@ from decoct.steps.shipping.proof import (
 )
 from decoct.steps.shipping.quantize import quantization_record
 from decoct.targets.onnx import FILE, Onnx, graph, save
-from decoct.tasks.base import Reading, Task
+from decoct.tasks.base import Reading, read_task
 
 EXAMPLE = "samples of the example"
 PLAIN = {"logits": Port(kind="logits")}
@@ -151,8 +150,7 @@ class _Opened:
 
 
 def _opened(artifact: Artifact, example: Any, calibration: Any, given: Mapping[str, Any]) -> _Opened:
-    task = Choice("decoct.tasks").validate(artifact.json("task.json"))
-    assert isinstance(task, Task)
+    task = read_task(artifact)
     reading = task.reading(str(artifact.meta["side"]))
     seen = None if calibration is None else batches_of(reading, calibration, "calibration")
     feeds = None if seen is None else [like_program(reading, batch, "calibration") for batch in seen]

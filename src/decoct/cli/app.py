@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from decoct.cli.shell import Stopped, in_front, stopping
-from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError
+from decoct.cli.shell import Stopped, in_front, stopping, told_plainly
+from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError, printable
+from decoct.network import offline as kept_offline
 from decoct.training import launching
 
 
@@ -71,8 +72,6 @@ def everywhere(
     """Options of every command, before or after its name."""
     session = context.ensure_object(Session)
     session.offline = offline
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     if plugin:
         from decoct.spec import allow_plugin
 
@@ -391,7 +390,7 @@ def call(words: Sequence[str]) -> int:
     session = Session(words, json="--json" in words and first, quiet="--quiet" in words or not first)
     redirected = contextlib.redirect_stdout(sys.stderr) if session.json else contextlib.nullcontext()
     try:
-        with redirected:
+        with redirected, kept_offline("--offline" in words):
             answer = app(words, prog_name="decoct", standalone_mode=False, obj=session)
     except UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
@@ -418,7 +417,7 @@ def _answered(session: Session, answer: Answer) -> int:
 def _failed(session: Session, error: DecoctError, code: int) -> int:
     from decoct.cli.display import error_record, print_json
 
-    print(error, file=sys.stderr)
+    print(printable(str(error)), file=sys.stderr)
     if session.json:
         print_json(error_record(error, code))
     return code
@@ -426,6 +425,7 @@ def _failed(session: Session, error: DecoctError, code: int) -> int:
 
 def main() -> None:
     """The entry point of the command."""
+    told_plainly()
     try:
         with stopping():
             launching.end_with_launcher()

@@ -10,13 +10,18 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from decoct.errors import DecoctError, RecipeError, dotted
+from decoct.errors import DecoctError, RecipeError, dotted, printable
 
 SECONDS_BETWEEN_LINES = 30.0
+
+
+def escape(text: str) -> str:
+    """A text for rich that says what it says: neither its markup nor its control characters do anything."""
+    return without_markup(printable(text))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -24,7 +29,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, title in enumerate(rows[0] if rows else ()):
         number = all(str(row.get(title, ""))[:1].isdigit() for row in rows)
-        shown.add_column(str(title), justify="right" if number and index else "left", overflow="fold")
+        shown.add_column(escape(str(title)), justify="right" if number and index else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(escape(str(each)) for each in row.values()))
     return shown
@@ -104,7 +109,7 @@ def print_shown(shown: Sequence[Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     for each in shown:
         if isinstance(each, str):
-            sys.stdout.write(each + "\n")
+            sys.stdout.write(printable(each) + "\n")
         else:
             console.print(each)
 
@@ -121,5 +126,5 @@ def error_record(error: DecoctError, code: int) -> dict[str, Any]:
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(record, indent=1, default=str) + "\n")
+    """One JSON object on stdout, in ASCII."""
+    sys.stdout.write(json.dumps(record, indent=1, default=str).replace("\x7f", "\\u007f") + "\n")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
+import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
-from decoct.errors import DecoctError
+from decoct.errors import DecoctError, printable
 
 FLAGS = ("--json", "--quiet", "--offline")
 
@@ -38,6 +41,20 @@ def stopping() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def told_plainly() -> None:
+    """From here on warnings are a line each, without the code that gave them, and they and tracebacks hold no control
+    characters of what they quote."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        sys.stderr.write(printable(f"warning: {message}") + "\n")
+
+    def trace(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        sys.stderr.write(printable("".join(traceback.format_exception(kind, error, where))))
+
+    warnings.showwarning = show
+    sys.excepthook = trace
 
 
 def in_front(words: Sequence[str]) -> list[str]:

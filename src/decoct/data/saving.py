@@ -6,17 +6,26 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from decoct.artifact import Artifact, Draft
+from decoct.artifact import Artifact, Draft, FileName, Strict, understood
 from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, RecipeError
 
 RECORD = "data.json"
 """The file that says which columns there are, in which form, and of which classes the labels are."""
 TARGETS = ("label", "value")
+
+
+class Recorded(Strict):
+    """Shape of data.json."""
+
+    columns: dict[FileName, Literal["array", "texts", "arrays"]]
+    beside: list[Literal["keys", "labelled", "group"]]
+    classes: list[str]
+    features: list[str]
 
 
 def save_data(draft: Draft, split: Split, *, classes: Sequence[str] = (), features: Sequence[str] = ()) -> None:
@@ -48,10 +57,11 @@ def load_data(artifact: Artifact) -> Dataset:
     """
     if artifact.kind != "data":
         raise RecipeError(f"{artifact.folder} is of kind {artifact.kind} and holds no samples; give one of kind data")
-    record = artifact.json(RECORD)
-    columns = {name: _read(artifact, name, form) for name, form in record["columns"].items()}
-    beside = {name: _array(artifact, f".{name}.npy") for name in record["beside"]}
-    split = Split(columns, **beside)
+    record = artifact.json(RECORD, Recorded)
+    with understood(artifact.folder / RECORD):
+        columns = {name: _read(artifact, name, form) for name, form in record["columns"].items()}
+        beside = {name: _array(artifact, f".{name}.npy") for name in record["beside"]}
+        split = Split(columns, **beside)
     return Dataset({"train": split}, artifact.hash, tuple(record["classes"]), tuple(record["features"]))
 
 
@@ -108,7 +118,7 @@ def _read(artifact: Artifact, name: str, form: str) -> Any:
         return _array(artifact, f"{name}.npy")
     if form == "texts":
         text = artifact.file(f"{name}.jsonl").read_bytes().decode("utf-8", "surrogatepass")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return [json.loads(line) for line in text.split("\n")[:-1]]  # halves of characters are let be
     whole, shapes = _array(artifact, f"{name}.npy"), _array(artifact, f"{name}.shapes.npy")
     ends = np.cumsum(shapes.prod(1))
     return [part.reshape(shape) for part, shape in zip(np.split(whole, ends[:-1]), shapes)]

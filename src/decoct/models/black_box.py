@@ -20,10 +20,10 @@ class BlackBox(Model):
     """A teacher that gives labels or text only.
 
     `url`: a service that takes `{"inputs": [...]}` (raw samples: texts, rows, images as nested lists) and answers
-    `{"labels": [...]}`, names or ids of classes; `token`: the environment variable, DECOCT_..., that holds its bearer
-    token, where it wants one. From Python a function of a list of samples stands in its place: `name` in the table of
-    given objects, `fingerprint` of its source and of the values that it holds. How its answers count is said in the
-    step: `teachers: {teacher: {use: black_box, confidence: 0.8}}`.
+    `{"labels": [...]}`, names or ids of classes; `token`: the environment variable, DECOCT_NAME, that holds its bearer
+    token, where it wants one; who may have it stands in DECOCT_NAME_HOST. From Python a function of a list of samples
+    stands in its place: `name` in the table of given objects, `fingerprint` of its source and of the values that it
+    holds. How its answers count is said in the step: `teachers: {teacher: {use: black_box, confidence: 0.8}}`.
     """
 
     use: ClassVar[str] = "black_box"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from decoct.errors import RecipeError, ResourceError
 from decoct.models.base import Interface
 from decoct.models.calls import logits_of
+from decoct.network import is_offline
 
 FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 """What libraries raise when a network cannot take an input."""
@@ -41,8 +42,7 @@ def require_kind(
 
 
 def require(package: str, extra: str) -> ModuleType:
-    """The package, imported now; ResourceError says how to install it. Its telemetry is switched off."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    """The package, imported now; ResourceError says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -50,8 +50,8 @@ def require(package: str, extra: str) -> ModuleType:
 
 
 def reachable(host: str) -> bool:
-    """Whether a download from `host` can be tried: not switched off by HF_HUB_OFFLINE, and its name resolves."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    """Whether a download from `host` can be tried: not offline, nor by HF_HUB_OFFLINE, and its name resolves."""
+    if is_offline() or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True

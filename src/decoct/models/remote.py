@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from decoct.artifact import Described, Strict, parse_json
 from decoct.errors import DataError, RecipeError
 from decoct.models.base import Interface, Model, OutsideModel
 from decoct.models.http_client import Client, TokenName
@@ -16,15 +16,27 @@ if TYPE_CHECKING:
 
 VERSION = "/v1"
 TOKEN = "DECOCT_TOKEN"
-"""The environment variable that holds a server's token, unless another is named."""
-FACTS = ("decoct", "task", "side", "classes", "fingerprint", "features", "most_bytes")
+"""The environment variable in which `decoct teach` finds the token that it asks for."""
+
+
+class Facts(Strict):
+    """What a server says of its teacher."""
+
+    decoct: str
+    task: Described
+    side: str
+    classes: list[str]
+    fingerprint: str
+    features: list[str]
+    most_bytes: int = Field(gt=0)
 
 
 class Remote(OutsideModel):
     """A model behind a server that `decoct teach` started; it answers as a teacher and cannot be trained.
 
-    `url`: http://host:port. `token`: the environment variable, DECOCT_..., that holds the server's token, where it
-    wants one; it is sent over https, or over http to 127.0.0.1. `timeout` seconds for one try; `retries` after failed
+    `url`: http://host:port. `token`: the environment variable, DECOCT_NAME, that holds the server's token, where it
+    wants one; who may have it stands in DECOCT_NAME_HOST, as host:port; it is sent over https, or over http to
+    127.0.0.1. `timeout` seconds for one try, and one more for each 100 kB of the answer; `retries` after failed
     connections and errors of the server.
     """
 
@@ -32,7 +44,7 @@ class Remote(OutsideModel):
     positional: ClassVar[tuple[str, ...]] = ("url",)
     not_in_key: ClassVar[tuple[str, ...]] = ("url", "token", "timeout", "retries")  # the fingerprint says which weights
     url: str
-    token: TokenName = TOKEN
+    token: TokenName = ""
     timeout: float = Field(default=60.0, gt=0)
     retries: int = Field(default=8, ge=0)
 
@@ -57,11 +69,9 @@ class Remote(OutsideModel):
 
 def facts(client: Client) -> dict[str, Any]:
     """What the server at the other end says of its teacher; DataError where it is no such server."""
-    reply = client.get(f"{VERSION}/teacher")
+    path = f"{VERSION}/teacher"
     try:
-        found = json.loads(reply.body)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not set(FACTS) <= set(found):
-        raise DataError(f"{client.url} is no teacher's server: {VERSION}/teacher gives no {', '.join(FACTS)}")
+        found: dict[str, Any] = parse_json(client.get(path).body, f"{client.url}{path}", Facts, error=DataError)
+    except DataError as error:
+        raise DataError(f"{client.url} is no teacher's server: {error}") from None
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,30 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from decoct.artifact import Artifact, Draft
+from decoct.artifact import Artifact, Described, Draft, Strict, described_by, understood
 from decoct.capture import capture
-from decoct.errors import CannotRebuild, RecipeError
+from decoct.errors import CannotRebuild, IntegrityError, RecipeError
 from decoct.models.base import Interface, Model, Network, OutsideModel
 from decoct.models.given import fresh
 from decoct.models.modes import evaluating
 from decoct.models.rewrites import parse, rewritten
 from decoct.models.structure import describe, rebuild
 from decoct.models.weights import all_tensors, fill, read_safetensors
-from decoct.spec import Choice
 
 WEIGHTS = "model.safetensors"
 STRUCTURE = "model.json"
+
+
+class Structure(Strict):
+    """Shape of model.json."""
+
+    base: Described
+    interface: dict[str, Any]
+    side: str
+    stages: list[Described]
+    aliases: dict[str, str]
+
+
 Probe = Callable[[nn.Module], Sequence[Tensor]]
 """All that a network says of some batch."""
 
@@ -77,26 +88,30 @@ def load_model(artifact: Artifact, *, given: Mapping[str, Any] | None = None) ->
     """
     if artifact.kind != "model":
         raise RecipeError(f"{artifact.folder} holds a {artifact.kind} artifact, no model")
-    record = artifact.json(STRUCTURE)
+    record = artifact.json(STRUCTURE, Structure)
     with torch.random.fork_rng(devices=[]):
         weights = read_safetensors(artifact.file(WEIGHTS))
         module = _build(record, weights, given or {}, str(artifact.folder)).eval()
-    return Network(module, _spec(record["base"]), Interface.parse(record["interface"]))
+    return Network(module, _spec(record["base"], artifact.folder), _interface(record, artifact.folder))
 
 
 def load_spec(artifact: Artifact) -> tuple[Model, Interface, str]:
     """The Spec, interface and side that an artifact's network was built from."""
-    record = artifact.json(STRUCTURE)
-    return _spec(record["base"]), Interface.parse(record["interface"]), str(record["side"])
+    record = artifact.json(STRUCTURE, Structure)
+    return _spec(record["base"], artifact.folder), _interface(record, artifact.folder), str(record["side"])
 
 
-def _spec(data: Any) -> Model:
-    try:
-        found = Choice("decoct.models").validate(data)
-    except ValueError as error:
-        raise RecipeError(f"model.json: {error}") from None
+def _spec(data: Any, source: object) -> Model:
+    found = described_by("decoct.models", data, f"{source}/{STRUCTURE}")
     assert isinstance(found, Model)
     return found
+
+
+def _interface(record: Mapping[str, Any], source: object) -> Interface:
+    try:
+        return Interface.parse(record["interface"])
+    except RecipeError as error:
+        raise IntegrityError(f"{source}/{STRUCTURE} is damaged: {error}") from None
 
 
 def _structure(spec: Model, interface: Interface, given: Mapping[str, Any]) -> nn.Module:
@@ -106,14 +121,17 @@ def _structure(spec: Model, interface: Interface, given: Mapping[str, Any]) -> n
 def _build(
     record: Mapping[str, Any], weights: Mapping[str, Tensor], given: Mapping[str, Any], source: str
 ) -> nn.Module:
-    module = _structure(_spec(record["base"]), Interface.parse(record["interface"]), given)
-    for stage in record["stages"]:
-        if stage["use"] == "deltas":
-            module = rebuild(module, stage["deltas"])
-        else:
-            module = parse(stage, source).apply(module)
-    full = {**weights, **{name: weights[first] for name, first in record["aliases"].items()}}
-    fill(module, all_tensors(module), full, source)
+    spec, interface = _spec(record["base"], source), _interface(record, source)
+    with nullcontext() if spec.use == "given" else understood(f"{source}/{STRUCTURE}"):  # a class of the user's own
+        module = _structure(spec, interface, given)
+    with understood(f"{source}/{STRUCTURE}"):
+        for stage in record["stages"]:
+            if stage["use"] == "deltas":
+                module = rebuild(module, stage["deltas"])
+            else:
+                module = parse(stage, source).apply(module)
+        full = {**weights, **{name: weights[first] for name, first in record["aliases"].items()}}
+        fill(module, all_tensors(module), full, source)
     return module
 
 

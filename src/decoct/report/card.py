@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from decoct.artifact import write_whole
+from decoct.artifact import read_json, write_whole
+from decoct.errors import IntegrityError
 from decoct.report.chain import teacher_of
 from decoct.report.measured import facts, step_views
 from decoct.report.records import ModelRecord, Run, read_run
@@ -166,7 +167,7 @@ def _array(shape: list[Any], kind: str) -> str:
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object beside the records; empty where it is absent or damaged, since the card can do without."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        found: dict[str, Any] = read_json(path, dict[str, Any])
+    except (OSError, IntegrityError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from decoct.artifact import parse_json
+from decoct.errors import IntegrityError
 
 LOG = "log.jsonl"
 TOTAL = "total"
@@ -100,8 +102,8 @@ def read_log(folder: Path) -> Log:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
+                record = parse_json(line, LOG)
+            except IntegrityError:
                 reader.log.lost += bool(line.strip())
                 continue
             if isinstance(record, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from decoct.artifact import read_json
 from decoct.errors import DataError, IntegrityError
 
 RESULTS = "results.json"
@@ -319,15 +319,13 @@ def read_results(folder: Path) -> Results:
     """The results of a run's folder; DataError if it holds none, IntegrityError if they are damaged."""
     path = Path(folder) / RESULTS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, dict[str, Any])
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{folder} holds no {RESULTS}; name the folder of a finished run (decoct run RECIPE --out DIR makes one)"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise IntegrityError(f"{path} is damaged ({error}); run the recipe again, finished steps are skipped") from None
-    if not isinstance(content, dict):
-        raise IntegrityError(f"{path} is damaged: an object is expected")
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; run the recipe again, finished steps are skipped") from None
     try:
         return as_results(content)
     except IntegrityError as error:

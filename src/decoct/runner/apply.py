@@ -20,12 +20,13 @@ from decoct.runner.folders import lock, remove_held, work_folder
 from decoct.runner.keys import derive, key_of
 from decoct.steps import CATALOGUE
 from decoct.steps.base import Context, Step
-from decoct.steps.compressing.work import REPORT
+from decoct.steps.compressing.work import REPORT, Report
 from decoct.steps.labelling.step import Label
 from decoct.steps.learning.sources import read_by
 from decoct.steps.ordering import order_problem
-from decoct.steps.shipping.export import RECORD as EXPORTED
 from decoct.steps.shipping.quantize import SPLITS
+from decoct.steps.shipping.record import RECORD as EXPORTED
+from decoct.steps.shipping.record import Exported
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -148,7 +149,7 @@ def _in_order(step: Step, source: Any) -> None:
     """RecipeError where a recipe would refuse the step after what made the artifact, as its report says."""
     if not isinstance(source, Artifact) or not (source.folder / REPORT).is_file():
         return
-    record = source.json(REPORT)
+    record = source.json(REPORT, Report)
     if record.get("step") not in CATALOGUE:  # of an older version
         return
     fields = {"name": source.name, "scheme": record["scheme"], "recover": record["recover"]}
@@ -167,7 +168,7 @@ def changed(made: Artifact, given: Path | str) -> list[dict[str, Any]]:
     before, after = _facts(Artifact.load(given, verify=False)), _facts(made)
     report = made.folder / REPORT
     if report.is_file():
-        record = made.json(REPORT)
+        record = made.json(REPORT, Report)
         before, after = before | record["before"], after | record["after"]
     rows = []
     for what in ("parameters", "nonzero", "macs", "bytes"):
@@ -181,7 +182,7 @@ def changed(made: Artifact, given: Path | str) -> list[dict[str, Any]]:
 def _facts(artifact: Artifact) -> dict[str, Any]:
     """Parameters and MACs where the artifact names them, and the bytes of what it ships or of its weights."""
     if (artifact.folder / EXPORTED).is_file():
-        record = artifact.json(EXPORTED)
+        record = artifact.json(EXPORTED, Exported)
         return {each: record.get(each) for each in ("parameters", "macs")} | {"bytes": record["file_bytes"]}
     weights = artifact.folder / WEIGHTS
     return {"bytes": weights.stat().st_size} if weights.is_file() else {}

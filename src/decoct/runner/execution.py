@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import Artifact, write_whole
+from decoct.artifact import Artifact, parse_json, read_json, write_whole
 from decoct.errors import IntegrityError, RecipeError
 from decoct.models.base import KeptModel
+from decoct.network import offline
 from decoct.recipe.graph import Node, folder_name, graph
 from decoct.runner.folders import lock, stamp, work_folder
 from decoct.runner.keys import derive, key_of
@@ -284,7 +283,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     with joined(options.device) as processes:
         folder = Path(processes.shared(lambda: str(folder)))
         options = replace(options, processes=processes)
-        with processes.by_first(lock(folder)), _kept_offline(options.offline):
+        with processes.by_first(lock(folder)), offline(options.offline):
             data, task = processes.in_turn(lambda: prepare(recipe, options))
             refuse_unequal("the recipe", recipe.digest(), processes)
             sources = processes.in_turn(lambda: prepare_sources(recipe, options))
@@ -316,28 +315,13 @@ def _finish(execution: Execution, nodes: Sequence[Node], begin: float) -> dict[s
     return results
 
 
-@contextlib.contextmanager
-def _kept_offline(offline: bool) -> Iterator[None]:
-    """Where `offline`, no published weights are downloaded either while the body runs."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        if offline and before is None:
-            os.environ.pop("HF_HUB_OFFLINE", None)
-        elif offline and before is not None:
-            os.environ["HF_HUB_OFFLINE"] = before
-
-
 def _earlier(folder: Path) -> dict[str, Any]:
     """The results that an earlier run left in this folder; empty where there are none."""
     try:
-        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found: dict[str, Any] = read_json(folder / "results.json", dict[str, Any])
+    except (OSError, IntegrityError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found
 
 
 def _times(earlier: Mapping[str, Any]) -> dict[tuple[str, int], float]:
@@ -377,7 +361,7 @@ def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
         if artifact is None or not (artifact.folder / "log.jsonl").is_file():
             continue
         for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+            record = parse_json(line, f"{artifact.folder}/log.jsonl", dict[str, Any])
             number = {"step_number": record.pop("step")} if "step" in record else {}
             lines.append(json.dumps({"step": node.step.name, "seed": node.seed, **number, **record}))
     return "".join(line + "\n" for line in lines)

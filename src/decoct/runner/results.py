@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact
-from decoct.steps.compressing.work import REPORT
+from decoct.steps.compressing.work import REPORT, Report
 from decoct.steps.search import RECORD as SEARCHED
-from decoct.steps.shipping.benchmark import RECORDS, finite
-from decoct.steps.shipping.export import RECORD as EXPORTED
+from decoct.steps.search import Searched
+from decoct.steps.shipping.benchmark import RECORDS, Records, finite
+from decoct.steps.shipping.record import RECORD as EXPORTED
+from decoct.steps.shipping.record import Exported
 
 if TYPE_CHECKING:
     from decoct.recipe.graph import Node
@@ -24,7 +26,7 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
     for node in nodes:
         artifact = artifacts[node.id]
         if artifact.kind == "records":
-            records = artifact.json(RECORDS)
+            records = artifact.json(RECORDS, Records)
             for record in records["models"]:
                 _add(models, record)
             comparisons += records.get("comparisons", [])
@@ -85,14 +87,15 @@ def stores(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dic
 
 def _compression(artifact: Artifact) -> dict[str, Any]:
     """What an artifact's own reports say of how it was made smaller; empty where nothing was."""
-    found = _read(artifact, REPORT)
-    exported, searched = _read(artifact, EXPORTED), _read(artifact, SEARCHED)
+    found = _read(artifact, REPORT, Report)
+    exported, searched = _read(artifact, EXPORTED, Exported), _read(artifact, SEARCHED, Searched)
     if "quantization" in exported:
         found |= _quantized(exported)
     if searched:
         names = ("setting", "chosen", "tries")
         found |= {name: searched[name] for name in names} | {"tried": searched["step"]}
-        found["budgets"] = next(each["budgets"] for each in searched["tries"] if each["value"] == searched["chosen"])
+        kept = (each["budgets"] for each in searched["tries"] if each["value"] == searched["chosen"])
+        found["budgets"] = next(kept, {})
     return found
 
 
@@ -117,9 +120,9 @@ def _quantized(exported: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(artifact: Artifact, name: str) -> dict[str, Any]:
+def _read(artifact: Artifact, name: str, shape: Any) -> dict[str, Any]:
     """A JSON file of an artifact; empty where it has none."""
-    return dict(artifact.json(name)) if (artifact.folder / name).is_file() else {}
+    return dict(artifact.json(name, shape)) if (artifact.folder / name).is_file() else {}
 
 
 def _add(models: list[dict[str, Any]], record: dict[str, Any]) -> None:

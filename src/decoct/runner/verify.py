@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import MANIFEST, Artifact, damaged, read_manifest
+from decoct.artifact import MANIFEST, Artifact, damaged, described_by, read_json, read_manifest, understood
 from decoct.errors import DataError, DecoctError, IntegrityError
 from decoct.recipe import file as recipe_file
 from decoct.recipe.graph import folder_name
@@ -80,7 +79,7 @@ def _named(run: Path, wrong: list[str]) -> set[str]:
     except (KeyError, TypeError, ValueError, AttributeError, DecoctError):
         wrong.append(f"{RECIPE} is damaged: no recipe with steps; decoct run writes it again")
     try:
-        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        results = read_json(run / RESULTS, dict[str, Any])
         gone = [key for key in KEYS if key not in results]
         if gone:
             wrong.append(f"{RESULTS} is damaged: it has no {', '.join(gone)}; decoct run writes it again")
@@ -94,7 +93,7 @@ def _named(run: Path, wrong: list[str]) -> set[str]:
                 folders.add(folder_name(names.index(each["name"]), each["name"], seed))
     except FileNotFoundError:
         wrong.append(f"{RESULTS} is missing: the run did not end, or the file was removed; decoct run writes it")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (IntegrityError, ValueError, KeyError, TypeError, AttributeError):
         wrong.append(f"{RESULTS} is damaged: it is not what a run writes; decoct run writes it again")
     return folders
 
@@ -123,17 +122,17 @@ def _parity(exported: Artifact, offline: bool) -> str:
     from decoct.steps.base import Context
     from decoct.steps.shipping import export
     from decoct.steps.shipping.parity import compare
-    from decoct.targets import CATALOGUE
+    from decoct.steps.shipping.record import RECORD, Exported
     from decoct.targets.base import Target
 
-    record = exported.json(export.RECORD)
+    record = exported.json(RECORD, Exported)
     source = _source(exported)
     if source.kind == "estimator":
         return "is the estimator's own file"
     recipe = Recipe.load(exported.folder.parent / "recipe.yaml")
     data, task = execution.prepare(recipe, execution.Options(offline=offline))
     count, tolerance = _settings(recipe, exported.name)
-    target = CATALOGUE.resolve(record["target"]["use"]).parse(record["target"])
+    target = described_by("decoct.targets", record["target"], exported.folder / RECORD)
     assert isinstance(target, Target)
     context = Context(task, data, exported.name, exported.folder, exported.folder, seed=0)
     program = _program(source, task, record["side"])
@@ -141,7 +140,8 @@ def _parity(exported: Artifact, offline: bool) -> str:
     reading = task.reading(record["side"])
     feeds = [reading.feed(batch) for batch in export.verification(context, count)]
     found = compare(program, session, feeds, reading.outputs)
-    worst, mean = _allowed(record, found, tolerance)
+    with understood(exported.folder / RECORD):
+        worst, mean = _allowed(record, found, tolerance)
     if not (found.max_abs_diff <= worst and found.mean <= mean):
         raise IntegrityError(
             f"{record['file']} differs from its model by {found.max_abs_diff:.2g}, on average {found.mean:.2g}; "

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from decoct.artifact import MANIFEST, Artifact, write_whole, writing
+from decoct.artifact import MANIFEST, Artifact, Strict, read_json, write_whole, writing
 from decoct.errors import BudgetMissed, did_you_mean
 from decoct.models.interface import MAIN
 from decoct.models.saving import load_model
@@ -23,6 +23,20 @@ from decoct.steps.shipping.budgets import Budgets, Measured, measured
 from decoct.targets.onnx import Onnx
 
 RECORD = "search.json"
+
+
+class _Try(Strict):
+    value: float
+    budgets: dict[str, Any]
+
+
+class Searched(Strict):
+    """Shape of search.json."""
+
+    setting: str
+    chosen: float
+    tries: list[_Try]
+    step: Any
 
 
 def _named(value: Any) -> Any:
@@ -173,7 +187,8 @@ class Search(Step, Budgets):
     def _found(self, artifact: Artifact, note: Path, context: Context) -> dict[str, float]:
         """What was measured, which is noted."""
         if note.is_file():
-            return json.loads(note.read_text("utf-8"))
+            found: dict[str, float] = read_json(note, dict[str, float])
+            return found
         found = self._measured(artifact, context).found
         write_whole(note, json.dumps(found))
         return found

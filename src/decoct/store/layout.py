@@ -131,7 +131,7 @@ class Layout:
             codec = None if data["codec"] is None else Choice("decoct.store.codecs").validate(data["codec"])
             positions = None if data["positions"] is None else tuple(data["positions"])
             return cls(codec, data["classes"], positions, tuple(Column.parse(each) for each in data["columns"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise IntegrityError(f"the store's layout is none that decoct wrote ({error!r})") from None
 
     def digest(self) -> str:

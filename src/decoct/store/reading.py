@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from decoct.artifact import damaged, read_manifest, sha256
+from decoct.artifact import Strict, damaged, read_json, read_manifest, sha256
 from decoct.errors import DataError, IntegrityError
 from decoct.outputs import Outputs
 from decoct.store.columns import Cell, Ragged, joined, taken
@@ -26,6 +25,16 @@ CACHE_BYTES = 64 * 2**20
 BLOCK = 2**20
 """Rows of the index that are looked at in one go."""
 _ROW = np.uint64((1 << ROW_BITS) - 1)
+
+
+class Table(Strict):
+    """Shape of store.json."""
+
+    format: int
+    layout: dict[str, Any]
+    meta: dict[str, Any]
+    statistics: dict[str, Any]
+    shards: list[dict[str, Any]]
 
 
 class Store:
@@ -191,12 +200,9 @@ def _wrong(folder: Path, names: tuple[str, ...] | None) -> list[str]:
 def _content(path: Path) -> dict[str, Any]:
     """A store's table; IntegrityError where it has not the parts that `seal` wrote."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    parts = {"format": int, "layout": dict, "meta": dict, "statistics": dict, "shards": list}
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in parts.items()):
-        raise IntegrityError(f"{path} is no table that decoct wrote; {REPAIR}")
+        found: dict[str, Any] = read_json(path, Table)
+    except (OSError, IntegrityError) as error:
+        raise IntegrityError(f"{path} is no table that decoct wrote ({error}); {REPAIR}") from None
     return found
 
 

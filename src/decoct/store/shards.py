@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
-from decoct.artifact import sha256, write_whole
+from decoct.artifact import Strict, check_shape, parse_json, read_json, sha256, write_whole
 from decoct.errors import DataError, IntegrityError
 from decoct.store.columns import Cell, Ragged, taken
 from decoct.store.layout import Layout, Rows
@@ -24,6 +25,15 @@ FORMAT = 1
 FIRST = ("seen", "key", "view")
 _NUMBERS = (("seen", "uint64"), ("key", "uint64"), ("view", "uint32"))
 _NAME = re.compile(r"([0-9]+)\.arrow")
+
+
+class _Record(Strict):
+    file: str = Field(pattern=f"^{_NAME.pattern}$")
+    rows: int = Field(gt=0, lt=2**32)
+    bytes: int = Field(ge=0)
+    sha256: str
+    layout: str
+    measured: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,12 @@ class Shard:
     def plain(self) -> dict[str, Any]:
         """What JSON holds."""
         return asdict(self)
+
+
+class _Metadata(Strict):
+    format: int
+    layout: dict[str, Any]
+    measured: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -89,12 +105,10 @@ def is_shard(file: str) -> bool:
 def shard_of(data: Any) -> Shard:
     """What a table of shards says of one; IntegrityError where it is nothing that decoct wrote."""
     try:
+        check_shape(data, "a shard's record", _Record)
         shard = Shard(**data)
-        right = is_shard(shard.file) and 0 < int(shard.rows) < 2**32
-    except (TypeError, ValueError):
-        right = False
-    if not right:
-        raise IntegrityError(f"the table of shards has an entry that decoct did not write: {str(data)[:80]}")
+    except (IntegrityError, TypeError):
+        raise IntegrityError(f"the table of shards has an entry that decoct did not write: {str(data)[:80]}") from None
     return shard
 
 
@@ -155,10 +169,10 @@ def finished(folder: Path) -> dict[int, Shard]:
 
 def _record(path: Path) -> Shard | None:
     try:
-        shard = Shard(**json.loads(path.read_text(encoding="utf-8")))
+        shard = shard_of(read_json(path))
         file = path.with_suffix(".arrow")
         whole = shard.file == file.name and file.stat().st_size == shard.bytes and sha256(file) == shard.sha256
-    except (OSError, ValueError, TypeError):
+    except (OSError, IntegrityError):
         return None
     return shard if whole and _NAME.fullmatch(shard.file) else None
 
@@ -219,9 +233,9 @@ def batch_of(path: Path, *, expected: str | None = None, validate: bool = True) 
 def described(path: Path) -> tuple[Layout, dict[str, float]]:
     """What a shard says of itself: its layout, and the sums over its measured rows."""
     try:
-        found = json.loads((batch_of(path).schema.metadata or {})[b"decoct"])
+        found = parse_json((batch_of(path).schema.metadata or {})[b"decoct"], path.name, _Metadata)
         form, layout, measured = found["format"], found["layout"], dict(found["measured"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, IntegrityError):
         raise IntegrityError(f"{path.name} does not say what it holds: it is no shard that decoct wrote") from None
     if form != FORMAT:
         raise IntegrityError(f"{path.name} has the format {form}; this decoct reads {FORMAT}")

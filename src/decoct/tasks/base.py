@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoct.artifact import Artifact, Described, described_by
 from decoct.data.base import Dataset, Split
 from decoct.data.remember import Remembered
-from decoct.errors import DataError, RecipeError
+from decoct.errors import DataError, IntegrityError, RecipeError
 from decoct.models.failures import telling
 from decoct.models.interface import MAIN, InputKind, Interface, Port, Program
 from decoct.models.own_inputs import with_own_inputs
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
 
 _INPUTS: Remembered[Inputs] = Remembered()
 _ANSWERS: Remembered[Answer] = Remembered()
+
+RECORD = "task.json"
+"""The file of an artifact that says for which task it was made."""
+
+
+def read_task(artifact: Artifact) -> Task:
+    """The task that an artifact was made for; IntegrityError where it holds none that is understood."""
+    if not (artifact.folder / RECORD).is_file():
+        raise IntegrityError(f"{artifact.folder} holds no {RECORD}, so nobody knows what its model takes")
+    found: Task = described_by("decoct.tasks", artifact.json(RECORD, Described), artifact.folder / RECORD)
+    return found
 
 
 class Task(Spec):

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from decoct.artifact import damaged, writing
+from decoct.artifact import damaged, read_json, understood, writing
 from decoct.errors import IntegrityError
 from decoct.training.packing import pack, unpack
 
@@ -49,16 +49,20 @@ class Checkpoints:
                 wrong = damaged(folder)
             except IntegrityError as error:
                 wrong = [str(error)]
-            if not wrong:
-                return step, self.read(step)
+            try:
+                if not wrong:
+                    return step, self.read(step)
+            except IntegrityError as error:
+                wrong = [str(error)]
             self.drop(folder, "; ".join(wrong))
         return None
 
     def read(self, step: int) -> Any:
         """The state of a checkpoint that is known to be whole."""
         folder = self.work / f"checkpoint-{step}"
-        data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return unpack(data, load_file(folder / "state.safetensors"))
+        data = read_json(folder / "state.json")
+        with understood(folder / "state.json"):
+            return unpack(data, load_file(folder / "state.safetensors"))
 
     def drop(self, folder: Path, reason: str) -> None:
         """Removes a checkpoint that cannot be used, and says so."""

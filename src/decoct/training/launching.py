@@ -15,10 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import IO, Any
 
-from decoct.errors import RecipeError
+from decoct.errors import RecipeError, printable
+from decoct.network import is_offline
 
 LAUNCHER = "DECOCT_LAUNCHER"
 """The environment variable that tells a process who started it."""
+STORE = "DECOCT_STORE"
+"""The environment variable with the file by which processes find each other where that may ask no name server."""
 PATIENCE = 30.0
 """Seconds that processes have to end by themselves after one of them failed or a signal came."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -63,12 +66,15 @@ def launch(words: Sequence[str], count: int) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with contextlib.ExitStack() as stack:
+        given = dict(os.environ)
+        if is_offline():  # torch asks for the name of 127.0.0.1 where processes meet at a port
+            given[STORE] = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "store")
         captured: list[IO[bytes] | None] = [None]
         captured += [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
         running: list[subprocess.Popen[bytes]] = []
         with _forwarding(running):
             for rank, file in enumerate(captured):
-                running.append(_start(words, environment(rank, count, port, os.environ), file))
+                running.append(_start(words, environment(rank, count, port, given), file))
             codes = _ended(running)
         return _told(codes, captured)
 
@@ -134,7 +140,7 @@ def _told(codes: Sequence[int], captured: Sequence[IO[bytes] | None]) -> int:
     file = captured[rank]
     if file is not None:
         file.seek(0)
-        sys.stderr.write(file.read().decode(errors="replace"))
+        sys.stderr.write(printable(file.read().decode(errors="replace")))
     first = codes[0] or codes[rank]
     return 128 - first if first < 0 else first
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoct.artifact import parse_json
 from decoct.training.guards import Origin
 
 Noted = tuple[int, int, Sequence[Any]]
@@ -53,7 +54,7 @@ class Log:
         self._file.flush()
         os.truncate(self.path, position["bytes"])
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        self.records = [json.loads(line) for line in lines]
+        self.records = [parse_json(line, str(self.path), dict[str, Any]) for line in lines]
 
     def close(self) -> None:
         """Closes the file."""

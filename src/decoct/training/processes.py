@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from decoct import errors
 from decoct.errors import DecoctError, RecipeError, ResourceError
+from decoct.training.launching import STORE
 from decoct.training.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -150,7 +151,9 @@ class Several(Processes):
         from torch import distributed
 
         if Several._store is None:
-            Several._store = next(distributed.rendezvous("env://"))
+            path = os.environ.get(STORE)
+            where = f"file://{path}?rank={os.environ['RANK']}&world_size={os.environ['WORLD_SIZE']}"
+            Several._store = next(distributed.rendezvous(where if path else "env://"))
         store, rank, count = Several._store
         Several._joined += 1
         self._notes = distributed.PrefixStore(f"decoct{Several._joined}", store)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoct.errors import DataError, RecipeError
-from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece
+from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece, encoded
 from decoct.tasks.inputs.wordpiece import train_wordpiece
 
 
@@ -116,8 +116,83 @@ def test_pretrained_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no JSON"):
         Pretrained(path=tmp_path).resolve([])
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is damaged: model"):
         Pretrained(path=tmp_path, padding="[PAD]").resolve([])
+
+
+PANICS = {"type": "Split", "pattern": {"Regex": "(?i)("}, "behavior": "Isolated", "invert": False}
+
+
+def whole(folder: Path, **changes: object) -> Pretrained:
+    """A tokenizer in a folder, with parts of its JSON changed."""
+    plain = json.loads(WordPiece(size=40).resolve(["a good film"]).text) | changes
+    (folder / "tokenizer.json").write_text(json.dumps(plain), encoding="utf-8")
+    return Pretrained(path=folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": None},
+        {"model": []},
+        {"model": {"type": "WordPiece"}},
+        {"model": {"type": "BPE", "vocab": {"[PAD]": -1}, "merges": []}},
+        {"added_tokens": {}},
+        {"added_tokens": ["[PAD]"]},
+        {"padding": "x"},
+        {"padding": {"pad_token": 3}},
+        {"pre_tokenizer": PANICS},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(" * 500}, "behavior": "Isolated", "invert": False}},
+        {"pre_tokenizer": []},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "[a"}, "content": ""}},
+        {"decoder": 1, "post_processor": 2},
+        {"version": "9"},
+    ],
+    ids=lambda changes: str(changes)[:50],
+)
+def test_json_of_another_shape_is_no_tokenizer(tmp_path: Path, changes: dict[str, object]) -> None:
+    made = whole(tmp_path, **changes)
+    if "version" in changes or "decoder" in changes:
+        with pytest.raises(DataError):
+            made.resolve([]).engine(16)
+    else:
+        with pytest.raises(DataError, match="tokenizer"):
+            made.resolve([]).vocabulary_size()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", '{"model": ' + "1" * 5000 + "}", "", "\x00"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_files_of_a_tokenizer_that_are_none(tmp_path: Path, name: str, text: str) -> None:
+    made = whole(tmp_path, added_tokens=[], padding=None)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="is damaged"):
+        made.resolve([])
+
+
+@pytest.mark.parametrize("token", [3, [], {"content": 3}, {"content": None}])
+def test_a_padding_token_of_another_shape(tmp_path: Path, token: object) -> None:
+    made = whole(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
+    with pytest.raises(DataError, match="pad_token"):
+        made.resolve([])
+
+
+RUNS_AWAY = {"type": "Split", "pattern": {"Regex": "(?:a|aa)+$"}, "behavior": "Isolated", "invert": False}
+NAMES_NONE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
+
+
+@pytest.mark.parametrize("changes", [{"pre_tokenizer": RUNS_AWAY}, {"post_processor": NAMES_NONE}], ids=["cut", "end"])
+def test_a_panic_of_the_library_while_it_reads_texts_is_an_error_of_the_data(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    made = whole(tmp_path, **changes)
+    with pytest.raises(DataError, match="the tokenizer cannot cut these texts into tokens"):
+        encoded(made.resolve([]).engine(16), ["a" * 200 + "b"])
 
 
 def test_max_length_without_room() -> None:

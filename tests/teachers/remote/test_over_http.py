@@ -183,6 +183,7 @@ def test_without_the_token_nobody_is_answered(tmp_path, monkeypatch):
     monkeypatch.setenv("DECOCT_SESAME", "right")
     with served(tmp_path / "a", token="DECOCT_SESAME") as server:
         monkeypatch.setenv("DECOCT_MINE", "wrong")
+        monkeypatch.setenv("DECOCT_MINE_HOST", f"127.0.0.1:{server.server_port}")
         for token in ("", "DECOCT_MINE"):
             with (
                 pytest.raises(ResourceError, match="status 401: it wants a token"),
@@ -204,13 +205,102 @@ def test_a_recipe_sends_no_other_secret_and_none_unencrypted(monkeypatch):
             made(token="HF_TOKEN")
     with pytest.raises(RecipeError, match="token is 'HF_TOKEN'"):
         Client("https://x.org", token="HF_TOKEN")
-    monkeypatch.setenv("DECOCT_TOKEN", "secret")
+    monkeypatch.setenv("DECOCT_LAB", "secret")
     for host in ("teacher.invalid", "192.0.2.1", "[2001:db8::1]", "127.0.0.1.invalid"):
-        with pytest.raises(RecipeError, match="DECOCT_TOKEN would travel unencrypted"):
-            Remote(url=f"http://{host}:1", retries=0).fingerprint()
+        monkeypatch.setenv("DECOCT_LAB_HOST", f"{host}:1")
+        with pytest.raises(RecipeError, match="DECOCT_LAB would travel unencrypted"):
+            Remote(url=f"http://{host}:1", token="DECOCT_LAB", retries=0).fingerprint()
     for host in ("127.0.0.1", "localhost"):
+        monkeypatch.setenv("DECOCT_LAB_HOST", f"{host}:9")
         with pytest.raises(ResourceError, match="gave no answer"):
-            Remote(url=f"http://{host}:9", retries=0).fingerprint()
+            Remote(url=f"http://{host}:9", token="DECOCT_LAB", retries=0).fingerprint()
+
+
+class _Listening(BaseHTTPRequestHandler):
+    """Keeps the headers of each request; sends it on where there is somewhere to."""
+
+    heard: list[dict[str, str]]
+    elsewhere = ""
+
+    def do_GET(self):
+        self.heard.append(dict(self.headers))
+        self.send_response(302 if self.elsewhere else 200)
+        if self.elsewhere:
+            self.send_header("Location", self.elsewhere)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *args):
+        pass
+
+
+def listening(elsewhere=""):
+    kind = type("H", (_Listening,), {"heard": [], "elsewhere": elsewhere})
+    return kind, answering(kind)
+
+
+def test_a_token_goes_to_the_host_that_its_user_named_and_to_no_other(monkeypatch):
+    monkeypatch.setenv("DECOCT_TOKEN", "secret")
+    kind, server = listening()
+    with server as url:
+        for token, bound in (("", None), ("DECOCT_TOKEN", None), ("DECOCT_TOKEN", "example.org")):
+            monkeypatch.delenv("DECOCT_TOKEN_HOST", raising=False)
+            if bound is not None:
+                monkeypatch.setenv("DECOCT_TOKEN_HOST", bound)
+            for made in (Remote(url=url, token=token, retries=0).client(), Client(url, token=token)):
+                if token:
+                    with pytest.raises(RecipeError, match=r"DECOCT_TOKEN_HOST, which says who may have it, is"):
+                        made.get("/")
+                else:
+                    made.get("/")
+        assert all("Authorization" not in each for each in kind.heard)
+        assert len(kind.heard) == 2
+        place = url.removeprefix("http://")
+        for bound in (place, f"example.org, {place.upper()}"):
+            monkeypatch.setenv("DECOCT_TOKEN_HOST", bound)
+            Client(url, token="DECOCT_TOKEN").get("/")
+            assert kind.heard[-1]["Authorization"] == "Bearer secret"
+        for bound in (place + "0", "127.0.0.1", f"localhost:{place.partition(':')[2]}", url):
+            monkeypatch.setenv("DECOCT_TOKEN_HOST", bound)
+            with pytest.raises(RecipeError, match="says who may have it"):
+                Client(url, token="DECOCT_TOKEN").get("/")
+
+
+def test_a_redirection_to_another_host_is_not_followed(monkeypatch):
+    other, elsewhere = listening()
+    monkeypatch.setenv("DECOCT_TOKEN", "secret")
+    with elsewhere as there:
+        kind, server = listening(there)
+        with server as url:
+            monkeypatch.setenv("DECOCT_TOKEN_HOST", url.removeprefix("http://"))
+            client = Client(url, token="DECOCT_TOKEN")
+            for ask in (lambda: client.get("/"), lambda: client.post("/", b"", "text/plain")):
+                with pytest.raises(ResourceError, match="status 302"):
+                    ask()
+            assert len(kind.heard) == 2
+    assert other.heard == []
+
+
+@pytest.mark.parametrize("token", ["two words", "line\nend: x", "schlüssel"])
+def test_a_token_that_is_no_header_is_refused(monkeypatch, token):
+    monkeypatch.setenv("DECOCT_TOKEN", token)
+    monkeypatch.setenv("DECOCT_TOKEN_HOST", "127.0.0.1:9")
+    with pytest.raises(RecipeError, match="the token in DECOCT_TOKEN holds"):
+        Client("http://127.0.0.1:9", token="DECOCT_TOKEN").get("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a:99999", "http://[::1", "http://a:b", "http://a b/", "http://ä.org", "http://a/\r\nX: y", "ftp://a", "a"]
+    + ["http://:80", "http://me:hunter2@a.org", "http://me@a.org"],
+)
+def test_addresses_that_are_none_are_refused_at_once(url):
+    with pytest.raises(RecipeError, match="url is ") as told:
+        Remote(url=url, retries=0).fingerprint()
+    assert "hunter2" not in str(told.value)
 
 
 def test_headers_are_found_however_they_are_written():
@@ -277,6 +367,60 @@ def test_a_client_that_drips_bytes_loses_its_place(tmp_path, monkeypatch):
             assert b" 408 " in raw.makefile("rb").readline()
         with opened(url_of(server)) as teacher:
             assert teacher(next(iter(source()))).logits.shape == (4, 5)
+
+
+class _Dripping(BaseHTTPRequestHandler):
+    """Begins an answer and gives one byte of the rest now and then, for ever."""
+
+    protocol_version = "HTTP/1.1"
+    begin: bytes
+
+    def do_GET(self):
+        with suppress(OSError):
+            self.wfile.write(self.begin)
+            while not self.server.over:
+                self.wfile.write(b"1")
+                self.wfile.flush()
+                time.sleep(0.02)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-Long: ",
+        b"HTTP/1.1 200 ",
+    ],
+    ids=["body", "chunk", "close", "header", "status"],
+)
+def test_a_server_that_drips_bytes_has_its_time_and_no_more(begin):
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("H", (_Dripping,), {"begin": begin})) as server:
+        server.over, server.daemon_threads = False, True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            client = Client(f"http://127.0.0.1:{server.server_port}", timeout=0.3, retries=1)
+            with pytest.raises(ResourceError, match="in 2 tries, at last TimeoutError: the answer was not whole"):
+                client.get("/")
+        finally:
+            server.over = True
+            server.shutdown()
+            thread.join()
+
+
+def test_a_length_without_end_is_answered(tmp_path):
+    artifact(tmp_path / "a")
+    with served(tmp_path / "a") as server:
+        for digits, status in ((b"9" * 5000, b" 413 "), (b"0" * 5000 + b"3", b" 413 "), (b"-1", b" 411 ")):
+            with socket.create_connection(("127.0.0.1", server.server_port), timeout=300) as raw:
+                raw.sendall(b"POST /v1/outputs HTTP/1.1\r\nHost: a\r\nContent-Length: " + digits + b"\r\n\r\n")
+                assert status in raw.makefile("rb").readline()
 
 
 class _Moody(BaseHTTPRequestHandler):
@@ -414,3 +558,66 @@ def test_an_answer_of_exactly_the_most_bytes_is_taken_and_every_try_is_made():
         with answering(busy) as url, pytest.raises(ResourceError, match=f"in {tries} tries, at last status 500"):
             Client(url, retries=retries).get("/")
         assert len(busy.moods) == 5 - tries
+
+
+DEEP = "[" * 100_000
+FACTS = {"decoct": "1", "side": "teacher", "classes": [], "fingerprint": "f", "features": [], "most_bytes": 99}
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "[]", "null", DEEP, "[" * 500 + "]" * 500, "1" * 5000, '"\\ud800"', "{}"]
+    + [json.dumps({**FACTS, "task": task}) for task in (None, [], {}, {"use": 1})]
+    + [json.dumps({**FACTS, "task": {"use": "regression"}, name: []}) for name in ("decoct", "side", "most_bytes")]
+    + [json.dumps({**FACTS, "task": {"use": "regression"}, "features": {"a": 1}})],
+    ids=lambda body: body[-30:],
+)
+def test_what_is_no_teacher_is_said_so(body):
+    class Saying(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args):
+            pass
+
+    with answering(Saying) as url, pytest.raises(DataError, match="is no teacher's server"):
+        Remote(url).info()
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [DEEP, '{"features": [], "strides": {"input": [Infinity]}}', "1" * 5000, '{"features": [], "strides": {"a": [1]}}'],
+    ids=lambda needs: needs[-20:],
+)
+def test_requests_that_say_nonsense_of_their_needs_are_refused(needs):
+    with pytest.raises(DataError):
+        to_inputs(save({"input": torch.ones(1)}, {"needs": needs}))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"hidden": torch.ones(1, 2)}, {"factored": DEEP}),
+        ({"hidden": torch.ones(1, 2)}, {"factored": '{"": {"fingerprint": "' + "a" * 64 + '", "scale": 1' + "0" * 400}),
+        ({"heads/a/" * 2000 + "logits": torch.ones(1)}, None),
+    ],
+)
+def test_answers_that_say_nonsense_of_their_heads_are_refused(tensors, metadata):
+    with pytest.raises(DataError):
+        to_outputs(save(tensors, metadata))
+
+
+@pytest.mark.parametrize(
+    "logits", [torch.ones(3, 5), torch.ones(4, 5, dtype=torch.int64), torch.ones(4), torch.tensor(1.0)], ids=str
+)
+def test_numbers_that_answer_no_question_are_refused(tmp_path, logits):
+    artifact(tmp_path / "a")
+    with served(tmp_path / "a") as server, opened(url_of(server)) as teacher:
+        teacher._client.post = lambda *_: type(
+            "R", (), {"headers": {FINGERPRINT: teacher._info["fingerprint"]}, "body": save({"logits": logits})}
+        )
+        with pytest.raises(DataError, match="for 4 samples"):
+            teacher(next(iter(source())))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from decoct.artifact import MANIFEST, Artifact, Draft, writing
+from decoct.artifact import MANIFEST, Artifact, Described, Draft, Strict, writing
 from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
@@ -33,6 +33,19 @@ if TYPE_CHECKING:
     from decoct.steps.compressing.compressing import Compressing
 
 REPORT = "compression.json"
+
+
+class Report(Strict):
+    """Shape of compression.json."""
+
+    step: str = ""
+    scheme: Described
+    recover: Described
+    before: dict[str, Any]
+    after: dict[str, Any]
+    changes: list[dict[str, Any]]
+
+
 EVIDENCE_BATCHES = 8
 """Training batches from which scores with gradients, and statistics of layers, are taken."""
 
@@ -205,7 +218,7 @@ def _blocks_over(rounds: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, A
 
 def save_last(made: Sequence[Artifact], step: Compressing, context: Context) -> Artifact:
     """The last of several rounds as the step's own artifact, with a report of the whole way."""
-    reports = [each.json(REPORT) for each in made]
+    reports = [each.json(REPORT, Report) for each in made]
     first = {(each["path"], each["kind"]): each for each in reversed([c for r in reports for c in r["changes"]])}
     last = {(each["path"], each["kind"]): each for report in reports for each in report["changes"]}
     merged = [{**each, "before": first[key]["before"]} for key, each in last.items() if each["kind"] != "layers"]

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from decoct.artifact import read_manifest
+from decoct.artifact import Strict, read_json, read_manifest
 from decoct.errors import IntegrityError, RecipeError
 from decoct.store.finish import SHARDS, STORE
+
+
+class _Table(Strict):
+    meta: dict[str, Any]
 
 
 def same_store(folder: Path, described: Mapping[str, Any]) -> bool:
@@ -47,10 +51,10 @@ def refuse_another(folder: Path, described: Mapping[str, Any]) -> None:
 def _recorded(folder: Path) -> Mapping[str, Any] | None:
     """What a store's own table says that it was made from; None where it cannot be read."""
     try:
-        found = json.loads((folder / STORE).read_text(encoding="utf-8"))["meta"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found: dict[str, Any] = read_json(folder / STORE, _Table)["meta"]
+    except (OSError, IntegrityError):
         return None
-    return found if isinstance(found, dict) else None
+    return found
 
 
 def _differences(before: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -13,11 +13,10 @@ from torch import nn
 from decoct.artifact import Artifact
 from decoct.models.given import fresh
 from decoct.models.modes import evaluating
-from decoct.models.saving import load_model
+from decoct.models.saving import load_model, load_spec
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion
 from decoct.outputs import Batch, Outputs, Predictor
-from decoct.spec import Choice
 from decoct.steps.learning.saving import Student
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def build_student(value: Any, task: Task, side: str, given: Mapping[str, Any]) -
     """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further."""
     if not isinstance(value, Artifact):
         return Student(fresh(value, task.reading(side).interface, given), value, side)
-    spec = Choice("decoct.models").validate(value.json("model.json")["base"])
+    spec, _, _ = load_spec(value)
     return Student(load_model(value, given=given).module, spec, value.meta["side"])
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from decoct.artifact import Artifact
-from decoct.errors import RecipeError
+from decoct.artifact import Artifact, Described, described_by
+from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError
 from decoct.models.base import Network
 from decoct.models.black_box import BlackBox
 from decoct.models.given import fresh
@@ -17,7 +17,6 @@ from decoct.models.remote import Remote
 from decoct.models.saving import load_model
 from decoct.objectives.base import Objective, Sum
 from decoct.outputs import DENSE, Batch, Needs, Predictor
-from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
 from decoct.tasks.inputs.base import STUDENT, TEACHER
@@ -188,16 +187,20 @@ def own_readers(inputs: Inputs, task: Task) -> dict[str, ReaderInputs]:
 
 def _made_for(value: Any, task: Task) -> Task:
     """The task that an artifact or a server was made for; `task` where nobody says."""
+    kind: type[DecoctError]
     if isinstance(value, Remote):
-        plain = value.info()["task"]
+        plain, source, kind = value.info()["task"], value.url, DataError
     elif isinstance(value, Artifact) and (value.folder / "task.json").is_file():
-        plain = value.json("task.json")
+        plain, source, kind = value.json("task.json", Described), f"{value.folder}/task.json", IntegrityError
     else:
         return task
-    if plain["use"] == task.use:  # also a class that no catalogue lists
-        return type(task).model_validate({name: field for name, field in plain.items() if name != "use"})
-    found: Task = Choice("decoct.tasks").validate(plain)
-    return found
+    if plain["use"] != task.use:
+        found: Task = described_by("decoct.tasks", plain, source, error=kind)
+        return found
+    try:  # also a class that no catalogue lists
+        return type(task).parse({name: field for name, field in plain.items() if name != "use"})
+    except RecipeError as error:
+        raise kind(f"{source} is damaged: {error}") from None
 
 
 def task_of(value: Any, task: Task) -> Task:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from decoct.artifact import Artifact, writing
+from decoct.artifact import Artifact, Strict, writing
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.meters.latency import Latency, measure
 from decoct.meters.machine import machine
@@ -27,6 +27,21 @@ from decoct.steps.shipping.export import head
 from decoct.tasks.answers.base import Scores
 
 RECORDS = "records.json"
+
+
+class _Record(Strict):
+    name: str
+    step: str = ""
+
+
+class Records(Strict):
+    """Shape of records.json."""
+
+    models: list[_Record]
+    comparisons: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+
+
 MAIN_PAIR = ("student", "student_alone")
 CALIBRATION = ("ece",)
 

@@ -29,6 +29,7 @@ from decoct.steps.learning.batches import evaluation_batches, has_split
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.parity import compare
 from decoct.steps.shipping.proof import refuse_other_file, refuse_other_program
+from decoct.steps.shipping.record import RECORD
 from decoct.targets.base import Target
 from decoct.targets.lowering import has_onnx_forms
 from decoct.targets.onnx import FILE, Onnx
@@ -36,7 +37,6 @@ from decoct.targets.onnx import FILE, Onnx
 if TYPE_CHECKING:
     from decoct.tasks.base import Reading
 
-RECORD = "exported.json"
 SPLITS = ("test", "validation", "train")
 
 

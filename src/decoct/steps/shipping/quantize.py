@@ -33,9 +33,10 @@ from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import has_split, scores, splits_of
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, keep
-from decoct.steps.shipping.export import RECORD, describe, head, verification
+from decoct.steps.shipping.export import describe, head, verification
 from decoct.steps.shipping.parity import against_float
 from decoct.steps.shipping.proof import refuse_other_graph, refuse_other_program, warn_of_noise
+from decoct.steps.shipping.record import RECORD, Exported
 from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.teachers.onnx import file_predictor
 from decoct.training.compression import Change
@@ -165,11 +166,11 @@ def open_float(source: Artifact, context: Context, opset: int) -> Floating:
 def _exported(source: Artifact, side: str) -> Floating:
     import onnx
 
-    record, path = source.json(RECORD), source.file(FILE)
+    record, path = source.json(RECORD, Exported), source.file(FILE)
     proto = onnx.load(str(path))
     if "quantization" in record or has_quantizers(proto):
         raise RecipeError(f"{source.name} is quantized already; quantize the float model that it was made from")
-    return Floating(proto, FileProgram(open_session(path)), side, record["parameters"], record["macs"])
+    return Floating(proto, FileProgram(open_session(path)), side, record["parameters"], record.get("macs"))
 
 
 class FileProgram(nn.Module):

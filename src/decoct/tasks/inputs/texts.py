@@ -28,7 +28,7 @@ from decoct.tasks.inputs.given_inputs import (
     given_ports,
     refuse_other_names,
 )
-from decoct.tasks.inputs.tokenizers import Tokenizer, WordPiece
+from decoct.tasks.inputs.tokenizers import Tokenizer, WordPiece, encoded
 
 AnyTokenizer = Annotated[
     Tokenizer, Choice("decoct.tasks.inputs.tokenizers", shorthand="decoct.tasks.inputs.tokenizers:as_tokenizer")
@@ -161,7 +161,7 @@ class Texts(Tokenized):
 
 def encode(tokenizer: Tokenizer, max_length: int, texts: list[str]) -> Encoded:
     """The ids of all texts."""
-    rows = [each.ids for each in tokenizer.engine(max_length).encode_batch(texts)]
+    rows = [each.ids for each in encoded(tokenizer.engine(max_length), texts)]
     return end_to_end(rows)
 
 

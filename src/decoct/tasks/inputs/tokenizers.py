@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
+from decoct.artifact import Strict, parse_json, read_json
 from decoct.data.remember import Remembered
-from decoct.errors import DataError, RecipeError, ResourceError
+from decoct.errors import DataError, DecoctError, RecipeError, ResourceError
 from decoct.spec import Catalogue, Spec
 from decoct.tasks.inputs.wordpiece import train_wordpiece
 
@@ -32,6 +33,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 UNKNOWN = "[UNK]"
 END = "<|end|>"
 LONGEST_WORD = 100
+MOST_TOKENS = 2**24
+"""So many ids a vocabulary may reach: a table of embeddings has a row for each."""
 
 _ENGINES: Remembered[Any] = Remembered()
 
@@ -53,7 +56,12 @@ class Tokenizer(Spec):
 
     def vocabulary_size(self) -> int:
         """One more than the largest id."""
-        return int(max(self.engine(512).get_vocab().values())) + 1
+        largest = max(self.engine(512).get_vocab().values(), default=None)
+        if largest is None:
+            raise DataError("the tokenizer has no tokens; look at its tokenizer.json")
+        if largest >= MOST_TOKENS:
+            raise DataError(f"the tokenizer gives a token the id {largest}; allowed: below {MOST_TOKENS}")
+        return int(largest) + 1
 
     def padding_id(self) -> int:
         """The id that fills up short texts."""
@@ -156,11 +164,8 @@ class Pretrained(Tokenizer):
                 f"tokenizer.path={self.path}: no tokenizer.json there; write one with "
                 "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
             )
-        try:
-            text = file.read_text(encoding="utf-8")
-            content = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{file}: no JSON ({error})") from None
+        content = read_json(file, _File, error=DataError)
+        text = file.read_text(encoding="utf-8")
         found = self.replace(text=text, padding=self.padding or _padding_token(file.parent, content))
         found.padding_id()
         return found
@@ -180,12 +185,55 @@ def require_tokenizers() -> Any:
     return tokenizers
 
 
+class _Added(Strict):
+    content: str = ""
+
+
+class _Padding(Strict):
+    pad_token: str | None = None
+
+
+class _File(Strict):
+    """Shape of tokenizer.json, of what is read of it here."""
+
+    model: dict[str, Any]
+    pre_tokenizer: dict[str, Any] | None = None
+    added_tokens: list[_Added] = []
+    padding: _Padding | None = None
+
+
+class _Special(Strict):
+    """Shape of tokenizer_config.json and special_tokens_map.json."""
+
+    pad_token: str | _Added | None = None
+
+
+@contextmanager
+def working(doing: str) -> Iterator[None]:
+    """What the library raises while the body runs, its panics too (they are no Exception), is a DataError."""
+    try:
+        yield
+    except DecoctError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise DataError(f"the tokenizer cannot {doing} ({reason}); look at its tokenizer.json") from None
+
+
+def encoded(engine: Engine, texts: Sequence[Any], *, words: bool = False) -> list[Any]:
+    """What a tokenizer makes of texts, or of lists of words; DataError where it fails."""
+    with working("cut these texts into tokens"):
+        found: list[Any] = engine.encode_batch(list(texts), is_pretokenized=words)
+    return found
+
+
 def _engine(text: str, max_length: int) -> Engine:
     library = require_tokenizers()
-    try:
+    parse_json(text, "the tokenizer's JSON", _File, error=DataError)
+    with working("be made of this JSON"):
         engine = library.Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise DataError(f"the tokenizer's JSON cannot be read ({error})") from None
     engine.no_padding()
     if max_length <= engine.num_special_tokens_to_add(False):
         raise RecipeError(f"max_length: {max_length} leaves no room beside the special tokens; raise it")
@@ -197,7 +245,7 @@ def _padding_token(folder: Path, content: dict[str, Any]) -> str:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         file = folder / name
         if file.is_file():
-            token = json.loads(file.read_text(encoding="utf-8")).get("pad_token")
+            token = read_json(file, _Special, error=DataError).get("pad_token")
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):
                 return token

@@ -18,7 +18,7 @@ from decoct.data.remember import Remembered
 from decoct.errors import RecipeError
 from decoct.tasks.inputs.base import Trace
 from decoct.tasks.inputs.texts import Encoded, Tokenized, end_to_end, padded, rows_of
-from decoct.tasks.inputs.tokenizers import Tokenizer
+from decoct.tasks.inputs.tokenizers import Tokenizer, encoded
 
 NOWHERE = -1
 """The place of a piece that stands for no word."""
@@ -62,7 +62,7 @@ class Words(Tokenized):
 
 def in_pieces(tokenizer: Tokenizer, max_length: int, sentences: Sequence[Sequence[str]]) -> Pieces:
     """All sentences in pieces; a warning counts the words that have none."""
-    encodings = tokenizer.engine(max_length).encode_batch([list(each) for each in sentences], is_pretokenized=True)
+    encodings = encoded(tokenizer.engine(max_length), [list(each) for each in sentences], words=True)
     places = [[NOWHERE if word is None else word for word in each.word_ids] for each in encodings]
     counts = np.array([len(each) for each in sentences], np.int64)
     absent = counts - [len(set(each) - {NOWHERE}) for each in places]
@@ -116,7 +116,7 @@ def refuse_glued_words(tokenizer: Tokenizer) -> None:
 
 def _parts(splitter: Any) -> Iterator[dict[str, Any]]:
     """A pre-tokenizer and those that it is made of."""
-    if splitter is not None:
+    if isinstance(splitter, dict):
         yield splitter
-        for each in splitter.get("pretokenizers", ()):
+        for each in splitter.get("pretokenizers") or ():
             yield from _parts(each)

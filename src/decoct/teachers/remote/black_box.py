@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from decoct.artifact import Strict, parse_json
 from decoct.errors import DataError, RecipeError, ResourceError, did_you_mean
 from decoct.models.http_client import JSON, Client
 from decoct.models.own_inputs import copy_of
@@ -38,6 +39,10 @@ class BlackBox:
     ask: Labels | str
     rows: Rows
     token: str = ""
+
+
+class _Labels(Strict):
+    labels: list[Any]
 
 
 class BlackBoxTeacher(Teacher):
@@ -141,11 +146,9 @@ class Naming(Asking):
         reply = client.post("", body, JSON)
         self.counts.resent = client.resent
         try:
-            labels = json.loads(reply.body)["labels"]
-        except (ValueError, KeyError, TypeError):
-            labels = None
-        if not isinstance(labels, list):
-            raise DataError(f'{client.url} answered no {{"labels": [...]}} but {reply.body[:80]!r}')
+            labels: list[Any] = parse_json(reply.body, client.url, _Labels, error=DataError)["labels"]
+        except DataError as error:
+            raise DataError(f'{client.url} answered no {{"labels": [...]}} but {reply.body[:80]!r} ({error})') from None
         return labels
 
 

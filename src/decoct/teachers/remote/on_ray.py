@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 
 from decoct.errors import RecipeError, ResourceError
+from decoct.network import is_here, is_offline
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.spec import Choice
 from decoct.teachers.base import Reading, Teacher
@@ -237,7 +238,6 @@ def cluster(address: str | None = None, *, cpus: int = 1) -> Iterator[Any]:
 
     A program that has joined a cluster stays in it. ResourceError where Ray is absent or the cluster does not answer.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -253,6 +253,10 @@ def cluster(address: str | None = None, *, cpus: int = 1) -> Iterator[Any]:
         yield ray
         return
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(cpus, os.cpu_count() or 1)}
+    if is_offline():
+        if address not in (None, "auto") and not is_here(str(address).rpartition("://")[2].rpartition(":")[0]):
+            raise ResourceError(f"offline: the Ray cluster at {address} would be spoken to; leave --offline out")
+        local["_node_ip_address"] = "127.0.0.1"
     local["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))

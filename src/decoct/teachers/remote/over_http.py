@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 
 from decoct.capture import EVERY, split_path
-from decoct.errors import PathError, RecipeError, TeacherChanged, did_you_mean
+from decoct.errors import DataError, PathError, RecipeError, TeacherChanged, did_you_mean
 from decoct.models.http_client import FINGERPRINT, TENSORS, Client
 from decoct.models.remote import VERSION, Remote, facts
-from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
+from decoct.outputs import Batch, Dense, Factored, Needs, Outputs, Predictor
 from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.remote.base import Asking
 from decoct.teachers.remote.heads import Fetched
@@ -85,11 +85,25 @@ class OverHttp(Asking):
         if (made_by := reply.headers.get(FINGERPRINT, "")) != self._info["fingerprint"]:
             raise changed(self._client.url, self._info["fingerprint"], made_by)
         outputs = to_outputs(reply.body, self._fetched)
+        self._refuse_others(outputs, len(batch))
         if self.side not in batch.trace or not isinstance(outputs.distribution, Dense):
             return outputs
         logits = outputs.distribution.logits.float().numpy()
         placed = self._reading.from_file({"logits": logits}, batch)  # the server has no trace
         return replace(outputs, distribution=placed.distribution, mask=placed.mask)
+
+    def _refuse_others(self, outputs: Outputs, samples: int) -> None:
+        """DataError where the answer is none to what was asked: of other samples, without numbers or features."""
+        said = outputs.distribution
+        numbers = said.hidden if isinstance(said, Factored) else said.logits if isinstance(said, Dense) else None
+        if numbers is not None and not (numbers.is_floating_point() and numbers.ndim > 1 and len(numbers) == samples):
+            raise DataError(
+                f"{self._client.url} answered {numbers.dtype} of {list(numbers.shape)} for {samples} samples; floating "
+                "numbers with a row for each are needed"
+            )
+        lacking = sorted(path for path in self._needs.features - outputs.features.keys() if path != EVERY)
+        if lacking:
+            raise DataError(f"{self._client.url} answered without the feature {lacking[0]!r}, which was asked for")
 
 
 def changed(url: str, before: str, after: str) -> TeacherChanged:

@@ -29,13 +29,12 @@ from typing import Any, cast
 
 import torch
 
-from decoct.artifact import Artifact
-from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError
+from decoct.artifact import Artifact, Described, described_by
+from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError, printable
 from decoct.models.http_client import FINGERPRINT, JSON, TENSORS
 from decoct.models.remote import TOKEN
 from decoct.models.saving import load_model
 from decoct.outputs import DENSE, Batch, Needs, Outputs
-from decoct.spec import Choice
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.contract import frozen
 from decoct.teachers.remote.heads import Offered
@@ -43,6 +42,8 @@ from decoct.teachers.remote.tensors import from_head, from_outputs, to_inputs
 
 MOST_BYTES = 256 << 20
 AT_A_TIME = 16
+MOST_DIGITS = 20
+"""Of a length that a request states."""
 HEADS = "/v1/heads/"
 PATIENCE, SLOWEST = 60.0, 1e5
 """A body may take so many seconds, and one more for each so many bytes."""
@@ -58,7 +59,7 @@ def serve(
     teacher changed.
     """
     with teaching(folder, host, port, token=token, device=device) as server:
-        print(f"{folder} teaches at http://{host}:{server.server_port}", flush=True)
+        print(printable(f"{folder} teaches at http://{host}:{server.server_port}"), flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
@@ -92,7 +93,7 @@ def answering(artifact: Artifact, device: str = "cpu") -> Iterator[tuple[dict[st
     """What is told of an artifact's teacher, and what it says about inputs, under the teacher contract."""
     if not (artifact.folder / "task.json").is_file():
         raise IntegrityError(f"{artifact.folder} holds no task.json, so nobody knows what its teacher takes")
-    task: Any = Choice("decoct.tasks").validate(artifact.json("task.json"))
+    task: Any = described_by("decoct.tasks", artifact.json("task.json", Described), artifact.folder / "task.json")
     side = str(artifact.meta.get("side", "teacher"))
     reading = task.reading(side)
     info = {
@@ -210,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         except DecoctError as error:
             self._refuse(422, type(error).__name__, str(error))
         except BaseException as error:  # its text may tell of this machine: it is said here
-            traceback.print_exception(error, file=sys.stderr)
+            sys.stderr.write(printable("".join(traceback.format_exception(error))))
             kind = type(error).__name__
             self._refuse(422, kind, f"the teacher failed with {kind}; the server's own output says why")
         else:
@@ -220,8 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             self._refuse(411, "DataError", "the request does not say how long it is")
-        elif int(length) > self.desk.most_bytes:
-            text = f"{length} bytes; at most {self.desk.most_bytes} are taken, so send smaller batches"
+        elif len(length) > MOST_DIGITS or int(length) > self.desk.most_bytes:
+            shown = f"{length} bytes" if len(length) <= MOST_DIGITS else f"a number of {len(length)} digits"
+            text = f"{shown}; at most {self.desk.most_bytes} bytes are taken, so send smaller batches"
             self._refuse(413, "DataError", text)
         else:
             return True

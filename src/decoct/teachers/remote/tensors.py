@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from decoct.artifact import DEEPEST, parse_json
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import FORMS, Dense, Factored, Head, Needs, Outputs
 from decoct.teachers.remote.heads import Fetched, Offered
@@ -62,11 +63,11 @@ def to_inputs(body: bytes) -> tuple[Any, Needs]:
     """
     tensors = _load(body)
     try:
-        needs = json.loads(_metadata(body)["needs"])
+        needs = parse_json(_metadata(body)["needs"], "the request's `needs`", error=DataError)
         features = frozenset(map(str, needs["features"]))
         wanted = Needs(features, forms=FORMS & frozenset(map(str, needs.get("forms", ["dense"]))))
         tensors |= {name: _strided(tensors[name], each) for name, each in needs.get("strides", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the request says nothing of what it needs ({type(error).__name__}: {error})") from None
     if set(tensors) == {"input"}:
         return tensors["input"], wanted
@@ -86,9 +87,9 @@ def to_outputs(body: bytes, fetched: Fetched | None = None) -> Outputs:
     """What `from_outputs` wrote; DataError where it is something else. `fetched`: where heads come from."""
     tensors = _load(body)
     try:
-        factored = json.loads(_metadata(body).get("factored", "{}"))
+        factored = parse_json(_metadata(body).get("factored", "{}"), "the answer's `factored`", error=DataError)
         heads = {str(prefix): _Factors.of(each) for prefix, each in factored.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the answer says nothing of its head ({type(error).__name__}: {error})") from None
     return _built(tensors, "", heads, fetched)
 
@@ -159,6 +160,8 @@ def _built(
     heads: dict[str, dict[str, Tensor]] = {}
     for name, each in tensors.items():
         group, _, rest = name.partition("/")
+        if name.count("/") > DEEPEST:
+            raise DataError(f"the answer holds heads in each other, {name.count('/')} deep")
         if group == "heads":
             head, _, inner = rest.partition("/")
             heads.setdefault(head, {})[inner] = each
@@ -190,8 +193,8 @@ def _factored(hidden: Tensor, factors: _Factors | None, fetched: Fetched | None)
 
 def _metadata(body: bytes) -> dict[str, Any]:
     size = int.from_bytes(body[:8], "little")
-    found: dict[str, Any] = json.loads(body[8 : 8 + size]).get("__metadata__", {})
-    return found
+    found: dict[str, Any] = parse_json(body[8 : 8 + size], "the header", dict[str, Any], error=DataError)
+    return dict(found.get("__metadata__", {}))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,5 +221,5 @@ def _strided(tensor: Tensor, strides: Any) -> Tensor:
 def _load(body: bytes) -> dict[str, Tensor]:
     try:
         return {name: each.clone() for name, each in load(body).items()}  # aligned as torch aligns
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(f"{len(body)} bytes that are no safetensors ({error})") from None

@@ -10,7 +10,7 @@ from decoct.artifact import Artifact
 from decoct.steps.base import Context, Inputs
 from decoct.steps.compressing.recovery.after import After
 from decoct.steps.compressing.recovery.base import Recovery
-from decoct.steps.compressing.work import REPORT, save_last
+from decoct.steps.compressing.work import REPORT, Report, save_last
 from decoct.training.compression import Change
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Iterative(Recovery):
         for number in range(1, self.rounds + 1):
             scheme = step.scheme.stage(number, self.rounds)
             if made:
-                scheme = scheme.following([Change(**each) for each in made[0].json(REPORT)["changes"]])
+                scheme = scheme.following([Change(**each) for each in made[0].json(REPORT, Report)["changes"]])
             part = step.replace(
                 name=f"round_{number}",
                 scheme=scheme,
