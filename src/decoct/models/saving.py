@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from decoct.models.modes import evaluating
 from decoct.models.rewrites import parse, rewritten
 from decoct.models.structure import describe, rebuild
 from decoct.models.weights import all_tensors, fill, read_safetensors
-from decoct.spec import Choice
+from decoct.spec import Choice, as_recipe_error
 
 WEIGHTS = "model.safetensors"
 STRUCTURE = "model.json"
@@ -93,6 +94,8 @@ def load_spec(artifact: Artifact) -> tuple[Model, Interface, str]:
 def _spec(data: Any) -> Model:
     try:
         found = Choice("decoct.models").validate(data)
+    except ValidationError as error:
+        raise as_recipe_error(error, "model.json") from None
     except ValueError as error:
         raise RecipeError(f"model.json: {error}") from None
     assert isinstance(found, Model)
