@@ -139,7 +139,7 @@ def test_a_literal_number_is_no_boolean_and_no_fraction():
 
 
 def test_a_seed_too_long_is_refused_with_its_range():
-    with pytest.raises(RecipeError, match="seed: .*got 1000000.*; allowed: 0 to 9223372036854775807"):
+    with pytest.raises(RecipeError, match=r"seed: .*got 1000000.*; allowed: 0 to 9223372036854775807"):
         dc.Recipe.parse({"seed": 10**24})
 
 

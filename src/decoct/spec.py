@@ -51,7 +51,7 @@ _NO_SCHEMA = ("default", "metadata", "expected", "serialization", "keys_schema")
 
 
 def _exact(schema: Any) -> Any:
-    """A core schema in which nothing is turned into a number or a boolean that is none, and `True` is not equal to 1."""
+    """A core schema in which nothing becomes a number or a boolean that is none, and `True` is not equal to 1."""
     if isinstance(schema, list | tuple):
         return type(schema)(_exact(each) for each in schema)
     if not isinstance(schema, dict):

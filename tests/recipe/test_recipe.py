@@ -98,16 +98,16 @@ steps:
 PLACED = [
     (
         "  - {name: a, use: trian, inputs: {model: small}}",
-        "6:19: steps[0].use: 'trian' is no step; did you mean train?",
+        "6:20: steps[0].use: 'trian' is no step; did you mean train?",
     ),
     ("  - name: a\n    use: 7", "7:10: steps[0].use: `use` is 7; allowed: "),
     (
         "  - {use: train, name: a, objective: {weight: 2, use: kdd}, inputs: {model: small}}",
-        "6:57: steps[0].objective.use: 'kdd' is no objective; did you mean kd",
+        "6:55: steps[0].objective.use: 'kdd' is no objective; did you mean kd",
     ),
     (
         "  - {use: train, name: a, inputs: {foo: small}}",
-        "6:35: steps[0].inputs.foo: unknown role; train takes model, train",
+        "6:36: steps[0].inputs.foo: unknown role; train takes model, train",
     ),
     (
         "  - {use: train, name: a, inputs: {model: small}}\n  - {use: export, name: b}\n  - {use: distill, name: c}",

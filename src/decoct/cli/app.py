@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from decoct.cli.shell import Stopped, in_front, stopping
-from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError
+from decoct.artifact import is_full, no_space
+from decoct.cli.shell import Stopped, in_front, noting, stopping
+from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError, in_words
 from decoct.training import launching
 
 
@@ -391,7 +392,7 @@ def call(words: Sequence[str]) -> int:
     session = Session(words, json="--json" in words and first, quiet="--quiet" in words or not first)
     redirected = contextlib.redirect_stdout(sys.stderr) if session.json else contextlib.nullcontext()
     try:
-        with redirected:
+        with redirected, noting(quiet=session.quiet):
             answer = app(words, prog_name="decoct", standalone_mode=False, obj=session)
     except UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
@@ -401,7 +402,8 @@ def call(words: Sequence[str]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        return _failed(session, ResourceError(f"{error}"), ResourceError.exit_code)
+        found = no_space(Path(str(error.filename or "."))) if is_full(error) else ResourceError(in_words(error))
+        return _failed(session, found, ResourceError.exit_code)
     return _answered(session, answer) if isinstance(answer, Answer) else int(answer or 0)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from decoct.errors import DecoctError
 
@@ -38,6 +41,21 @@ def stopping() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def noting(*, quiet: bool) -> Iterator[None]:
+    """Warnings in the body become notes of one line on stderr, without files, lines and code; none where `quiet`."""
+
+    def note(message: Warning | str, kind: type[Warning], filename: str, *where: Any) -> None:
+        if not quiet:
+            print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+
+    before, warnings.showwarning = warnings.showwarning, note
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def in_front(words: Sequence[str]) -> list[str]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import Artifact, write_whole
+from decoct.artifact import Artifact, unless_full, write_whole
 from decoct.errors import IntegrityError, RecipeError
 from decoct.models.base import KeptModel
 from decoct.recipe.graph import Node, folder_name, graph
-from decoct.runner.folders import lock, stamp, work_folder
+from decoct.runner.folders import lock, refuse_file, stamp, work_folder
 from decoct.runner.keys import derive, key_of
 from decoct.runner.results import gathered
 from decoct.steps.base import Context, Step
@@ -232,6 +232,7 @@ def seeds_of(recipe: Recipe, options: Options) -> list[int]:
 
 def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
     """What `execute` would do; changes nothing."""
+    refuse_file(folder)
     options = Options(**settings)
     data, task = prepare(recipe, options)
     execution = Execution(recipe, folder, data, task, options, prepare_sources(recipe, options))
@@ -284,7 +285,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     with joined(options.device) as processes:
         folder = Path(processes.shared(lambda: str(folder)))
         options = replace(options, processes=processes)
-        with processes.by_first(lock(folder)), _kept_offline(options.offline):
+        with unless_full(folder), processes.by_first(lock(folder)), _kept_offline(options.offline):
             data, task = processes.in_turn(lambda: prepare(recipe, options))
             refuse_unequal("the recipe", recipe.digest(), processes)
             sources = processes.in_turn(lambda: prepare_sources(recipe, options))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoct.artifact import unless_full
 from decoct.training.guards import Origin
 
 Noted = tuple[int, int, Sequence[Any]]
@@ -24,20 +25,29 @@ class Log:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.records: list[dict[str, Any]] = []
-        self._file = None if path is None else path.open("ab")
+        self._file = None
+        if path is not None:
+            with unless_full(path):
+                self._file = path.open("ab", buffering=0)  # nothing is kept back that a full disk would refuse later
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds a record; numbers that are not finite become None."""
         kept = _plain(record)
         self.records.append(kept)
         if self._file is not None:
-            self._file.write(json.dumps(kept, allow_nan=False).encode() + b"\n")
+            self._append(json.dumps(kept, allow_nan=False).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        assert self._file is not None
+        assert self.path is not None
+        with unless_full(self.path, len(line)):
+            while line:
+                line = line[self._file.write(line) :]
 
     def position(self) -> dict[str, int]:
         """Records and bytes so far, which are on disk when this returns."""
         if self._file is None:
             return {"records": len(self.records), "bytes": 0}
-        self._file.flush()
         os.fsync(self._file.fileno())
         return {"records": len(self.records), "bytes": os.fstat(self._file.fileno()).st_size}
 
@@ -50,7 +60,6 @@ class Log:
         if self._file is None or self.path is None:
             del self.records[position["records"] :]
             return
-        self._file.flush()
         os.truncate(self.path, position["bytes"])
         lines = self.path.read_text(encoding="utf-8").splitlines()
         self.records = [json.loads(line) for line in lines]
