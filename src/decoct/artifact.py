@@ -232,7 +232,7 @@ def is_full(error: BaseException) -> bool:
 def no_space(path: Path, needed: int | None = None, about: str = "") -> ResourceError:
     """The error of a full disk: where, how much is needed, how much there is."""
     place = path.absolute().parent
-    while not place.exists():
+    while not place.exists() or place.name.startswith("."):
         place = place.parent
     free = size_text(shutil.disk_usage(place).free)
     wanted = f"; {about}{size_text(needed)} are needed" if needed is not None else ""

@@ -47,7 +47,7 @@ def stopping() -> Iterator[None]:
 def noting(*, quiet: bool) -> Iterator[None]:
     """Warnings in the body become notes of one line on stderr, without files, lines and code; none where `quiet`."""
 
-    def note(message: Warning | str, kind: type[Warning], filename: str, *where: Any) -> None:
+    def note(message: Warning | str, *where: Any, **more: Any) -> None:
         if not quiet:
             print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 

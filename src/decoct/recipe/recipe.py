@@ -123,7 +123,9 @@ def _input_problems(recipe: Recipe, index: int, gives: Mapping[str, str]) -> lis
     step, at = recipe.steps[index], ("steps", index, "inputs")
     inputs = _inputs(recipe.steps, index)
     found = {role: _input_problem(step, role, source, gives) for role, source in inputs.items()}
-    wrong = [((*at, role), text, inputs[role]) for role, text in found.items() if text and role in step.inputs]
+    wrong: list[_Problem] = [
+        ((*at, role), text, inputs[role]) for role, text in found.items() if text and role in step.inputs
+    ]
     others = "*" in step.roles and any(role not in {**step.roles, **step.optional} for role in inputs)
     absent = [
         role for number, role in enumerate(step.roles) if role not in inputs and role != "*" and not (number and others)

@@ -135,13 +135,13 @@ class Execution:
             begin = time.perf_counter()
             artifact = self.context(node, key).carry_out(node.step, self.inputs(node))
             wall = time.perf_counter() - begin
-            self.steps.append({**record, "skipped": False, "wall_s": round(wall, 3)})
+            self.steps.append({**record, **_left_out(artifact), "skipped": False, "wall_s": round(wall, 3)})
             self.tell(
                 node, event="done", wall_s=wall, scores=dict(artifact.scores), summary=artifact.meta.get("summary")
             )
         else:
             took = self.took.get((node.step.name, node.seed), 0.0)
-            self.steps.append({**record, "skipped": True, "wall_s": took})
+            self.steps.append({**record, **_left_out(artifact), "skipped": True, "wall_s": took})
             self.tell(node, event="skipped", why=why)
         if self.processes.first:
             self.tidy(node)
@@ -330,6 +330,11 @@ def _kept_offline(offline: bool) -> Iterator[None]:
             os.environ.pop("HF_HUB_OFFLINE", None)
         elif offline and before is not None:
             os.environ["HF_HUB_OFFLINE"] = before
+
+
+def _left_out(artifact: Artifact) -> dict[str, str]:
+    """What the step's training left out, in words; empty where it was nothing."""
+    return {"left_out": str(artifact.meta["left_out"])} if "left_out" in artifact.meta else {}
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
