@@ -1,11 +1,12 @@
 """Spec: frozen data with equal meaning from Python and from plain data."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import decoct as dc
-from decoct.errors import RecipeError
+from decoct.errors import RecipeError, dotted
 from decoct.objectives import CATALOGUE
 from decoct.objectives.base import Objective, Sum
 from decoct.spec import Choice
@@ -70,7 +71,7 @@ def test_all_problems_are_named_with_their_path():
     with pytest.raises(RecipeError) as caught:
         dc.Recipe.parse(plain)
     found = {".".join(map(str, p.path)): p.message for p in caught.value.problems}
-    assert "did you mean digits?" in found["data"]
+    assert "did you mean digits?" in found["data.use"]
     assert found["steps.0.budgt"] == "unknown; did you mean budget?"
     assert "greater than or equal to 1" in found["steps.0.batch_size"]
     assert found["steps.1.objective.terms.0.temprature"] == "unknown; did you mean temperature?"
@@ -101,3 +102,59 @@ def test_replace_keeps_what_was_left_at_its_default():
     changed = dc.KD(temperature=2).replace(weight=3.0)
     assert changed == dc.KD(temperature=2, weight=3.0)
     assert changed.model_fields_set == {"temperature", "weight"}
+
+
+WRONG = [
+    ({"budget": {"epochs": True}}, "budget.epochs", "valid number .got True.; true and false are no numbers"),
+    ({"budget": {"epochs": "7"}}, "budget.epochs", "valid number .got '7'.; it is text, write 7"),
+    ({"budget": {"epochs": "1:30"}}, "budget.epochs", "valid number .got '1:30'.; it is text"),
+    ({"budget": {"steps": "1_000"}}, "budget.steps", "valid integer .got '1_000'.; it is text, write 1000"),
+    ({"budget": {"steps": 500.0}}, "budget.steps", "valid integer .got 500.0.; write 500"),
+    ({"budget": {"epochs": float("inf")}}, "budget.epochs", "finite number .got inf."),
+    ({"batch_size": "7"}, "batch_size", "valid integer .got '7'.; it is text, write 7"),
+    ({"batch_size": True}, "batch_size", "valid integer .got True."),
+    ({"batch_size": 10**25}, "batch_size", "whole number of about 2. digits; allowed: -9223372036854775808 to 9223372"),
+    ({"optimizer": {"use": "sgd", "nesterov": 1}}, "optimizer.nesterov", "valid boolean .got 1.; write true or false"),
+    ({"optimizer": {"use": "sgd", "nesterov": "true"}}, "optimizer.nesterov", "valid boolean .got 'true'."),
+    ({"optimizer": {"use": "sgd", "momentum": False}}, "optimizer.momentum", "valid number .got False."),
+    ({"optimizer": {"use": "sgd", "lr": float("inf")}}, "optimizer.lr", "inf is not a finite number"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "words"), WRONG, ids=[f"{name}-{n}" for n, (_, name, _) in enumerate(WRONG)]
+)
+def test_what_is_no_number_or_no_boolean_is_not_made_one(fields, name, words):
+    with pytest.raises(RecipeError, match=words) as plain:
+        dc.Train.parse({"name": "t", **fields})
+    assert [dotted(each.path) for each in plain.value.problems] == [name]
+    with pytest.raises(RecipeError, match=words):
+        dc.Train(name="t", **fields)
+
+
+def test_a_literal_number_is_no_boolean_and_no_fraction():
+    for wrong in (True, 1.0):
+        with pytest.raises(RecipeError, match=f"version: {wrong} is not 1; write 1"):
+            dc.Recipe.parse({"version": wrong})
+
+
+def test_a_seed_too_long_is_refused_with_its_range():
+    with pytest.raises(RecipeError, match=r"seed: .*got 1000000.*; allowed: 0 to 9223372036854775807"):
+        dc.Recipe.parse({"seed": 10**24})
+
+
+@pytest.mark.parametrize("made", [np.int8, np.int64, np.uint32])
+def test_whole_numbers_of_numpy_are_those_of_python(made):
+    step = dc.Train(name="t", batch_size=made(7), budget=Budget(epochs=made(3)), objective=made(2) * dc.KD())
+    same = dc.Train(name="t", batch_size=7, budget=Budget(epochs=3), objective=2 * dc.KD())
+    assert step == same
+    assert step.digest() == same.digest()
+    assert type(step.batch_size) is int
+
+
+def test_fractions_and_booleans_of_numpy_are_those_of_python():
+    assert Budget(epochs=np.float32(0.5)) == Budget(epochs=0.5)
+    assert dc.KD(temperature=np.float64(3)).plain()["temperature"] == 3.0
+    assert dc.SGD(nesterov=np.bool_(True)) == dc.SGD(nesterov=True)
+    with pytest.raises(RecipeError, match="valid number"):
+        Budget(epochs=np.bool_(True))

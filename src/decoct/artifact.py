@@ -7,21 +7,29 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from decoct.errors import DecoctError, IntegrityError, ResourceError, dotted
 from decoct.spec import Choice, as_recipe_error
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Kind = Literal["model", "estimator", "exported", "store", "data", "records"]
 MANIFEST = "manifest.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space, no more of a quota, and no larger files than this."""
+_FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "requested and")
+"""Of libraries that write by themselves and give no errno: NumPy says "9 requested and 4 written"."""
+_ALL_BUT_FULL = 64 * 1024
 SEAL = "sha256"
 """Key of the manifest's checksum of itself."""
 DEEPEST = 100
@@ -263,8 +271,8 @@ def writing(
     draft = Draft(folder.with_name(f".{folder.name}.writing"))
     if draft.folder.exists():
         shutil.rmtree(draft.folder)
-    draft.folder.mkdir(parents=True)
     try:
+        draft.folder.mkdir(parents=True)
         yield draft
         manifest = {
             "kind": kind,
@@ -281,9 +289,10 @@ def writing(
         sync_tree(draft.folder)
         move_into_place(draft.folder, folder)
     except BaseException as error:
+        full, size = is_full(error) or filled_by(error, draft.folder), _bytes_below(draft.folder)
         shutil.rmtree(draft.folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise ResourceError(f"{folder}: no space left on the disk; free some and run again") from error
+        if full:
+            raise no_space(folder, size, "more than ") from error
         raise
 
 
@@ -342,18 +351,91 @@ def sha256(path: Path) -> str:
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes one file whole or not at all: temporary neighbour, sync, rename. ResourceError on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.writing")
+    with unless_full(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            _sync(temporary)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file; ResourceError on a full disk, OSError where the file cannot be written else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with unless_full(path, sum(each.nbytes for each in tensors.values())):
+        try:
+            save_file(dict(tensors), path)
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+@contextmanager
+def unless_full(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns a full disk inside the body into a ResourceError that says where, and how much is needed (bytes)."""
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(temporary)
-        temporary.replace(path)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in FULL:
-            raise ResourceError(f"{path}: no space left on the disk; free some and run again") from error
-        raise
-    _sync(path.parent)
+        if not is_full(error):
+            raise
+        raise no_space(Path(str(error.filename)) if needed is None and error.filename else path, needed) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk was full, a quota used up, or a file larger than allowed; whatever library says so."""
+    if not isinstance(error, OSError):
+        return False
+    words = "" if error.errno is not None else str(error).lower()
+    return error.errno in FULL or any(each in words for each in _FULL_WORDS)
+
+
+def no_space(path: Path, needed: int | None = None, about: str = "") -> ResourceError:
+    """The error of a full disk: where, how much is needed, how much there is."""
+    place = path.absolute().parent
+    while not place.exists() or place.name.startswith("."):
+        place = place.parent
+    free = size_text(shutil.disk_usage(place).free)
+    wanted = f"; {about}{size_text(needed)} are needed" if needed is not None else ""
+    return ResourceError(
+        f"{path}: no space left on the disk{wanted}, and {place} has {free} free (a quota, or a limit on the size of "
+        "files, may leave less); free some or give another folder, and run again: nothing half-written is left"
+    )
+
+
+def size_text(size: float) -> str:
+    """Bytes in a unit that people read.
+
+    >>> size_text(1_500_000)
+    '1.5 MB'
+    """
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = 0
+    while size >= 1000 and power < len(units) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:.{1 if power else 0}f} {units[power]}"
+
+
+def filled_by(error: BaseException, folder: Path) -> bool:
+    """Whether a library that gives no reason failed because the disk of `folder` is full now."""
+    if not isinstance(error, RuntimeError) or not folder.exists():
+        return False
+    return shutil.disk_usage(folder).free < _ALL_BUT_FULL
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def move_into_place(temporary: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ DecoctError                 exit  what is wrong
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,34 @@ class DecoctError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_ERRNO.sub("", message))
+
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+def in_words(error: OSError) -> str:
+    """What the operating system refused, for people: which file, and why.
+
+    >>> in_words(FileExistsError(17, "File exists", "runs/a"))
+    'runs/a: a file is there, where a folder is needed; give another path'
+    >>> in_words(OSError(28, "No space left on device"))
+    'No space left on device'
+    """
+    reason = next((words for kind, words in _REASONS if isinstance(error, kind)), error.strerror or str(error))
+    reason = "the file system is read-only; give another path" if error.errno == errno.EROFS else reason
+    return f"{error.filename}: {reason}" if error.filename is not None else _ERRNO.sub("", error.strerror or str(error))
+
+
+_ERRNO = re.compile(r"\[(Errno|WinError) -?\d+\] ")
+_REASONS: tuple[tuple[type[OSError], str], ...] = (
+    (FileExistsError, "a file is there, where a folder is needed; give another path"),
+    (NotADirectoryError, "a file is there, where a folder is needed; give another path"),
+    (IsADirectoryError, "a folder is there, where a file is needed; give another path"),
+    (PermissionError, "reading or writing there is not allowed; change its permissions or give another path"),
+    (FileNotFoundError, "nothing is there"),
+)
 
 
 @dataclass(frozen=True)

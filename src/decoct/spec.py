@@ -12,7 +12,8 @@ import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,6 +30,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from decoct.errors import Problem, RecipeError, did_you_mean, dotted
 
+WHOLE_NUMBERS = (-(2**63), 2**63 - 1)
+"""The least and the greatest whole number that a setting may be: those of 64 bits."""
+
 PLUGINS: set[str] = set()
 """Packages outside decoct whose classes a recipe may name; filled by `--plugin` and by `allow_plugin`."""
 
@@ -36,6 +40,37 @@ PLUGINS: set[str] = set()
 def allow_plugin(package: str) -> None:
     """Let recipes name classes of `package` as `use: package.module:Class`; importing it runs its code."""
     PLUGINS.add(package)
+
+
+_EXACT: dict[str, dict[str, Any]] = {
+    "int": {"strict": True},
+    "bool": {"strict": True},
+    "float": {"strict": True, "allow_inf_nan": False},
+}
+_NO_SCHEMA = ("default", "metadata", "expected", "serialization", "keys_schema")  # keys of JSON are text
+
+
+def _exact(schema: Any) -> Any:
+    """A core schema in which nothing becomes a number or a boolean that is none, and `True` is not equal to 1."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(_exact(each) for each in schema)
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: each if name in _NO_SCHEMA else _exact(each) for name, each in schema.items()}
+    kind = schema.get("type")
+    if kind == "literal" and not all(isinstance(each, str) for each in schema["expected"]):
+        return core_schema.no_info_before_validator_function(_same_type(schema["expected"]), inner)
+    return {**inner, **_EXACT[kind]} if isinstance(kind, str) and kind in _EXACT else inner
+
+
+def _same_type(expected: Sequence[Any]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        equal = [each for each in expected if isinstance(value, bool | int | float) and each == value]
+        if equal and not any(type(each) is type(value) for each in equal):
+            raise ValueError(f"{value!r} is not {equal[0]!r}; write {str(equal[0]).lower()}")
+        return value
+
+    return check
 
 
 class _SpecMeta(ModelMetaclass):
@@ -77,11 +112,22 @@ class Spec(BaseModel, metaclass=_SpecMeta):
     def _name_problems(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
         if isinstance(data, Mapping) and cls.use and data.get("use") == cls.use:
             data = {key: value for key, value in data.items() if key != "use"}
+        data, made, details = _plain_numbers(data), None, list[InitErrorDetails]()
         try:
-            return handler(data)
+            made = handler(data)
         except ValidationError as error:
-            details = [cls._named(each) for each in error.errors(include_url=False)]
+            details = [cls._named(each) for each in _causes(error.errors(include_url=False))]
+        named = [each["loc"] for each in details]
+        details += [each for each in _too_large(data) if each["loc"] not in named]
+        if made is None or details:
             raise ValidationError.from_exception_data(cls.__name__, details) from None
+        return made
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Numbers are numbers and booleans booleans: `"7"` is no 7, `True` no 1, `7.0` no whole number, inf none."""
+        found: core_schema.CoreSchema = _exact(handler(source))
+        return found
 
     @classmethod
     def _named(cls, error: Any) -> InitErrorDetails:
@@ -89,7 +135,8 @@ class Spec(BaseModel, metaclass=_SpecMeta):
         if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
             message = f"unknown; {did_you_mean(str(error['loc'][0]), cls.model_fields)}"
         elif error["type"] not in ("decoct", "value_error", "missing"):
-            message = f"{message} (got {_short(error['input'])})"
+            message = f"{message} (got {_short(error['input'])}){_remedy(error['type'], error['input'])}"
+            message += _range_of(cls, error["loc"]) if error["type"].startswith(("less_than", "greater_than")) else ""
         if error["type"] == "missing":
             message = "missing; give it a value"
         return InitErrorDetails(type=PydanticCustomError("decoct", message), loc=error["loc"], input=error["input"])
@@ -220,11 +267,19 @@ class Choice:
             raise ValueError(f"{_short(value)} is no {self.catalogue.noun}; write {{use: NAME, ...}}")
         if "use" not in value:
             raise ValueError(f"`use` is missing; {did_you_mean('', self.catalogue)}")
-        use = value["use"]
-        if not isinstance(use, str):
-            raise ValueError(f"`use` is {_short(use)}; {did_you_mean('', self.catalogue)}")
         fields = {key: each for key, each in value.items() if key != "use"}
-        return self.catalogue.resolve(use).model_validate(fields)
+        return self._chosen(value["use"]).model_validate(fields)
+
+    def _chosen(self, use: Any) -> type[Spec]:
+        """The class that `use` names; the error's path ends in `use`."""
+        try:
+            if isinstance(use, str):
+                return self.catalogue.resolve(use)
+            message = f"`use` is {_short(use)}; {did_you_mean('', self.catalogue)}"
+        except ValueError as error:
+            message = str(error)
+        wrong = InitErrorDetails(type=PydanticCustomError("decoct", message), loc=("use",), input=use)
+        raise ValidationError.from_exception_data(self.catalogue.noun, [wrong])
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -249,6 +304,70 @@ def as_recipe_error(error: ValidationError, title: str) -> RecipeError:
         problems.append(Problem(loc, each["msg"].removeprefix("Value error, ")))
     lines = [f"{title}.{dotted(p.path)}: {p.message}" if p.path else f"{title}: {p.message}" for p in problems]
     return RecipeError("\n".join(lines), problems)
+
+
+def _causes(errors: Sequence[Any]) -> list[Any]:
+    """The errors without those that follow from others: a list is not too short because an item of it is wrong."""
+    places = [each["loc"] for each in errors]
+    return [
+        each
+        for each in errors
+        if each["type"] != "too_short" or not any(at[:-1][: len(each["loc"])] == each["loc"] for at in places if at)
+    ]
+
+
+def _plain_numbers(value: Any) -> Any:
+    """`value` with NumPy's numbers and booleans, at any depth of plain data, as those of Python."""
+    if isinstance(value, Spec):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain_numbers(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain_numbers(each) for each in value)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.number | numpy.bool_):
+        return value.item()
+    return value
+
+
+def _too_large(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[InitErrorDetails]:
+    """What is wrong with whole numbers, at any depth of plain data, that no machine word holds."""
+    if isinstance(value, int) and not WHOLE_NUMBERS[0] <= value <= WHOLE_NUMBERS[1]:
+        digits = len(f"{abs(value):x}") * 6 // 5  # of a number that str() may refuse to write
+        message = f"a whole number of about {digits} digits; allowed: {WHOLE_NUMBERS[0]} to {WHOLE_NUMBERS[1]}"
+        yield InitErrorDetails(type=PydanticCustomError("decoct", message), loc=path, input=None)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _too_large(each, (*path, str(key)))
+    elif type(value) in (list, tuple):
+        for index, each in enumerate(value):
+            yield from _too_large(each, (*path, index))
+
+
+def _range_of(cls: type[Spec], path: Sequence[str | int]) -> str:
+    """What a number may be, where a setting has a least and a greatest one."""
+    marks = cls.model_fields[str(path[0])].metadata if len(path) == 1 else []
+    bounds = {
+        name: getattr(each, name) for each in marks for name in ("ge", "le") if getattr(each, name, None) is not None
+    }
+    return f"; allowed: {bounds['ge']} to {bounds['le']}" if len(bounds) == 2 else ""
+
+
+def _remedy(kind: str, given: Any) -> str:
+    """What to write where a setting has the wrong type; empty where nobody knows."""
+    if kind == "bool_type":
+        return "; write true or false"
+    if kind not in ("int_type", "float_type"):
+        return ""
+    if isinstance(given, float) and given.is_integer():
+        return f"; write {int(given)}"
+    if isinstance(given, bool):
+        return "; true and false are no numbers"
+    if isinstance(given, str):
+        plain = given.replace("_", "")
+        whole = plain.removeprefix("-").isdecimal() and plain.isascii()
+        return f"; it is text, write {plain.strip()}" if whole else "; it is text"
+    return ""
 
 
 def _plugin_class(key: str) -> type[Spec]:

@@ -133,6 +133,6 @@ def test_warnings_and_tracebacks_of_the_command() -> None:
     for words in ([EVIL], [EVIL, "fail"]):
         told = code.replace("EVIL", ascii(words))
         done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, env={**os.environ})
-        assert "warning: \\x1b]0;owned" in done.stderr
+        assert "note: \\x1b]0;owned" in done.stderr
         assert ("ZeroDivisionError" in done.stderr) == (len(words) > 1)
         assert shows(done.stderr) == set()

@@ -4,6 +4,7 @@ import pytest
 
 import decoct as dc
 from decoct.errors import RecipeError
+from decoct.recipe.file import read
 from decoct.recipe.graph import graph
 from decoct.runner.keys import derive
 
@@ -84,3 +85,59 @@ def test_derived_seeds_differ_by_seed_and_name():
     seeds = {derive(seed, name) for seed in range(50) for name in ("small", "large")}
     assert len(seeds) == 100
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+BEFORE = """\
+task: {use: image_classification}
+data: {use: digits}
+models:
+  small: {width: 8, use: small_resnet}
+steps:
+"""
+
+PLACED = [
+    (
+        "  - {name: a, use: trian, inputs: {model: small}}",
+        "6:20: steps[0].use: 'trian' is no step; did you mean train?",
+    ),
+    ("  - name: a\n    use: 7", "7:10: steps[0].use: `use` is 7; allowed: "),
+    (
+        "  - {use: train, name: a, objective: {weight: 2, use: kdd}, inputs: {model: small}}",
+        "6:55: steps[0].objective.use: 'kdd' is no objective; did you mean kd",
+    ),
+    (
+        "  - {use: train, name: a, inputs: {foo: small}}",
+        "6:36: steps[0].inputs.foo: unknown role; train takes model, train",
+    ),
+    (
+        "  - {use: train, name: a, inputs: {model: small}}\n  - {use: export, name: b}\n  - {use: distill, name: c}",
+        "8:5: steps[2].inputs.teacher: missing; distill needs it: name a step or model",
+    ),
+    (
+        "  - {use: benchmark, name: a, inputs: {x: small}}\n  - {use: export, name: b, inputs: {model: a}}",
+        "6:40: steps[0].inputs.x: 'small' is a model that no step has made",
+    ),
+]
+
+
+@pytest.mark.parametrize(("steps", "error"), PLACED)
+def test_one_wrong_step_gives_one_error_at_its_place(steps: str, error: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        dc.Recipe.from_marked(read(BEFORE + steps))
+    assert len(caught.value.problems) == 1
+    assert str(caught.value).startswith(f"recipe.yaml:{error}")
+
+
+@pytest.mark.parametrize("value", ["'7'", "1_000", "1:30", "true", "1e3", ".5e3", "5."])
+def test_what_is_no_whole_number_is_refused_by_place_from_a_file_and_the_command_line(value: str) -> None:
+    steps = "  - {use: train, name: a, batch_size: 4, inputs: {model: small}}"
+    with pytest.raises(RecipeError, match=r"^recipe.yaml:6:27: steps\[0\].batch_size: Input should be a valid integer"):
+        dc.Recipe.from_marked(read(BEFORE + steps.replace("4", value)))
+    with pytest.raises(RecipeError, match=r"^command line: steps.a.batch_size=.*: steps\[0\].batch_size: Input should"):
+        dc.Recipe.from_marked(read(BEFORE + steps), [f"steps.a.batch_size={value}"])
+
+
+def test_a_wrong_use_from_the_command_line_is_placed_there() -> None:
+    marked = read(BEFORE + "  - {use: train, name: a, inputs: {model: small}}")
+    with pytest.raises(RecipeError, match=r"^command line: data.use=digitz: data.use: 'digitz' is no data set"):
+        dc.Recipe.from_marked(marked, ["data.use=digitz"])

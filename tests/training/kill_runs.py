@@ -27,7 +27,6 @@ import torch._dynamo
 from torch import nn
 from training_toy import HandCriterion, Toy, network, predictor, timeless
 
-from decoct.training import checkpoint
 from decoct.training.budget import Budget
 from decoct.training.fit import Options, State, fit
 from decoct.training.packing import pack
@@ -112,7 +111,7 @@ class Killer:
                 self.die()
             save(tensors, path)
 
-        checkpoint.save_file = save_file
+        safetensors.torch.save_file = save_file
 
     def _before(self, name, function):
         def counted(*args, **kwargs):

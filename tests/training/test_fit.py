@@ -348,11 +348,16 @@ def test_outside_the_main_thread_no_handler_is_touched(tmp_path):
 def test_a_bad_batch_is_left_out_after_going_back(tmp_path, work):
     work = tmp_path if work else None
     poisoned = Case(Toy(poison=[(1, 3)]), dropout=0.3)
-    with pytest.warns(UserWarning, match="batch 3 of epoch 1; going back to step 7"):
+    with pytest.warns(UserWarning, match="batch 3 of epoch 1; going back to step 7") as told:
         history = poisoned.fit(Budget(epochs=3), work=work, log_every=4)
     rollback = [r for r in history.records if r["kind"] == "rollback"]
     keys = [f"{int(k):016x}" for k in Toy().make(1, 3).keys[:4]]
-    assert rollback == [{"kind": "rollback", "step": 10, "epoch": 1, "batch": 3, "batches": 1, "keys": keys}]
+    where = {"kind": "rollback", "step": 10, "epoch": 1, "batch": 3, "batches": 1, "keys": keys}
+    assert [{name: each[name] for name in where} for each in rollback] == [where]
+    assert "8 samples" in rollback[0]["why"]
+    assert "its inputs are not finite" in rollback[0]["why"]
+    assert any("batch 3 of epoch 1 is not finite: 8 samples" in str(each.message) for each in told)
+    assert sorted(history.left_out) == sorted(f"{int(k):016x}" for k in Toy().make(1, 3).keys)
     assert history.steps == 20
     # The oracle: the same steps by hand, without that batch.
     by_hand = Case(Toy(), dropout=0.3)
@@ -390,11 +395,12 @@ def test_where_it_went_back_to_and_kills_in_between_change_nothing(tmp_path):
 def test_three_bad_batches_end_the_run_with_finite_weights(tmp_path, work):
     case = Case(Toy(poison=[(0, 2), (0, 4), (1, 0)]))
     with (
-        pytest.warns(UserWarning, match="leaving that batch out"),
+        pytest.warns(UserWarning, match="going back to step"),
         pytest.raises(Diverged, match=r"3 times \(batch 2 of epoch 0; batch 4 of epoch 0; batch 0 of epoch 1") as info,
     ):
         case.fit(Budget(epochs=3), work=tmp_path if work else None)
-    assert "lower lr" in str(info.value)
+    assert "its inputs are not finite" in str(info.value)
+    assert "lower lr" not in str(info.value)
     assert "last finite loss was 0." in str(info.value) or "last finite loss was 1." in str(info.value)
     assert all(torch.isfinite(each).all() for each in case.student.parameters())
 

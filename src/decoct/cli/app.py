@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from decoct.cli.shell import Stopped, in_front, stopping, told_plainly
-from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError, printable
+from decoct.artifact import is_full, no_space
+from decoct.cli.shell import Stopped, in_front, noting, stopping, traces_printable
+from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
 from decoct.network import offline as kept_offline
 from decoct.training import launching
 
@@ -390,7 +391,7 @@ def call(words: Sequence[str]) -> int:
     session = Session(words, json="--json" in words and first, quiet="--quiet" in words or not first)
     redirected = contextlib.redirect_stdout(sys.stderr) if session.json else contextlib.nullcontext()
     try:
-        with redirected, kept_offline("--offline" in words):
+        with redirected, noting(quiet=session.quiet), kept_offline("--offline" in words):
             answer = app(words, prog_name="decoct", standalone_mode=False, obj=session)
     except UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
@@ -400,7 +401,8 @@ def call(words: Sequence[str]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        return _failed(session, ResourceError(f"{error}"), ResourceError.exit_code)
+        found = no_space(Path(str(error.filename or "."))) if is_full(error) else ResourceError(in_words(error))
+        return _failed(session, found, ResourceError.exit_code)
     return _answered(session, answer) if isinstance(answer, Answer) else int(answer or 0)
 
 
@@ -425,9 +427,9 @@ def _failed(session: Session, error: DecoctError, code: int) -> int:
 
 def main() -> None:
     """The entry point of the command."""
-    told_plainly()
+    traces_printable()
     try:
-        with stopping():
+        with stopping(), noting(quiet=False):
             launching.end_with_launcher()
             code = call(sys.argv[1:])
         sys.stdout.flush()

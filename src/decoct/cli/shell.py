@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 from decoct.errors import DecoctError, printable
 
@@ -43,18 +44,28 @@ def stopping() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def told_plainly() -> None:
-    """From here on warnings are a line each, without the code that gave them, and they and tracebacks hold no control
-    characters of what they quote."""
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        sys.stderr.write(printable(f"warning: {message}") + "\n")
+def traces_printable() -> None:
+    """From here on tracebacks hold no control characters of what they quote."""
 
     def trace(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
         sys.stderr.write(printable("".join(traceback.format_exception(kind, error, where))))
 
-    warnings.showwarning = show
     sys.excepthook = trace
+
+
+@contextmanager
+def noting(*, quiet: bool) -> Iterator[None]:
+    """Warnings in the body become notes of one line on stderr, without files, lines and code; none where `quiet`."""
+
+    def note(message: Warning | str, *where: Any, **more: Any) -> None:
+        if not quiet:
+            print(printable(f"note: {' '.join(str(message).split())}"), file=sys.stderr)
+
+    before, warnings.showwarning = warnings.showwarning, note
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def in_front(words: Sequence[str]) -> list[str]:

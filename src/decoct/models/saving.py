@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from decoct.artifact import Artifact, Described, Draft, Strict, described_by, understood
+from decoct.artifact import Artifact, Described, Draft, Strict, described_by, understood, write_tensors
 from decoct.capture import capture
 from decoct.errors import CannotRebuild, IntegrityError, RecipeError
 from decoct.models.base import Interface, Model, Network, OutsideModel
@@ -75,7 +71,7 @@ def save_model(
             "aliases": aliases,
         }
         draft.write_json(STRUCTURE, record)
-        _write(tensors, draft.folder / WEIGHTS)
+        write_tensors(draft.folder / WEIGHTS, tensors)
         again = _build(record, read_safetensors(draft.folder / WEIGHTS), given, str(draft.folder))
         _compare(module, again, probe)
 
@@ -151,15 +147,6 @@ def _stored(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         if name.endswith("_extra_state"):
             raise CannotRebuild(f"{name.rpartition('.')[0]}: it keeps state that is no tensor (get_extra_state)")
     return tensors, aliases
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        if "os error 28" in str(error) or "No space left" in str(error):
-            raise OSError(errno.ENOSPC, "no space left", str(path)) from error
-        raise
 
 
 def _compare(module: nn.Module, again: nn.Module, probe: Probe | None) -> None:

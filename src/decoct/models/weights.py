@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from decoct.artifact import is_full, no_space
 from decoct.errors import DataError, RecipeError, nearest
 
 SHOWN = 6
@@ -35,6 +36,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+            if is_full(OSError(reason)):
+                raise no_space(converted, path.stat().st_size)
             raise DataError(
                 f"{path}: not readable as plain weights ({reason[:300]}); save it as "
                 f"safetensors.torch.save_file(model.state_dict(), ...) or torch.save(model.state_dict(), ...)"

@@ -33,7 +33,7 @@ class Recipe(Spec):
     """
 
     version: Literal[1] = 1
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     task: Annotated[Task, Choice("decoct.tasks")]
     data: Annotated[Data, Choice("decoct.data")]
     sources: dict[Name, Annotated[Data, Choice("decoct.data")]] = Field(
@@ -94,29 +94,46 @@ class Recipe(Spec):
         return importlib.import_module("decoct.api.recipe").run(self, out, **options)
 
 
-def _graph_problems(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str, Any]]:
-    wrong: list[tuple[tuple[str | int, ...], str, Any]] = []
+_Problem = tuple[tuple[str | int, ...], str, Any]
+_UNSURE = ""
+"""What a step gives with which something is wrong: what follows from that is not said again at the steps after it."""
+
+
+def _graph_problems(recipe: Recipe) -> list[_Problem]:
+    wrong: list[_Problem] = []
     gives: dict[str, str] = dict.fromkeys(recipe.models, "spec")
     for index, step in enumerate(recipe.steps):
         at = ("steps", index)
-        inputs = _inputs(recipe.steps, index)
-        for role, source in inputs.items():
-            problem = _input_problem(step, role, source, gives)
-            if problem:
-                wrong.append(((*at, "inputs", role), problem, source))
-        others = "*" in step.roles and any(role not in {**step.roles, **step.optional} for role in inputs)
-        for number, role in enumerate(step.roles):
-            if role not in inputs and role != "*" and not (number and others):
-                wrong.append(((*at, "inputs", role), f"missing; {step.use} needs it: name a step or model", None))
+        own = _input_problems(recipe, index, gives)
         line = _line(recipe.steps, index)
-        order = order_problem(step, line[0] if line else None) or quantized_already(step, line)
+        order = None if own else order_problem(step, line[0] if line else None) or quantized_already(step, line)
         if order:
-            wrong.append(((*at, "inputs", "model"), order, inputs["model"]))
-        wrong += [((*at, *path), message, name) for path, message, name in _source_problems(recipe, step)]
+            own.append(((*at, "inputs", "model"), order, _inputs(recipe.steps, index)["model"]))
+        own += [((*at, *path), message, name) for path, message, name in _source_problems(recipe, step)]
         if step.name in gives:
-            wrong.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))
-        gives[step.name] = step.gives
+            own.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))
+        gives[step.name] = _UNSURE if own else step.gives
+        wrong += own
     return wrong
+
+
+def _input_problems(recipe: Recipe, index: int, gives: Mapping[str, str]) -> list[_Problem]:
+    """What is wrong with a step's inputs: those that were written, else those that are missing, else the step before
+    it, which it takes where nothing is said."""
+    step, at = recipe.steps[index], ("steps", index, "inputs")
+    inputs = _inputs(recipe.steps, index)
+    found = {role: _input_problem(step, role, source, gives) for role, source in inputs.items()}
+    wrong: list[_Problem] = [
+        ((*at, role), text, inputs[role]) for role, text in found.items() if text and role in step.inputs
+    ]
+    others = "*" in step.roles and any(role not in {**step.roles, **step.optional} for role in inputs)
+    absent = [
+        role for number, role in enumerate(step.roles) if role not in inputs and role != "*" and not (number and others)
+    ]
+    unknown = [role for role in step.inputs if (found[role] or "").startswith("unknown")]
+    if not unknown:  # which is what the missing one was meant to be
+        wrong += [((*at, role), f"missing; {step.use} needs it: name a step or model", None) for role in absent]
+    return wrong or [((*at, role), text, inputs[role]) for role, text in found.items() if text]
 
 
 def _source_problems(recipe: Recipe, step: Step) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -150,7 +167,7 @@ def _input_problem(step: Step, role: str, source: str, gives: Mapping[str, str])
         return f"unknown role; {step.use} takes {', '.join(known) or 'no inputs'}"
     if source not in gives:
         return f"{source!r} is no step before this one and no model; {did_you_mean(source, gives)}"
-    if gives[source] not in taken:
+    if gives[source] != _UNSURE and gives[source] not in taken:
         kind = "a model that no step has made" if gives[source] == "spec" else f"of kind {gives[source]}"
         hint = "; export it first" if "exported" in taken and gives[source] == "spec" else ""
         return f"{source!r} is {kind}; {role} takes {' or '.join(taken)}{hint}"

@@ -59,7 +59,8 @@ def _step(records: list[StepRecord]) -> StepView:
         state += f", {len(records)} seeds"
     mean = units.seconds(sum(times) / len(times)) if times else units.ABSENT
     total = units.seconds(sum(times)) if times else units.ABSENT
-    why = "; ".join(_each(record.why or "" for record in records))
+    left_out = _each(f"left out: {record.left_out}" if record.left_out else "" for record in records)
+    why = "; ".join([*_each(record.why or "" for record in records), *left_out])
     return StepView(records[0].name, records[0].use, mean, total, state, why)
 
 

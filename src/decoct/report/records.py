@@ -244,6 +244,8 @@ class StepRecord(Record):
     wall_s: Number = None
     skipped: bool | None = None
     why: str | None = None
+    left_out: str | None = None
+    """Samples that training left out, and why."""
 
 
 class StoreRecord(Record):

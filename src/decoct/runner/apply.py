@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import Artifact
+from decoct.artifact import Artifact, unless_full
 from decoct.errors import BudgetMissed, DataError, RecipeError, did_you_mean
 from decoct.models.saving import WEIGHTS
 from decoct.recipe import file as recipe_file
 from decoct.recipe.recipe import Recipe
 from decoct.runner import execution
-from decoct.runner.folders import lock, remove_held, work_folder
+from decoct.runner.folders import lock, refuse_file, remove_held, work_folder
 from decoct.runner.keys import derive, key_of
 from decoct.steps import CATALOGUE
 from decoct.steps.base import Context, Step
@@ -99,10 +99,11 @@ def alone(
     a setting, and a budget that is missed, remove the checkpoints too; after any other error the same call goes on from
     them.
     """
+    refuse_file(out)
     listed = {each: [value] for each, value in inputs.items()}
     key = key_of(step, listed, data, task, seed, sources=sources)
     beside = out.with_name(f".{out.name}.applying")
-    with lock(beside), _removed_when_refused(beside):
+    with unless_full(out), lock(beside), _removed_when_refused(beside):
         context = Context(
             task=task,
             data=data,

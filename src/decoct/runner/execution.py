@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import Artifact, parse_json, read_json, write_whole
+from decoct.artifact import Artifact, parse_json, read_json, unless_full, write_whole
 from decoct.errors import IntegrityError, RecipeError
 from decoct.models.base import KeptModel
 from decoct.network import offline
 from decoct.recipe.graph import Node, folder_name, graph
-from decoct.runner.folders import lock, stamp, work_folder
+from decoct.runner.folders import lock, refuse_file, stamp, work_folder
 from decoct.runner.keys import derive, key_of
 from decoct.runner.results import gathered
 from decoct.steps.base import Context, Step
@@ -134,13 +134,13 @@ class Execution:
             begin = time.perf_counter()
             artifact = self.context(node, key).carry_out(node.step, self.inputs(node))
             wall = time.perf_counter() - begin
-            self.steps.append({**record, "skipped": False, "wall_s": round(wall, 3)})
+            self.steps.append({**record, **_left_out(artifact), "skipped": False, "wall_s": round(wall, 3)})
             self.tell(
                 node, event="done", wall_s=wall, scores=dict(artifact.scores), summary=artifact.meta.get("summary")
             )
         else:
             took = self.took.get((node.step.name, node.seed), 0.0)
-            self.steps.append({**record, "skipped": True, "wall_s": took})
+            self.steps.append({**record, **_left_out(artifact), "skipped": True, "wall_s": took})
             self.tell(node, event="skipped", why=why)
         if self.processes.first:
             self.tidy(node)
@@ -231,6 +231,7 @@ def seeds_of(recipe: Recipe, options: Options) -> list[int]:
 
 def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
     """What `execute` would do; changes nothing."""
+    refuse_file(folder)
     options = Options(**settings)
     data, task = prepare(recipe, options)
     execution = Execution(recipe, folder, data, task, options, prepare_sources(recipe, options))
@@ -283,7 +284,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     with joined(options.device) as processes:
         folder = Path(processes.shared(lambda: str(folder)))
         options = replace(options, processes=processes)
-        with processes.by_first(lock(folder)), offline(options.offline):
+        with unless_full(folder), processes.by_first(lock(folder)), offline(options.offline):
             data, task = processes.in_turn(lambda: prepare(recipe, options))
             refuse_unequal("the recipe", recipe.digest(), processes)
             sources = processes.in_turn(lambda: prepare_sources(recipe, options))
@@ -313,6 +314,11 @@ def _finish(execution: Execution, nodes: Sequence[Node], begin: float) -> dict[s
     write_page([folder], folder / "report.html")
     write_card(folder, folder / "model_card.md")
     return results
+
+
+def _left_out(artifact: Artifact) -> dict[str, str]:
+    """What the step's training left out, in words; empty where it was nothing."""
+    return {"left_out": str(artifact.meta["left_out"])} if "left_out" in artifact.meta else {}
 
 
 def _earlier(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from decoct.artifact import write_whole
-from decoct.errors import ResourceError
+from decoct.errors import RecipeError, ResourceError
 
 LOCK = ".lock"
 
@@ -21,6 +21,7 @@ def lock(folder: Path) -> Iterator[None]:
 
     import filelock
 
+    refuse_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".holder"
     held = filelock.FileLock(str(folder / LOCK))
@@ -35,6 +36,15 @@ def lock(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         held.release()
+
+
+def refuse_file(folder: Path) -> None:
+    """RecipeError where a file stands at the path of a run's or an artifact's folder, or on the way to it."""
+    for each in (folder, *folder.parents):
+        if each.is_dir():
+            return
+        if each.exists() or each.is_symlink():
+            raise RecipeError(f"out is {folder}, and {each} is a file; give a folder, one that may be new")
 
 
 def remove_held(folder: Path) -> None:

@@ -116,7 +116,8 @@ class Search(Step, Budgets):
         now = _part(last, full, self.setting)
         if isinstance(now, bool) or not isinstance(now, int | float | None):
             raise ValueError(f"setting {self.setting!r} is {now!r}, no number")
-        place[last] = round(value) if self.whole else value
+        whole = self.whole or (float(value).is_integer() and not isinstance(now, float))
+        place[last] = round(value) if whole else value
         return type(self.step).parse(plain)
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from decoct.artifact import size_text
 from decoct.errors import ResourceError
 
 DISK_RESERVE = 1.1
@@ -23,19 +24,6 @@ def summary(found: Mapping[str, Any], described: Mapping[str, Any]) -> str:
     if found["kl"] is not None:
         text += f"; kept mass {found['kept_mass']:.4f}, KL lost {found['kl']:.2g} nats"
     return f"{text}; teacher {described['teacher']['fingerprint'][:16]}"
-
-
-def size_text(size: float) -> str:
-    """Bytes in a unit that people read.
-
-    >>> size_text(1_500_000)
-    '1.5 MB'
-    """
-    units = ("bytes", "kB", "MB", "GB", "TB")
-    power = 0
-    while size >= 1000 and power < len(units) - 1:
-        size, power = size / 1000, power + 1
-    return f"{size:.{1 if power else 0}f} {units[power]}"
 
 
 def refuse_small_disk(folder: Path, needed: int, name: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from decoct.artifact import filled_by, no_space
 from decoct.errors import IntegrityError, RecipeError, ResourceError
 from decoct.models.interface import MAIN, Program
 from decoct.targets.base import Session, Target
@@ -86,7 +87,12 @@ def convert(proto: onnx.ModelProto, folder: Path, name: str = MAIN) -> Path:
         except RuntimeError as error:
             raise RecipeError(f"OpenVINO cannot take this graph: {_last_line(error)}; export to onnx instead") from None
         made = Path(place) / f"{name}.xml"
-        openvino.save_model(model, str(made), compress_to_fp16=False)
+        try:
+            openvino.save_model(model, str(made), compress_to_fp16=False)
+        except RuntimeError as error:
+            if not filled_by(error, Path(place)):
+                raise
+            raise no_space(made, proto.ByteSize()) from error
         for each in (made, made.with_suffix(".bin")):
             shutil.copyfile(each, folder / each.name)
     return folder / made.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from decoct.artifact import write_whole
 from decoct.errors import IntegrityError, RecipeError
 from decoct.models.interface import Program
 from decoct.targets.base import Session, Target
@@ -84,7 +86,9 @@ def _written(program: Program, path: Path) -> Path:
     with quiet(), torch.no_grad():
         exported = trace(own, inputs, axes, form="torch.export")
         exported._example_inputs = None  # would be a pickle in the file
-        torch.export.save(exported, path, extra_files={OUTPUT: "\n".join(program.outputs)})
+        content = io.BytesIO()  # written to a file by itself, torch would end this process on a full disk
+        torch.export.save(exported, content, extra_files={OUTPUT: "\n".join(program.outputs)})
+    write_whole(path, content.getvalue())
     return path
 
 

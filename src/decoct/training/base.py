@@ -78,10 +78,12 @@ class Options:
 @dataclass(frozen=True)
 class History:
     """What happened: `records` as in log.jsonl; `best` scores and their step, where `select` was given; optimizer
-    `steps` done; `resumed_from` the step of the checkpoint that the run went on from."""
+    `steps` done; `resumed_from` the step of the checkpoint that the run went on from; `left_out` what is wrong with
+    samples that were left out, by key."""
 
     records: list[dict[str, Any]]
     steps: int
     best: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     resumed_from: int | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoct.outputs import Batch
+from decoct.outputs import Batch, Predictor
 from decoct.training.base import ManagedUpdate
 from decoct.training.clock import Clock
+from decoct.training.soundness import Answering
 
 
 class Callback(ABC):
@@ -62,6 +63,10 @@ class WithCallback(ManagedUpdate):
         """Lets the callback complete its work after the last step; whether it changed the module."""
         with torch.no_grad():
             return self.callback.finish()
+
+    def predictors(self) -> Mapping[str, Predictor]:
+        """The models of the update, where it lets them be asked."""
+        return self.update.predictors() if isinstance(self.update, Answering) else {}
 
     def settings(self, clock: Clock) -> dict[str, Any]:
         return self.update.settings(clock)

@@ -9,10 +9,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from decoct.artifact import damaged, read_json, understood, writing
+from decoct.artifact import damaged, read_json, understood, write_tensors, writing
 from decoct.errors import IntegrityError
 from decoct.training.packing import pack, unpack
 
@@ -35,7 +35,7 @@ class Checkpoints:
         data, tensors = pack(state)
         folder = self.work / f"checkpoint-{step}"
         with writing(folder, kind="records", name=folder.name) as draft:
-            save_file({name: _on_cpu(each) for name, each in tensors.items()}, draft.folder / "state.safetensors")
+            write_tensors(draft.folder / "state.safetensors", {name: _on_cpu(each) for name, each in tensors.items()})
             text = json.dumps(data, allow_nan=False, separators=(",", ":"))
             (draft.folder / "state.json").write_text(text, encoding="utf-8")
         for _, old in self.list()[KEEP:]:

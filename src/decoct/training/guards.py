@@ -15,9 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guard:
-    """What `fit` does about non-finite numbers: go back and leave the batch out; the `limit`-th one ends the run."""
+    """What `fit` does about non-finite numbers: go back, find out where they come from, and leave it out.
+
+    Samples that are to blame are left out once and for all, and only counted. Of batches in which none is to blame, or
+    all are, the `limit`-th one ends the run, and so does going back more than `most` times.
+    """
 
     limit: int = 3
+    most: int = 50
 
 
 class NonFinite(ArithmeticError):
@@ -45,13 +50,14 @@ class Origin:
         return {"epoch": self.epoch, "batch": self.batch, "batches": self.batches, "keys": keys}
 
 
-def given_up(skips: Sequence[Mapping[str, Any]], origin: Origin, last: float | None) -> str:
-    """Why a run ends whose batches `skips` were not finite, the last one that of `origin`; `last`: the finite loss."""
+def given_up(skips: Sequence[Mapping[str, Any]], last: float | None) -> str:
+    """Why a run ends whose batches `skips` were not finite, and what each was due to; `last`: the last finite loss."""
+    reasons = dict.fromkeys(str(each["why"]) for each in skips)
     batches = "; ".join(f"batch {each['batch']} of epoch {each['epoch']}" for each in skips)
+    keys = ", ".join(skips[-1]["keys"]) or "without keys"
     return (
-        f"loss or gradient was not finite {len(skips)} times ({batches}; "
-        f"samples {', '.join(origin.record()['keys']) or 'without keys'}); the last finite loss was {last}; "
-        "try a lower lr, max_grad_norm, precision: no (or bf16 in place of fp16), or look at these samples"
+        f"loss or gradient was not finite {len(skips)} times ({batches}; samples of the last {keys}); "
+        f"the last finite loss was {last}; {'; '.join(reasons)}"
     )
 
 

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoct.artifact import parse_json
+from decoct.artifact import parse_json, unless_full
 from decoct.training.guards import Origin
 
 Noted = tuple[int, int, Sequence[Any]]
 """Where a step came from, as noted at each: epoch, batch, keys of each batch of its window."""
+
+
+LARGE, SPIKE = 1e12, 1000.0
+"""Losses beyond the first are always called large, those up to the second never, whatever the others are."""
 
 
 class Log:
@@ -25,20 +29,29 @@ class Log:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.records: list[dict[str, Any]] = []
-        self._file = None if path is None else path.open("ab")
+        self._file = None
+        if path is not None:
+            with unless_full(path):
+                self._file = path.open("ab", buffering=0)  # nothing is kept back that a full disk would refuse later
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds a record; numbers that are not finite become None."""
         kept = _plain(record)
         self.records.append(kept)
         if self._file is not None:
-            self._file.write(json.dumps(kept, allow_nan=False).encode() + b"\n")
+            self._append(json.dumps(kept, allow_nan=False).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        assert self._file is not None
+        assert self.path is not None
+        with unless_full(self.path, len(line)):
+            while line:
+                line = line[self._file.write(line) :]
 
     def position(self) -> dict[str, int]:
         """Records and bytes so far, which are on disk when this returns."""
         if self._file is None:
             return {"records": len(self.records), "bytes": 0}
-        self._file.flush()
         os.fsync(self._file.fileno())
         return {"records": len(self.records), "bytes": os.fstat(self._file.fileno()).st_size}
 
@@ -51,7 +64,6 @@ class Log:
         if self._file is None or self.path is None:
             del self.records[position["records"] :]
             return
-        self._file.flush()
         os.truncate(self.path, position["bytes"])
         lines = self.path.read_text(encoding="utf-8").splitlines()
         self.records = [parse_json(line, str(self.path), dict[str, Any]) for line in lines]
@@ -74,6 +86,8 @@ class Means:
         self._pending: list[tuple[dict[str, Any], Noted]] = []
         self._steps: list[dict[str, float]] = []
         self.last_finite: float | None = None
+        self._usual: float | None = None
+        self.spikes: list[dict[str, Any]] = []
 
     def add(self, values: Mapping[str, Any], origin: Noted) -> None:
         """Keeps what one step returned, without graphs, which would otherwise live until the next record."""
@@ -93,8 +107,19 @@ class Means:
                 bad = origin
             elif bad is None:
                 self.last_finite = read.get("loss", self.last_finite)
+                self._look_for_spike(read.get("loss"), origin)
             self._steps.append(read)
         return None if bad is None else Origin.of(bad)
+
+    def _look_for_spike(self, loss: float | None, origin: Noted) -> None:
+        """Notes a loss that is finite and beyond all reason, or 10,000 times what the others are."""
+        if loss is None:
+            return
+        size = abs(loss)
+        if size > LARGE or (self._usual is not None and size > max(SPIKE, 10_000 * self._usual)):
+            self.spikes.append({"kind": "large", "what": "loss", "value": loss, **Origin.of(origin).record()})
+        usual = min(size, LARGE) if self._usual is None else self._usual
+        self._usual = 0.9 * usual + 0.1 * min(size, 10 * usual)
 
     def take(self) -> dict[str, float]:
         """The mean of each value over the steps since the last `take` (those that have it); settle first."""
@@ -109,13 +134,19 @@ class Means:
     def state_dict(self) -> dict[str, Any]:
         """The numbers of the steps that are in no record yet; settle first."""
         assert not self._pending
-        return {"steps": self._steps, "last_finite": self.last_finite}
+        return {
+            "steps": self._steps,
+            "last_finite": self.last_finite,
+            "usual": self._usual,
+            "spikes": self.spikes,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back."""
         self._pending = []
         self._steps = [dict(each) for each in state["steps"]]
         self.last_finite = state["last_finite"]
+        self._usual, self.spikes = state.get("usual"), [dict(each) for each in state.get("spikes", [])]
 
 
 def _unread(value: Any) -> Any:

@@ -22,7 +22,8 @@ from decoct.training.budget import Budget
 from decoct.training.callback import WithCallback
 from decoct.training.checkpoint import Checkpoints
 from decoct.training.clock import Clock
-from decoct.training.guards import NonFinite, Origin, given_up
+from decoct.training.guards import NonFinite, Origin
+from decoct.training.leaving_out import Soundness
 from decoct.training.log import Log, Means
 from decoct.training.packing import pack, unpack
 from decoct.training.position import Agreed, Position, RolledBack, agree
@@ -62,6 +63,7 @@ class Run:
         self.memory: Any = None
         self.changed = False
         self.signals, self.agreed = Signals(), Agreed()
+        self.soundness = Soundness(self)
         self.begun = self.saved = self.told = time.monotonic()
 
     def _whole(self, state: State) -> State:
@@ -161,7 +163,7 @@ class Run:
         elif best is not None:
             warnings.warn(f"no validation gave a number for {best.name}: the last weights stay", stacklevel=4)
         found = (best.scores, best.step) if best is not None else ({}, None)
-        return History(self.log.records, self.position.step, *found, resumed)
+        return History(self.log.records, self.position.step, *found, resumed, dict(self.position.left_out))
 
     def _last_things_to_do(self) -> bool:
         """What is left when the budget is used up: a callback's end, validation, the last record and checkpoint."""
@@ -214,27 +216,26 @@ class Run:
 
     def _window(self, window: list[Batch]) -> None:
         position = self.position
-        skip = position.skipped() if position.skips else None
         self.changed = True
-        if skip is None:
-            origin = (position.epoch, position.batch, [batch.keys for batch in window])
+        noted = position.skipped() if position.skips else None
+        origin = (position.epoch, position.batch, [batch.keys for batch in window])
+        kept = self.soundness.kept(window, noted)
+        if kept:
             now = position.clock = (position.step, position.epoch, self._progress())
             try:
-                values = self.update(window, Clock(*now))
+                values = self.update(kept, Clock(*now))
             except NonFinite:
                 raise RolledBack(Origin.of(origin)) from None
             except ForwardFailed as error:
                 raise error.at(f"step {now[0] + 1}, batch {origin[1]} of epoch {origin[0]}") from error.__cause__
             self.means.add(values, origin)
             position.step += 1
-        else:
-            self.log.write({"kind": "rollback", "step": position.step, **skip})
         position.batch += len(window)
         position.windows += 1
         if self.budget.samples is not None:
             own = sum(len(batch) for batch in window if not isinstance(batch, Padding))
             position.samples += round(self.processes.added([own])[0])
-        if skip is None and position.step % self.options.log_every == 0:
+        if kept and position.step % self.options.log_every == 0:
             self._record()
 
     def _end_epoch(self, expected: int | None) -> None:
@@ -297,18 +298,26 @@ class Run:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Eval mode and no gradients; modes and random state as before afterwards; a signal leaves at once."""
+        with self.undisturbed():
+            try:
+                self.signals.at_once = not self.processes.several
+                if self.signals.at_once and self.signals.asked is not None:
+                    raise self.signals.interrupted(self._where())
+                yield
+            finally:
+                self.signals.at_once = False
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Eval mode and no gradients; modes and random state as before afterwards."""
         modes = [(module, module.training) for part in self.modules for module in part.modules()]
         randomness = self.random.own.state_dict()
         try:
             for part in self.modules:
                 part.eval()
-            self.signals.at_once = not self.processes.several
-            if self.signals.at_once and self.signals.asked is not None:
-                raise self.signals.interrupted(self._where())
             with torch.no_grad():
                 yield
         finally:
-            self.signals.at_once = False
             for module, training in modes:
                 module.training = training
             self.random.own.load_state_dict(randomness)
@@ -330,6 +339,8 @@ class Run:
         loss = terms.pop("loss", None)
         where = {"kind": "train", "step": self.position.step, "epoch": self.position.epoch}
         self.log.write({**where, "loss": loss, "terms": terms, **settings, "time": self.position.seconds})
+        spikes, self.means.spikes = self.means.spikes, []
+        self.soundness.say_spikes(spikes)
 
     def _save(self) -> None:
         self._settle()
@@ -354,18 +365,16 @@ class Run:
     # Numbers that are not finite.
 
     def _roll_back(self, origin: Origin) -> None:
-        guard = self.options.guard
-        assert guard is not None
+        """Goes back to the last checkpoint; when the batch comes again, it is looked into."""
         self.means.settle()
-        at, last = self.position.step, self.means.last_finite
-        skips = [*self.position.skips, origin.record()]
+        at, before = self.position.step, self.position
+        last = self.means.last_finite
         self._restore()
-        self.position.skips = skips
-        if len(skips) >= guard.limit:
-            raise Diverged(given_up(skips, origin, last))
+        self.position.skips, self.position.left_out, self.position.large = before.skips, before.left_out, before.large
+        self.soundness.note(origin, last)
         warnings.warn(
             f"about step {at}: loss or gradient is not finite in batch {origin.batch} of epoch {origin.epoch}; "
-            f"going back to step {self.position.step} and leaving that batch out",
+            f"going back to step {self.position.step} to see why",
             stacklevel=5,
         )
 

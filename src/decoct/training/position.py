@@ -12,7 +12,7 @@ from decoct.training.processes import Processes
 @dataclass
 class Position:
     """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too; `samples`
-    are counted where the budget is in samples."""
+    are counted where the budget is in samples; `left_out`: what is wrong with samples that are left out, by key."""
 
     step: int = 0
     epoch: int = 0
@@ -25,9 +25,11 @@ class Position:
     pending: bool = False
     clock: tuple[int, int, float] = (0, 0, 0.0)
     skips: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    large: bool = False
 
     def skipped(self) -> dict[str, Any] | None:
-        """Why the batch that stands here is left out; None where it is not."""
+        """What is noted of the batch that stands here, which was not finite; None where nothing is."""
         return next((each for each in self.skips if (each["epoch"], each["batch"]) == (self.epoch, self.batch)), None)
 
 

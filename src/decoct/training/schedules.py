@@ -240,6 +240,8 @@ def _validate(value: Any) -> float | Schedule:
         return found
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is neither a number nor a schedule; write 4.0 or {{use: linear, ...}}")
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
     return float(value)
 
 

@@ -240,6 +240,14 @@ class Descent(Windowed):
     def splittable(self) -> bool:
         return self.criterion.splittable
 
+    def predictors(self) -> Mapping[str, Predictor]:
+        """The student and the teachers, as they are asked on batches of the loop."""
+
+        def moved(model: Predictor) -> Predictor:
+            return lambda batch: model(self.engine.move(batch))
+
+        return {name: moved(each) for name, each in {"student": self.forward, **self.teachers}.items()}
+
     def items(self, batch: Batch) -> Items:
         return self.criterion.items(batch)
 

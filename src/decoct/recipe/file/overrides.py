@@ -26,7 +26,7 @@ def override(marked: Marked, overrides: Sequence[str]) -> Marked:
     {'epochs': 3}
     """
     data = _copy(marked.data)
-    places = dict(marked.places)
+    places, values = dict(marked.places), dict(marked.values)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -34,8 +34,9 @@ def override(marked: Marked, overrides: Sequence[str]) -> Marked:
         place = Place(f"command line: {text}", 0, 0)
         path = _set(data, _parts(key, text), _override_value(value, text), place)
         places = {each: at for each, at in places.items() if each[: len(path)] != path}
+        values = {each: at for each, at in values.items() if each[: len(path)] != path}
         places[path] = place
-    return Marked(data, marked.name, places)
+    return Marked(data, marked.name, places, values)
 
 
 def _parts(key: str, text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from decoct.errors import Problem, RecipeError, nearest
@@ -38,11 +38,13 @@ class Located(Problem):
 
 @dataclass(frozen=True)
 class Marked:
-    """Plain data and, for every path in it, the place of its key (of the item itself in a list)."""
+    """Plain data and, for every path in it, the place of its key (of the item itself in a list); `values`: that of
+    its value."""
 
     data: dict[str, Any]
     name: str
     places: Mapping[SettingPath, Place]
+    values: Mapping[SettingPath, Place] = field(default_factory=dict)
 
     def place(self, path: Sequence[str | int]) -> Place:
         """The place of `path`, or of the nearest setting around it that was written."""
@@ -50,6 +52,12 @@ class Marked:
         while parts and parts not in self.places:
             parts = parts[:-1]
         return self.places.get(parts, Place(self.name, 1, 1))
+
+    def place_of(self, problem: Problem) -> Place:
+        """The place of what is wrong: of the value where `use` names nothing, else of the setting."""
+        if problem.path[-1:] == ("use",) and not problem.message.startswith("unknown"):
+            return self.values.get(problem.path, self.place(problem.path))
+        return self.place(problem.path)
 
 
 def locate(problems: Sequence[Problem], marked: Marked) -> RecipeError:
@@ -62,7 +70,7 @@ def locate(problems: Sequence[Problem], marked: Marked) -> RecipeError:
     located = []
     for problem in problems:
         path, message = _misspelt_use(_written(problem.path, marked.data), problem.message, marked.data)
-        place = problem.place if isinstance(problem, Located) else marked.place(path)
+        place = problem.place if isinstance(problem, Located) else marked.place_of(Problem(path, message))
         located.append(Located(path, message, place))
     unknown = [each.path for each in located if each.message.startswith("unknown")]
     kept = [each for each in dict.fromkeys(located) if not _follows(each, unknown)]

@@ -60,8 +60,9 @@ def read(text: str, name: str = "recipe.yaml") -> Marked:
     if not isinstance(root.value, dict):
         raise failure([Located((), "a recipe is a mapping: lines of `key: value`", root.place)])
     places: dict[SettingPath, Place] = {}
-    data = _expand(root, (), places)
-    return Marked(data, name, places)
+    values: dict[SettingPath, Place] = {}
+    data = _expand(root, (), places, values)
+    return Marked(data, name, places, values)
 
 
 def read_file(path: Path | str) -> Marked:
@@ -228,14 +229,15 @@ def _joined(value: Any, place: Place, parts: Sequence[_Node]) -> _Node:
     return _Node(value, place, size, 1 + max((each.depth for each in parts), default=0))
 
 
-def _expand(node: _Node, path: SettingPath, places: dict[SettingPath, Place]) -> Any:
+def _expand(node: _Node, path: SettingPath, places: dict[SettingPath, Place], values: dict[SettingPath, Place]) -> Any:
+    values[path] = node.place
     places.setdefault(path, node.place)
     if isinstance(node.value, list):
-        return [_expand(each, (*path, index), places) for index, each in enumerate(node.value)]
+        return [_expand(each, (*path, index), places, values) for index, each in enumerate(node.value)]
     if isinstance(node.value, dict):
         for key, (place, _) in node.value.items():
             places[*path, key] = place
-        return {key: _expand(each, (*path, key), places) for key, (_, each) in node.value.items()}
+        return {key: _expand(each, (*path, key), places, values) for key, (_, each) in node.value.items()}
     return node.value
 
 

@@ -20,6 +20,7 @@ from decoct.steps.learning.batches import few
 from decoct.training.callback import CHOSEN
 from decoct.training.fit import History
 from decoct.training.processes import ONE
+from decoct.training.soundness import counted
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 PROBE_SAMPLES = 4
 PARTS = "parts"
 """The folder of an artifact in which further models stand, each an artifact of its own."""
+
+
+LEFT_OUT = "left_out_samples"
+"""Among the scores: how many samples training left out because they made numbers that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,9 @@ def _write_student(
         )
         draft.write_json("task.json", task.plain())
         draft.scores.update(scores)
+        if history is not None and history.left_out:
+            draft.scores[LEFT_OUT] = float(len(history.left_out))
+            draft.meta["left_out"] = counted(history.left_out)
         draft.write_json("scores.json", draft.scores)
         if history is not None:
             draft.write_json("history.json", {"best": history.best, "steps": history.steps})
