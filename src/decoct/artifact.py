@@ -102,8 +102,7 @@ def writing(
             "files": _checksums(draft.folder),
         }
         manifest = json.loads(json.dumps(manifest))
-        text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1, sort_keys=True)
-        (draft.folder / MANIFEST).write_text(text, encoding="utf-8")
+        (draft.folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
         sync_tree(draft.folder)
         move_into_place(draft.folder, folder)
     except BaseException as error:
@@ -131,11 +130,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`; IntegrityError if it is absent or differs from its own checksum."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and manifest.pop(SEAL, None) == _seal(manifest):
-            return manifest
+        return read_sealed(path)
     except (FileNotFoundError, NotADirectoryError):
         raise IntegrityError(f"{path} is missing: this folder holds no whole artifact") from None
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The content as JSON that carries its own checksum."""
+    return json.dumps({**content, SEAL: _seal(content)}, indent=1, sort_keys=True)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `sealed` wrote to a file; IntegrityError if it differs from its own checksum, OSError if it is absent."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop(SEAL, None) == _seal(content):
+            return content
     except (UnicodeDecodeError, json.JSONDecodeError):
         pass
     raise IntegrityError(f"{path} is damaged")

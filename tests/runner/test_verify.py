@@ -64,6 +64,9 @@ def test_a_folder_that_only_the_results_name(copied: Path) -> None:
     results = json.loads((copied / "results.json").read_text())
     results["steps"].append({**results["steps"][1], "seed": 7})
     (copied / "results.json").write_text(json.dumps(results))
+    (copied / "run.json").unlink()  # of a run of 0.1.0, which had none
+    del results["sealed"]
+    (copied / "results.json").write_text(json.dumps(results))
     assert set(wrongs(copied)) == {"02-student_alone.seed-7"}
 
 

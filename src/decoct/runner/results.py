@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
             machine = records.get("machine", machine)
     for record in models:
         record["chain"] = chain(str(record.get("step", "")), nodes)
+        _place(record, nodes)
     return {
         "models": models,
         "comparisons": comparisons,
@@ -38,6 +40,30 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
         "compressions": compressions(nodes, artifacts),
         "stores": stores(nodes, artifacts),
     }
+
+
+def _place(record: dict[str, Any], nodes: Sequence[Node]) -> None:
+    """Puts a model's path right where its step has another place in the recipe than when it was measured."""
+    own = [node.id for node in nodes if node.step.name == record.get("step")]
+    old = record.get("path")
+    if own and isinstance(old, str) and old not in own:
+        record["path"] = own[0]
+        if isinstance(record.get("artifact"), str):
+            record["artifact"] = record["artifact"].replace(f"{old}/", f"{own[0]}/", 1)
+
+
+def joined_log(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> str:
+    """The logs of the nodes that have an artifact, in order, each line with its step and seed."""
+    lines = []
+    for node in nodes:
+        artifact = artifacts.get(node.id)
+        if artifact is None or not (artifact.folder / "log.jsonl").is_file():
+            continue
+        for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            number = {"step_number": record.pop("step")} if "step" in record else {}
+            lines.append(json.dumps({"step": node.step.name, "seed": node.seed, **number, **record}))
+    return "".join(line + "\n" for line in lines)
 
 
 def chain(step: str, nodes: Sequence[Node]) -> list[str]:
