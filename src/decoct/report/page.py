@@ -113,6 +113,8 @@ class RunView:
     matrices: list[Matrix]
     changes: list[ClassChange]
     hidden_classes: int
+    smallest: int
+    """Samples of the smallest class that has any; 0 where no classes are compared."""
     changed: tuple[str, str]
     widest: float
     facts: list[tuple[str, str]]
@@ -247,6 +249,7 @@ def _view(
         matrices=[_matrix(model, pictures) for model in compared],
         changes=ordered[:SHOWN_CLASSES],
         hidden_classes=max(len(changed) - SHOWN_CLASSES, 0),
+        smallest=min((each.n for each in changed if each.n), default=0),
         changed=(teacher.name if teacher else "", student.name if student else ""),
         widest=max([abs(each.points) for each in changed], default=0.0) or 1.0,
         facts=facts(results),

@@ -172,7 +172,8 @@ def _alone(results: Results, model: ModelRecord) -> str:
     if model.file_bytes:
         parts.append(f"takes {units.size(model.file_bytes)} on disk")
     told = join(parts) if parts else "was evaluated, but without quality, latency or size"
-    return f"{names(model)} {told}. There is no teacher in these results to compare it with."
+    other = "student" if is_teacher(model) else "teacher"
+    return f"{names(model)} {told}. There is no {other} in these results to compare it with."
 
 
 def _article(metric: str) -> str:
