@@ -323,6 +323,22 @@ def test_a_run_that_was_killed_is_not_called_damaged_and_shows_nothing_of_before
     assert "did not end" not in page(run)
 
 
+def test_a_page_needs_no_torch(run: Path) -> None:
+    from decoct.runner import results
+    from decoct.steps import search
+    from decoct.steps.compressing import work
+    from decoct.steps.shipping import benchmark, export
+
+    assert (work.REPORT, search.RECORD, export.RECORD, benchmark.RECORDS) == (
+        results.REPORT,
+        results.SEARCHED,
+        results.EXPORTED,
+        results.RECORDS,
+    )
+    code = "import sys; from decoct.cli.app import call; code = call(sys.argv[1:]); sys.exit(99 * ('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code, "report", str(run)], check=False).returncode == 0
+
+
 def test_reading_a_run_refuses_records_that_were_edited(run: Path) -> None:
     (run / "recipe.yaml").write_text("version: 1\n")
     with pytest.raises(IntegrityError, match=r"recipe\.yaml is damaged"):

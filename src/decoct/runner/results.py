@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact
-from decoct.steps.compressing.work import REPORT
-from decoct.steps.search import RECORD as SEARCHED
-from decoct.steps.shipping.benchmark import RECORDS, finite
-from decoct.steps.shipping.export import RECORD as EXPORTED
 
 if TYPE_CHECKING:
     from decoct.recipe.graph import Node
+
+REPORT, SEARCHED, EXPORTED, RECORDS = "compression.json", "search.json", "exported.json", "records.json"
+"""The files of artifacts that figures stand in, as the steps name them: these need torch, gathering does not."""
 
 
 def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def compressions(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> li
                 "source": line[-2] if len(line) > 1 else own,
                 **({"scores": dict(artifact.scores)} if artifact.kind == "model" else {}),
             }
-    return [finite(each) for each in found.values()]
+    return [_finite(each) for each in found.values()]
 
 
 def stores(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def stores(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dic
             teacher = artifact.meta["teacher"]["fingerprint"]
             path = artifact.folder.name
             found.append({"step": node.step.name, "seed": node.seed, "path": path, "teacher": teacher, **facts})
-    return [finite(each) for each in found]
+    return [_finite(each) for each in found]
 
 
 def _compression(artifact: Artifact) -> dict[str, Any]:
@@ -155,3 +155,12 @@ def _add(models: list[dict[str, Any]], record: dict[str, Any]) -> None:
         models.append(record)
     else:
         known |= {name: {**record.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
+
+
+def _finite(value: Any) -> Any:
+    """JSON data with None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
