@@ -30,6 +30,7 @@ import torch
 import decoct as dc
 from api_toys import SHORT, images, loader, network
 from decoct.report import card, page  # noqa: F401
+from decoct.runner.verify import verify_run
 from tiny import PAIR, SHIPPED, recipe, timeless, tree
 
 CHANGES: dict[str, Any] = {
@@ -170,6 +171,8 @@ def at_each_operation(root: Path) -> dict[str, Any]:
             run(root / str(n))
 
         assert killed(fork(dies)), (n, kinds[n - 1])
+        found = [each for each in verify_run(root / str(n)) if each.wrong] if any((root / str(n)).glob("*")) else []
+        assert not found, (n, kinds[n - 1], found)
         same.append(finish(root / str(n)) == expected)
     return {"kinds": kinds, "same": same}
 

@@ -13,15 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from decoct.errors import DecoctError, IntegrityError, ResourceError, dotted
 from decoct.spec import Choice, as_recipe_error
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Kind = Literal["model", "estimator", "exported", "store", "data", "records"]
 MANIFEST = "manifest.json"
@@ -284,8 +281,7 @@ def writing(
             "files": _checksums(draft.folder),
         }
         manifest = json.loads(json.dumps(manifest))
-        text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1, sort_keys=True)
-        (draft.folder / MANIFEST).write_text(text, encoding="utf-8")
+        (draft.folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
         sync_tree(draft.folder)
         move_into_place(draft.folder, folder)
     except BaseException as error:
@@ -314,12 +310,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`; IntegrityError if it is absent or differs from its own checksum."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = read_json(path, dict[str, Any])
+        manifest = read_sealed(path)
     except (FileNotFoundError, NotADirectoryError):
         raise IntegrityError(f"{path} is missing: this folder holds no whole artifact") from None
-    if manifest.pop(SEAL, None) != _seal(manifest):
+    checked: dict[str, Any] = check_shape(manifest, str(path), _Manifest)
+    return checked
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The content as JSON that carries its own checksum."""
+    return json.dumps({**content, SEAL: _seal(content)}, indent=1, sort_keys=True)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `sealed` wrote to a file; IntegrityError if it differs from its own checksum, OSError if it is absent."""
+    content: dict[str, Any] = read_json(path, dict[str, Any])
+    if content.pop(SEAL, None) != _seal(content):
         raise IntegrityError(f"{path} is damaged: it differs from its own checksum")
-    return check_shape(manifest, str(path), _Manifest)
+    return content
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -367,7 +375,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
         _sync(path.parent)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Writes a safetensors file; ResourceError on a full disk, OSError where the file cannot be written else."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file

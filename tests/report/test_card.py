@@ -4,7 +4,7 @@ import re
 import pytest
 
 from decoct.report.card import card, fenced, md, write_card
-from decoct.report.records import read_run
+from decoct.report.runs import read_run
 
 HOSTILE = "<script>alert(1)</script> | `x` [a](javascript:b) *c*"
 

@@ -5,8 +5,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoct.report.charts import training, validation
+from decoct.report.charts import logged_once, training, validation
+from decoct.report.colours import Colours
 from decoct.report.curves import Curve, largest_triangles, read_log, thinned
+
+COLOURS = Colours({}, [])
 
 
 def reference(x, y, limit):
@@ -82,13 +85,13 @@ def test_odd_lines_are_passed_over_and_counted(write, records):
 
 def test_no_log_no_curves(write, records):
     log = read_log(write(records.digits(1)))
-    assert training(log) == []
-    assert validation(log, "accuracy") is None
+    assert training(log, COLOURS) == []
+    assert validation(log, "accuracy", COLOURS) is None
 
 
 def test_pictures_of_training(write, records):
     log = read_log(write(records.digits(5), records.log(5)))
-    titles = [chart.title for chart in training(log)]
+    titles = [chart.title for chart in training(log, COLOURS)]
     assert titles == [
         "Loss of teacher",
         "Loss of student_alone",
@@ -96,7 +99,7 @@ def test_pictures_of_training(write, records):
         "Weights of student",
         "Learning rate",
     ]
-    chart = validation(log, "accuracy")
+    chart = validation(log, "accuracy", COLOURS)
     assert chart is not None
     assert chart.rows == 5 * 3 * 12
     assert all(len(chart.data[name]) == chart.rows for name in ("x", "y"))
@@ -109,7 +112,7 @@ def test_scheduled_settings_are_drawn_apart_from_the_weights(tmp_path):
         for n in range(8)
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    titles = {chart.title: chart for chart in training(read_log(tmp_path))}
+    titles = {chart.title: chart for chart in training(read_log(tmp_path), COLOURS)}
     assert titles["Weights of student"].data["group"]["levels"] == ["kd", "v.2"]
     assert titles["Temperature of student"].data["group"]["levels"] == ["kd.temperature"]
     assert "At least of student" not in titles
@@ -131,6 +134,25 @@ def test_agreement_of_teachers_is_drawn_apart_from_the_losses(tmp_path):
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = read_log(tmp_path)
     assert [curve.name for curve in log.losses] == ["total", "kd"]
-    titles = {chart.title: chart for chart in training(log)}
+    titles = {chart.title: chart for chart in training(log, COLOURS)}
     assert titles["Agreement in student"].data["group"]["levels"] == ["a", "teachers"]
     assert titles["Teachers of student"].data["group"]["levels"] == ["a", "b"]
+
+
+def test_what_was_logged_once_is_said_and_not_drawn(write, records):
+    """A line of one point is an empty frame."""
+    lines = [line for line in records.log(1, steps=10) if line["kind"] == "train"]
+    lines += [{**line, "kind": "validation", "scores": {"accuracy": 0.5}} for line in lines]
+    log = read_log(write(records.digits(1), lines))
+    assert [len(curve.x) for curve in (*log.losses, *log.validation)] == [1] * 10
+    assert training(log, COLOURS) == []
+    assert validation(log, "accuracy", COLOURS) is None
+    told = logged_once(log, "accuracy")
+    assert [text.partition(",")[0] for text in told] == [
+        "Loss of teacher",
+        "Loss of student_alone",
+        "Loss of student",
+        "Accuracy on validation data",
+    ]
+    assert "student 50.0 %" in told[-1]
+    assert logged_once(read_log(write(records.digits(1), records.log(1), name="long")), "accuracy") == []

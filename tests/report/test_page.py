@@ -7,31 +7,10 @@ from decoct.errors import DataError
 from decoct.report.page import embedded_json, write_page
 from decoct.report.records import as_results
 from decoct.report.table import rows
+from pages import must_be_quiet, opened, words
 
 HOSTILE = "<script>window.hacked=1</script></script><img src=x onerror=window.hacked=1>{{ 7*7 }}"
 MOST_BYTES = 3_000_000
-
-
-def opened(browser, path, width=1400, scheme="light"):
-    """The page drawn, what its console said, and what it asked of the network."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.messages, page.asked = [], []
-    page.on("console", lambda message: page.messages.append(message.text))
-    page.on("pageerror", lambda error: page.messages.append(str(error)))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(path.as_uri())
-    page.wait_for_selector("body[data-drawn]", state="attached")
-    return page
-
-
-def words(page):
-    """The text of the page as it is read, spaces joined."""
-    return " ".join(page.inner_text("body").replace("\N{NO-BREAK SPACE}", " ").split())
-
-
-def must_be_quiet(page, path):
-    assert page.messages == []
-    assert page.asked == [path.as_uri()]
 
 
 @pytest.mark.browser

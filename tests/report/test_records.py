@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoct.errors import DataError, IntegrityError
-from decoct.report.records import as_results, distinct, read_results, read_runs
+from decoct.report.records import as_results, read_results
+from decoct.report.runs import distinct, read_runs
 
 
 def test_unknown_keys_and_gaps_are_borne():

@@ -58,7 +58,10 @@ def flip(path: Path, at: int = -1) -> None:
 def test_a_folder_holds_what_the_interface_says(finished: Run) -> None:
     top = {path.name for path in finished.folder.iterdir()}
     folders = {f"{number:02d}-{name}" for number, name in enumerate(STEPS, 1)}
-    assert top == {"recipe.yaml", "results.json", "report.html", "model_card.md", "log.jsonl", ".lock"} | folders
+    assert (
+        top
+        == {"recipe.yaml", "results.json", "report.html", "model_card.md", "log.jsonl", "run.json", ".lock"} | folders
+    )
     for name in ("01-teacher", "02-student_alone", "03-student"):
         files = {path.name for path in (finished.folder / name).iterdir()}
         assert {"model.safetensors", "model.json", "scores.json", "manifest.json"} <= files
@@ -172,6 +175,7 @@ def test_a_second_run_skips_every_step_and_changes_no_artifact(copied: Path, fin
         "results.json",
         "report.html",
         "model_card.md",
+        "run.json",
     }
     assert before.keys() == after.keys()
     results = json.loads((copied / "results.json").read_text())

@@ -312,25 +312,25 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page.")] = None,
 ) -> Answer:
     """Writes the page of one run, or of several runs compared."""
-    from decoct.report.page import write_page
+    from decoct.runner.reporting import report as write_report
 
-    target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-    written = write_page(folders, target)
-    return Answer({"page": str(written)}, [f"Page: {written}"])
+    written, notes = write_report(folders, out)
+    return Answer({"page": str(written), "notes": notes}, [*notes, f"Page: {written}"])
 
 
 @command
 def verify(
     context: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run or one artifact.")]
 ) -> Answer:
-    """Checks every file's checksum, and the exported artifacts once more against their weights."""
+    """Checks every file's checksum, the figures against the artifacts, and exported files against their weights."""
     from decoct.runner.verify import verify_run
 
     found = verify_run(folder, offline=context.obj.offline)
     wrong = [f"{each.artifact}: {line}" for each in found for line in each.wrong]
     if wrong:
         raise IntegrityError("\n".join(wrong))
-    lines = [f"{each.artifact}: {each.files} files good{each.parity and f'; {each.parity}'}" for each in found]
+    told = [(each, f"{each.files} files good" if each.files else "") for each in found]
+    lines = [f"{each.artifact}: {'; '.join(filter(None, (good, each.parity, each.note)))}" for each, good in told]
     return Answer({"folder": str(folder), "artifacts": [vars(each) for each in found]}, lines)
 
 

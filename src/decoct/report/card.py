@@ -10,11 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from decoct.artifact import read_json, write_whole
+from decoct.artifact import read_json
 from decoct.errors import IntegrityError
 from decoct.report.chain import teacher_of
 from decoct.report.measured import facts, step_views
-from decoct.report.records import ModelRecord, Run, read_run
+from decoct.report.records import ModelRecord
+from decoct.report.run_manifest import write_page_file
+from decoct.report.runs import Run, read_run
 from decoct.report.sentence import sentences, shipped_of
 from decoct.report.table import rows
 
@@ -28,7 +30,7 @@ def write_card(folder: Path, out: Path) -> Path:
 
     DataError if the folder is no finished run, IntegrityError if its records are damaged.
     """
-    write_whole(Path(out), card(read_run(Path(folder))))
+    write_page_file(Path(out), card(read_run(Path(folder))))
     return Path(out)
 
 

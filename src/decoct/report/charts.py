@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decoct.report import units
+from decoct.report.colours import Colours
 from decoct.report.curves import TOTAL, Curve, Log, thinned
 
 POINTS = 500
@@ -39,36 +40,67 @@ class Chart:
     """Whether standard deviations are drawn."""
 
 
-def training(log: Log, limit: int = POINTS) -> list[Chart]:
-    """Losses by term, one chart a step; then weights that change and other scheduled settings; then learning rates."""
-    charts = [_losses(step, [c for c in log.losses if c.step == step], limit) for step in log.steps()]
+def training(log: Log, colours: Colours, limit: int = POINTS) -> list[Chart]:
+    """Losses by term, one chart a step; then weights that change and other scheduled settings; then learning rates.
+
+    What was logged once is no curve; `logged_once` says it.
+    """
+    charts = [_losses(step, [c for c in log.losses if c.step == step], colours, limit) for step in log.steps()]
     for step in log.steps():
         weights, settings = _weights_and_settings([curve for curve in log.weights if curve.step == step])
         if any(curve.varies() for curve in weights):
             summary = f"Weight of each term of {step} over its optimizer steps. {_ends(weights)}"
-            charts.append(_lines(f"Weights of {step}", summary, weights, limit, y="weight", by="name"))
+            charts.append(_lines(f"Weights of {step}", summary, weights, colours, limit, y="weight", by="name"))
         for setting, curves in settings.items():
             summary = f"Scheduled {setting} of {step} over its optimizer steps. {_ends(curves)}"
-            charts.append(_lines(f"{setting.capitalize()} of {step}", summary, curves, limit, y=setting, by="name"))
-        charts += _teachers(step, log, limit)
+            title = f"{setting.capitalize()} of {step}"
+            charts.append(_lines(title, summary, curves, colours, limit, y=setting, by="name"))
+        charts += _teachers(step, log, colours, limit)
     rates = [curve for curve in log.rates if curve.varies()]
     if rates:
         summary = f"Learning rate of each step. {_ends(rates, 'step')}"
-        charts.append(_lines("Learning rate", summary, rates, limit, y="learning rate", by="step"))
-    return charts
+        charts.append(_lines("Learning rate", summary, rates, colours, limit, y="learning rate", by="step"))
+    return [chart for chart in charts if chart is not None]
 
 
-def _teachers(step: str, log: Log, limit: int) -> list[Chart]:
+def logged_once(log: Log, metric: str) -> list[str]:
+    """What has one value and so no picture, a sentence a step, as of runs that were short."""
+    found = []
+    for step in log.steps():
+        own = [curve for curve in log.losses if curve.step == step]
+        if not any(_drawn(curve) for curve in own):
+            found.append(f"Loss of {step}, logged once: {_values(own)}.")
+    name, curves = _validated(log, metric)
+    if curves and not any(_drawn(curve) for curve in curves):
+        found.append(f"{units.label(name)} on validation data, measured once: {_values(curves, 'step', name)}.")
+    return found
+
+
+def _drawn(curve: Curve) -> bool:
+    """Whether a curve has two points that a line can join."""
+    return len(curve.x) > 1
+
+
+def _values(curves: Sequence[Curve], by: str = "name", metric: str = "") -> str:
+    told: dict[str, str] = {}
+    for curve in curves:
+        value = units.score(curve.y[-1], metric) if metric else units.significant(curve.y[-1])
+        told.setdefault(getattr(curve, by), f"{getattr(curve, by)} {value}")
+    return ", ".join(list(told.values())[:8])
+
+
+def _teachers(step: str, log: Log, colours: Colours, limit: int) -> list[Chart | None]:
     """Of several teachers: who agrees with whom, and how much each counts where that changes."""
     charts = []
     agreement = [curve for curve in log.agreement if curve.step == step]
     if agreement:
         summary = f"Share of samples on which the student and each teacher agree, in {step}. {_ends(agreement)}"
-        charts.append(_lines(f"Agreement in {step}", summary, agreement, limit, y="agreement", by="name", share=True))
+        title = f"Agreement in {step}"
+        charts.append(_lines(title, summary, agreement, colours, limit, y="agreement", by="name", share=True))
     say = [curve for curve in log.say if curve.step == step]
     if any(curve.varies() for curve in say):
         summary = f"How much each teacher counts in {step}. {_ends(say)}"
-        charts.append(_lines(f"Teachers of {step}", summary, say, limit, y="weight", by="name", share=True))
+        charts.append(_lines(f"Teachers of {step}", summary, say, colours, limit, y="weight", by="name", share=True))
     return charts
 
 
@@ -86,11 +118,9 @@ def _weights_and_settings(curves: Sequence[Curve]) -> tuple[list[Curve], dict[st
     return weights, settings
 
 
-def validation(log: Log, metric: str, limit: int = POINTS) -> Chart | None:
-    """The main metric on validation data, one line a step and seed."""
-    names = [curve.name for curve in log.validation]
-    name = metric if metric in names or not names else names[0]
-    curves = [curve for curve in log.validation if curve.name == name]
+def validation(log: Log, metric: str, colours: Colours, limit: int = POINTS) -> Chart | None:
+    """The main metric on validation data, one line a step and seed; None where no step measured it twice."""
+    name, curves = _validated(log, metric)
     if not curves:
         return None
     label = units.label(name)
@@ -99,6 +129,7 @@ def validation(log: Log, metric: str, limit: int = POINTS) -> Chart | None:
         f"{label} on validation data",
         summary,
         curves,
+        colours,
         limit,
         y=label,
         by="step",
@@ -107,8 +138,15 @@ def validation(log: Log, metric: str, limit: int = POINTS) -> Chart | None:
     )
 
 
-def heat(title: str, labels: Sequence[str], matrix: Sequence[Sequence[float]]) -> Chart:
-    """A large confusion matrix: colour by share of the true class, counts on pointing."""
+def _validated(log: Log, metric: str) -> tuple[str, list[Curve]]:
+    """The main metric, or else the first that was measured on validation data, and its curves."""
+    names = [curve.name for curve in log.validation]
+    name = metric if metric in names or not names else names[0]
+    return name, [curve for curve in log.validation if curve.name == name]
+
+
+def heat(title: str, labels: Sequence[str], matrix: Sequence[Sequence[float]]) -> Chart | None:
+    """A large confusion matrix: colour by share of the true class, counts on pointing; None where it counts nothing."""
     cells = [
         (str(labels[i]), str(labels[j]), n, n / total)
         for i, row in enumerate(matrix)
@@ -116,6 +154,8 @@ def heat(title: str, labels: Sequence[str], matrix: Sequence[Sequence[float]]) -
         for j, n in enumerate(row)
         if n
     ]
+    if not cells:
+        return None
     domain = [str(label) for label in labels]
     axis = {"labelOverlap": True, "grid": False}
     spec = {
@@ -124,7 +164,12 @@ def heat(title: str, labels: Sequence[str], matrix: Sequence[Sequence[float]]) -
         "encoding": {
             "x": {"field": "answer", "type": "nominal", "sort": None, "scale": {"domain": domain}, "axis": axis},
             "y": {"field": "true", "type": "nominal", "sort": None, "scale": {"domain": domain}, "axis": axis},
-            "color": {"field": "share", "type": "quantitative", "scale": {"domain": [0, 1]}, "title": "share of class"},
+            "color": {
+                "field": "share",
+                "type": "quantitative",
+                "scale": {"type": "sqrt", "domain": [0, 1]},
+                "title": "share of class",
+            },
             "tooltip": tooltip({"true": "true class", "answer": "answer", "n": "samples"}),
         },
     }
@@ -138,12 +183,12 @@ def heat(title: str, labels: Sequence[str], matrix: Sequence[Sequence[float]]) -
     return Chart(title, f"{title}: rows are true classes, columns are answers.", spec, data, len(cells))
 
 
-def _losses(step: str, curves: list[Curve], limit: int) -> Chart:
+def _losses(step: str, curves: list[Curve], colours: Colours, limit: int) -> Chart | None:
     terms = list(dict.fromkeys(curve.name for curve in curves))
     if len(terms) == 2 and TOTAL in terms and _equal(curves):
         curves = [curve for curve in curves if curve.name != TOTAL]
     summary = f"Training loss of {step} by term over its optimizer steps. {_ends(curves)}"
-    return _lines(f"Loss of {step}", summary, curves, limit, y="loss", by="name")
+    return _lines(f"Loss of {step}", summary, curves, colours, limit, y="loss", by="name")
 
 
 def _equal(curves: list[Curve]) -> bool:
@@ -161,14 +206,18 @@ def _lines(
     title: str,
     summary: str,
     curves: list[Curve],
+    colours: Colours,
     limit: int,
     *,
     y: str,
     by: str,
     points: bool = False,
     share: bool = False,
-) -> Chart:
-    """A line chart of curves, one colour and dash a group (`by` "name" or "step"), one line a seed."""
+) -> Chart | None:
+    """A line chart of curves, one colour and dash a group (`by` "name" or "step"), one line a seed; None where no curve
+    has two points."""
+    if not any(_drawn(curve) for curve in curves):
+        return None
     curves = [thinned(curve, limit) for curve in curves]
     groups = list(dict.fromkeys(getattr(curve, by) for curve in curves))
     rows = [(getattr(curve, by), curve.seed, x, value) for curve in curves for x, value in zip(curve.x, curve.y)]
@@ -192,14 +241,15 @@ def _lines(
             "axis": axis,
         },
         "detail": {"field": "seed"},
-        **_by_group("group", groups, dashes=not points, legend=len(groups) > 1),
+        **_by_group("group", groups, colours, dashes=not points, legend=len(groups) > 1),
     }
     opacity = 1.0 if seeds == 1 else 0.55
     mark = {"type": "line", "strokeWidth": 2 if seeds == 1 else 1.4, "opacity": opacity, "aria": False}
     layers: list[Json] = [{"mark": mark}]
     pointed = tooltip({"group": "curve", "seed": "seed", "x": "step", "y": "value"})
-    if len(rows) <= 1500:
-        seen = points and len(rows) <= 150
+    single = {getattr(curve, by) for curve in curves if not _drawn(curve)}
+    if len(rows) <= 1500 or single:
+        seen = (points and len(rows) <= 150) or bool(single)
         dot = {"type": "point", "filled": True, "size": 45, "opacity": opacity if seen else 0, "aria": False}
         layers.append({"mark": dot, "encoding": {"tooltip": pointed}})
     table = [["Curve", "Seed", "First", "Last", "Smallest", "Largest"]]
@@ -208,14 +258,19 @@ def _lines(
     return Chart(title, summary, {"height": HEIGHT, "encoding": encoding, "layer": layers}, data, len(rows), table)
 
 
-def _by_group(field_name: str, domain: list[str], *, dashes: bool, legend: bool) -> Json:
+def _by_group(field_name: str, domain: list[str], colours: Colours, *, dashes: bool, legend: bool) -> Json:
     """Colour together with dash or shape, so that no curve is told by colour alone."""
     second = ("strokeDash", DASHES) if dashes else ("shape", SHAPES)
     symbol = {"symbolType": "stroke", "symbolSize": 400} if dashes else {"symbolOpacity": 1}
     key = {"title": None, **symbol} if legend else None
     cycle = [second[1][i % len(second[1])] for i in range(len(domain))]
     return {
-        "color": {"field": field_name, "type": "nominal", "scale": {"domain": domain}, "legend": key},
+        "color": {
+            "field": field_name,
+            "type": "nominal",
+            "scale": {"domain": domain, "range": colours.of(domain)},
+            "legend": key,
+        },
         second[0]: {
             "field": field_name,
             "type": "nominal",

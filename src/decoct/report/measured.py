@@ -52,9 +52,16 @@ def step_views(steps: Sequence[StepRecord]) -> list[StepView]:
 
 
 def _step(records: list[StepRecord]) -> StepView:
-    times = [record.wall_s for record in records if record.wall_s is not None]
+    times = [record.wall_s for record in records if record.wall_s is not None and not record.state]
     skipped = sum(bool(record.skipped) for record in records)
-    state = "run" if not skipped else "skipped" if skipped == len(records) else f"{skipped} of {len(records)} skipped"
+    ended = " and ".join(_each(record.state for record in records))
+    state = (
+        ended or "run"
+        if not skipped
+        else "skipped"
+        if skipped == len(records)
+        else f"{skipped} of {len(records)} skipped"
+    )
     if len(records) > 1 and skipped in {0, len(records)}:
         state += f", {len(records)} seeds"
     mean = units.seconds(sum(times) / len(times)) if times else units.ABSENT
@@ -71,7 +78,7 @@ def _quality(results: Results) -> str:
     )
     told = "; ".join(splits)
     if told and any(model.quality_sd for model in results.models):
-        told += f"; mean ± standard deviation over {len(results.seeds)} seeds"
+        told += f"; mean ± standard deviation over {len(results.seeds)} seeds where ± is written"
     return told
 
 

@@ -27,7 +27,7 @@
       legend: { ...text, labelColor: color("--text"), orient: "bottom", direction: "horizontal", symbolSize: 90,
         symbolStrokeWidth: 2, symbolBaseFillColor: color("--text"), symbolBaseStrokeColor: color("--text"), columns: Math.max(1, Math.floor(width / 170)), labelLimit: Math.max(120, width - 60) },
       text: { color: color("--text") },
-      bar: { color: color("--series-1") },
+      bar: { color: color("--quiet") },
       style: { quiet: { stroke: color("--quiet") } },
       range: {
         category: Array.from({ length: 8 }, (_, i) => color(`--series-${i + 1}`)),
@@ -37,13 +37,21 @@
     };
   }
 
+  // Colours stand in specifications by name, as series-2, so that they follow the scheme.
+  const coloured = (part) => Array.isArray(part) ? part.map(coloured)
+    : part && typeof part === "object" ? Object.fromEntries(Object.entries(part).map(([key, each]) =>
+      [key, key === "range" && Array.isArray(each) ? each.map(named) : coloured(each)]))
+    : part;
+  const named = (text) => /^series-[1-8]$/.test(text)
+    ? getComputedStyle(document.documentElement).getPropertyValue(`--${text}`).trim() : text;
+
   async function draw(chart) {
     const element = document.getElementById(chart.id);
     if (!element || !element.clientWidth) return;
     const width = element.clientWidth;
     const spec = {
       $schema: "https://vega.github.io/schema/vega-lite/v6.json",
-      ...chart.spec,
+      ...coloured(chart.spec),
       description: chart.title,
       width: "container",
       autosize: { type: "fit-x", contains: "padding" },

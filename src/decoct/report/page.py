@@ -14,18 +14,20 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from decoct.artifact import write_whole
 from decoct.errors import DataError
 from decoct.report import charts, units
 from decoct.report.chain import teacher_of
 from decoct.report.charts import Chart
+from decoct.report.colours import Colours
 from decoct.report.compression import Stage, stages
 from decoct.report.confusion import ClassChange, changes, mistakes, squares
 from decoct.report.curves import Log, read_log
 from decoct.report.highlights import Highlight, highlights
 from decoct.report.measured import StepView, facts, step_views
 from decoct.report.pareto import pareto
-from decoct.report.records import ModelRecord, Results, Run, read_runs
+from decoct.report.records import ModelRecord, Results
+from decoct.report.run_manifest import RUN_MANIFEST, write_page_file
+from decoct.report.runs import Run, read_runs
 from decoct.report.sentence import Finding, findings, shipped_of, subject_of
 from decoct.report.table import Column, Row, filled, table
 
@@ -35,6 +37,10 @@ SMALL_MATRIX, LARGE_MATRIX = 20, 60
 """Classes up to which a confusion matrix is a table, or a picture; above, only its commonest mistakes are listed."""
 SHOWN_CLASSES = 30
 RECIPE_CHARACTERS = 60_000
+UNVOUCHED = Finding(
+    f"These figures are not vouched for: the run has no {RUN_MANIFEST}, so nothing tells whether they were changed.",
+    "warning",
+)
 
 
 @dataclass
@@ -93,15 +99,22 @@ class RunView:
     name: str
     anchor: int
     results: Results
+    state: str
+    """"failed", where the run failed or did not end."""
     findings: list[Finding]
     highlights: list[Highlight]
     rows: list[Row]
     stages: list[StageView]
     training: list[Placed | None]
     validation: Placed | None
+    once: list[str]
+    """What was logged once and has no picture."""
+    first_seed: int | None
     matrices: list[Matrix]
     changes: list[ClassChange]
     hidden_classes: int
+    smallest: int
+    """Samples of the smallest class that has any; 0 where no classes are compared."""
     changed: tuple[str, str]
     widest: float
     facts: list[tuple[str, str]]
@@ -118,17 +131,19 @@ def write_page(folders: Sequence[Path], out: Path) -> Path:
     if not folders:
         raise DataError("no run to report on; name at least one run's folder")
     runs = read_runs([Path(folder) for folder in folders])
-    write_whole(Path(out), page(runs))
+    write_page_file(Path(out), page(runs))
     return Path(out)
 
 
 def page(runs: Sequence[Run]) -> str:
     """The page as text."""
-    logs, pictures = [read_log(run.folder) for run in runs], Pictures()
+    logs = [Log() if run.results.unfinished else read_log(run.folder) for run in runs]
+    pictures = Pictures()
     limit = _limit(logs)
     columns = filled([run.results for run in runs])
-    fronts = [each for cost in ("latency", "size") if (each := pictures.add(pareto(runs, cost)))]
-    views = [_view(i, run, log, columns, pictures, limit) for i, (run, log) in enumerate(zip(runs, logs))]
+    colours = Colours.over([run.results for run in runs], logs)
+    fronts = [pictures.add(chart) for cost in ("latency", "size") for chart in pareto(runs, cost, colours)]
+    views = [_view(i, run, log, columns, pictures, colours, limit) for i, (run, log) in enumerate(zip(runs, logs))]
     return _render(
         "page.html.jinja",
         views=views,
@@ -202,7 +217,15 @@ def _title(runs: Sequence[Run]) -> str:
     return " on ".join(part for part in (use.capitalize(), data.replace("_", " ")) if part) or runs[0].name
 
 
-def _view(anchor: int, run: Run, log: Log, columns: Sequence[Column], pictures: Pictures, limit: int) -> RunView:
+def _view(
+    anchor: int,
+    run: Run,
+    log: Log,
+    columns: Sequence[Column],
+    pictures: Pictures,
+    colours: Colours,
+    limit: int,
+) -> RunView:
     results = run.results
     student = subject_of(results)
     teacher = teacher_of(results, student)
@@ -214,15 +237,19 @@ def _view(anchor: int, run: Run, log: Log, columns: Sequence[Column], pictures: 
         name=run.name,
         anchor=anchor,
         results=results,
-        findings=findings(results),
+        state="failed" if results.failed or results.unfinished else "",
+        findings=[*findings(results), *([] if run.vouched else [UNVOUCHED])],
         highlights=highlights(results),
         rows=table(results, [column.title for column in columns]),
         stages=[StageView(each, pictures.add(each.chart)) for each in stages(results)],
-        training=[pictures.add(chart) for chart in charts.training(log, limit)],
-        validation=pictures.add(charts.validation(log, results.metric, limit)),
+        training=[pictures.add(chart) for chart in charts.training(log, colours, limit)],
+        validation=pictures.add(charts.validation(log, results.metric, colours, limit)),
+        once=charts.logged_once(log, results.metric),
+        first_seed=results.seeds[0] if results.seeds else results.seed,
         matrices=[_matrix(model, pictures) for model in compared],
         changes=ordered[:SHOWN_CLASSES],
         hidden_classes=max(len(changed) - SHOWN_CLASSES, 0),
+        smallest=min((each.n for each in changed if each.n), default=0),
         changed=(teacher.name if teacher else "", student.name if student else ""),
         widest=max([abs(each.points) for each in changed], default=0.0) or 1.0,
         facts=facts(results),

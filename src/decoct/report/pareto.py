@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decoct.report import units
 from decoct.report.charts import SHAPES, Chart, Json, coded, short, tooltip
-from decoct.report.records import ModelRecord, Run
+from decoct.report.colours import Colours
+from decoct.report.records import ModelRecord, Results
+from decoct.report.runs import Run
 
 WIDE = 8.0
 """Costs whose largest is this many times the smallest are drawn on a logarithmic axis."""
@@ -16,34 +19,72 @@ HEIGHT, WIDTH, CHARACTER = 300, 360, 6.6
 """Pixels: the height drawn, the width and the size of letters assumed where labels are placed."""
 
 
-def pareto(runs: Sequence[Run], cost: str) -> Chart | None:
-    """Quality against a cost ("latency" or "size"), with the models that no other beats in both."""
+Point = tuple[str, ModelRecord, float, float]
+"""The run's name, the model, its cost, its quality."""
+
+
+def pareto(runs: Sequence[Run], cost: str, colours: Colours) -> list[Chart]:
+    """Quality against a cost ("latency" or "size"), with the models that no other beats in both.
+
+    Of latency one chart for each way of measuring (runtime, threads, batch, machine) in which two models were timed:
+    times of different ways are not compared. Runs on other data, or with another metric, than the first are left out.
+    """
     results = runs[0].results
+    metric = results.metric
+    ways: dict[tuple[Any, ...], list[Point]] = {}
+    for run in runs:
+        for model in run.results.models if _graded_alike(run.results, results) else ():
+            x = _cost(model, cost)
+            if x and metric in model.quality and model.graded_like(results.models[0]):
+                point = (run.name, model, x, model.quality[metric])
+                ways.setdefault(_way(run.results, model) if cost == "latency" else (), []).append(point)
+    shown = {way: points for way, points in ways.items() if len(points) > 1}
+    left = [point for way, points in ways.items() if way not in shown for point in points]
+    return [_chart(runs, cost, colours, way, points, left, len(shown) > 1) for way, points in shown.items()]
+
+
+def _graded_alike(results: Results, first: Results) -> bool:
+    """Whether qualities of two runs stand for the same: one metric on the same data."""
+    prints = {str(each.data.get("fingerprint", "")) for each in (results, first)} - {""}
+    return results.metric == first.metric and len(prints) < 2
+
+
+def _way(results: Results, model: ModelRecord) -> tuple[Any, ...]:
+    """How and where a latency was measured."""
+    latency = model.latency
+    assert latency is not None
+    machine = json.dumps({k: v for k, v in results.machine.items() if k != "versions"}, sort_keys=True, default=str)
+    return latency.runtime, latency.threads, latency.batch, machine
+
+
+def _told_way(way: tuple[Any, ...]) -> str:
+    runtime, threads, batch, _ = way
+    parts = [runtime, f"{threads} {'thread' if threads == 1 else 'threads'}" if threads else ""]
+    return ", ".join(part for part in [*parts, f"batch of {batch}" if batch else ""] if part)
+
+
+def _chart(
+    runs: Sequence[Run],
+    cost: str,
+    colours: Colours,
+    way: tuple[Any, ...],
+    points: list[Point],
+    left: list[Point],
+    several_ways: bool,
+) -> Chart:
+    results, several = runs[0].results, len(runs) > 1
     metric, less = results.metric, units.less_is_better(results.metric, results.task.direction)
-    points = [
-        (run.name, model, x, model.quality[metric])
-        for run in runs
-        if run.results.metric == metric
-        for model in run.results.models
-        if (x := _cost(model, cost)) and metric in model.quality
-    ]
-    if len(points) < 2:
-        return None
     best = front([(x, -y if less else y) for _, _, x, y in points])
     label, title = units.label(metric), {"latency": "latency", "size": "file size"}[cost]
     names = [_point_name(run, model, len(runs)) for run, model, _, _ in points]
     shown = units.milliseconds if cost == "latency" else units.size
-    verdict = ", ".join(names[i] for i in best)
-    behind = ", ".join(name for i, name in enumerate(names) if i not in best)
-    summary = f"On the front, beaten by no other in both: {verdict}."
-    summary += f" Beaten by at least one of them: {behind}." if behind else ""
     xs, ys = [x for _, _, x, _ in points], [y for *_, y in points]
     deviations = [model.quality_sd.get(metric, 0.0) for _, model, _, _ in points]
     scale = _scale(xs, ys, deviations, units.is_share(metric))
     places = _labels(xs, ys, deviations, names, scale)
     data: Json = {
         "name": names,
-        "group": coded([run for run, *_ in points] if len(runs) > 1 else [m.name for _, m, _, _ in points]),
+        "run": coded([run for run, *_ in points]),
         "model": coded([model.name for _, model, _, _ in points]),
         "x": [short(x) for x in xs],
         "y": [short(y) for y in ys],
@@ -56,14 +97,23 @@ def pareto(runs: Sequence[Run], cost: str) -> Chart | None:
         "left": [place[0] for place in places],
     }
     axis = "median latency (ms)" if cost == "latency" else "file size (bytes)"
-    spec = _pareto_spec(
-        scale, axis, f"{label} ({'smaller' if less else 'larger'} is better)", metric, data, len(runs) > 1
-    )
+    better = f"{label} ({'smaller' if less else 'larger'} is better)"
+    spec = _pareto_spec(scale, axis, better, metric, data, colours, several)
     table = [
         ["Model", title.capitalize(), label],
         *([n, c, q] for n, c, q in zip(names, data["cost"], data["quality"])),
     ]
-    return Chart(f"{label} against {title}", summary, spec, data, len(points), table, any(deviations))
+    heading = f"{label} against {title}" + (f" ({_told_way(way)})" if way and (several_ways or left) else "")
+    left_names = [_point_name(run, model, len(runs)) for run, model, _, _ in left]
+    summary = _summary(names, best, left_names if way else [])
+    return Chart(heading, summary, spec, data, len(points), table, any(deviations))
+
+
+def _summary(names: list[str], best: list[int], left: list[str]) -> str:
+    behind = [name for i, name in enumerate(names) if i not in best]
+    told = f"On the front, by these figures beaten by no other in both: {', '.join(names[i] for i in best)}."
+    told += f" Beaten by at least one of them: {', '.join(behind)}." if behind else ""
+    return told + (f" Not drawn, measured in another way: {', '.join(left)}." if left else "")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -80,12 +130,16 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted((i for i in range(len(points)) if not beaten(i)), key=lambda i: points[i])
 
 
-def _pareto_spec(scale: Json, x: str, y: str, metric: str, data: Mapping[str, Any], several: bool) -> Json:
-    groups, models = data["group"]["levels"], data["model"]["levels"]
+def _pareto_spec(
+    scale: Json, x: str, y: str, metric: str, data: Mapping[str, Any], colours: Colours, several: bool
+) -> Json:
+    """Colour is the model; shape is the model too, or the run where there are several."""
+    models, by = data["model"]["levels"], "run" if several else "model"
+    shapes = data[by]["levels"]
     axis = {"format": "~%"} if units.is_share(metric) else {"format": "~g"}
-    color = {"field": "group", "type": "nominal", "scale": {"domain": groups}}
-    shape_range = [SHAPES[i % len(SHAPES)] for i in range(len(models))]
-    shape = {"field": "model", "type": "nominal", "scale": {"domain": models, "range": shape_range}}
+    color = {"field": "model", "type": "nominal", "scale": {"domain": models, "range": colours.of(models)}}
+    shape_range = [SHAPES[i % len(SHAPES)] for i in range(len(shapes))]
+    shape = {"field": by, "type": "nominal", "scale": {"domain": shapes, "range": shape_range}}
     position = {
         "x": {"field": "x", "type": "quantitative", "title": x, "scale": scale["x"],
               "axis": {"format": "~s" if "bytes" in x else "~g", "tickCount": 6}},

@@ -1,10 +1,9 @@
-"""The records of a run as typed, tolerant objects: results.json and recipe.yaml."""
+"""The records of a run as typed, tolerant objects: results.json."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -220,6 +219,15 @@ class ModelRecord(Record):
         """Median latency in milliseconds, where it was measured and is positive."""
         return (self.latency.p50_ms or None) if self.latency else None
 
+    def graded_like(self, other: ModelRecord) -> bool:
+        """Whether both were graded on the same samples, as far as is recorded."""
+        pairs = ((self.split, other.split), (self.n, other.n))
+        return all(not mine or not theirs or mine == theirs for mine, theirs in pairs)
+
+    def measured_like(self, other: ModelRecord) -> bool:
+        """Whether the time that both take was measured in the same way."""
+        return bool(self.latency and other.latency and self.latency.comparable(other.latency))
+
 
 class Comparison(Record):
     """Differences `better` - `than`, seed by seed, with the interval of their mean."""
@@ -246,6 +254,17 @@ class StepRecord(Record):
     why: str | None = None
     left_out: str | None = None
     """Samples that training left out, and why."""
+    state: str = ""
+    """"failed" or "not reached", where the run ended before its end."""
+
+
+class Failed(Record):
+    """The step at which a run ended before its end, and why."""
+
+    step: str = ""
+    type: str = ""
+    message: str = ""
+    exit_code: int | None = None
 
 
 class StoreRecord(Record):
@@ -282,6 +301,11 @@ class Results(Record):
     steps: Annotated[list[StepRecord], BeforeValidator(_list)] = []
     machine: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
     versions: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    sealed: str = ""
+    """The manifest that vouches for these results; empty where the run wrote none."""
+    failed: Failed | None = None
+    unfinished: bool = False
+    """Whether the run was stopped, or goes on: then nothing else is told."""
 
     def model(self, name: str) -> ModelRecord | None:
         """The model of that name."""
@@ -293,16 +317,6 @@ class Results(Record):
         if self.task.metric:
             return self.task.metric
         return next((name for model in self.models for name in model.quality), "")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run's folder, read: its name for readers, its records, its recipe as it was written."""
-
-    folder: Path
-    name: str
-    results: Results
-    recipe: str
 
 
 def as_results(results: Results | Mapping[str, Any]) -> Results:
@@ -332,45 +346,3 @@ def read_results(folder: Path) -> Results:
         return as_results(content)
     except IntegrityError as error:
         raise IntegrityError(f"{path}: {error}") from None
-
-
-def read_run(folder: Path, name: str = "") -> Run:
-    """A run's folder; the recipe is the file as it was written, or else the resolved one of the results."""
-    folder = Path(folder)
-    results = read_results(folder)
-    return Run(folder, name or folder.resolve().name, results, _recipe(folder, results))
-
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Several runs with names that differ: the folders' own, with their parents' where those are equal."""
-    names = distinct([Path(folder).resolve() for folder in folders])
-    return [read_run(folder, name) for folder, name in zip(folders, names)]
-
-
-def distinct(paths: Sequence[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart; equal paths are numbered.
-
-    >>> distinct([Path("/a/x"), Path("/b/x"), Path("/c/y")])
-    ['a/x', 'b/x', 'y']
-    """
-    names = []
-    for index, path in enumerate(paths):
-        others = [other for other in paths if other != path]
-        depth = 1
-        while depth < len(path.parts) and any(other.parts[-depth:] == path.parts[-depth:] for other in others):
-            depth += 1
-        name = "/".join(path.parts[-depth:])
-        before = list(paths[:index]).count(path)
-        names.append(f"{name} ({before + 1})" if before else name)
-    return names
-
-
-def _recipe(folder: Path, results: Results) -> str:
-    path = folder / "recipe.yaml"
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
-    if not results.recipe:
-        return ""
-    import yaml
-
-    return yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True)

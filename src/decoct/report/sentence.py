@@ -19,10 +19,12 @@ from decoct.report.chain import (
     told,
     twin_of,
 )
-from decoct.report.records import Comparison, ModelRecord, Results, as_results
+from decoct.report.records import Comparison, Failed, ModelRecord, Results, as_results
 
 SAME_SPEED, SAME_SIZE = 1.05, 1.02
 """Ratios below these are called equal."""
+LONGEST = 600
+"""Characters of an error that a sentence holds."""
 MOST = 8
 """Compressed models that get a sentence of their own."""
 
@@ -49,6 +51,23 @@ def sentences(results: Results | Mapping[str, Any]) -> list[str]:
 def findings(results: Results | Mapping[str, Any]) -> list[Finding]:
     """What the run cost and gained: against the teacher, against the student alone, and what weakens the figures."""
     records = as_results(results)
+    if records.unfinished:
+        return [Finding("This run did not end: it was stopped, or goes on. decoct run goes on from there.", "lead")]
+    if records.failed is None:
+        return _figures(records)
+    told = [Finding(each.text, "note" if each.tone == "lead" else each.tone) for each in _figures(records)]
+    return [Finding(_failed(records.failed), "lead"), *(told if records.models else [])]
+
+
+def _failed(failed: Failed) -> str:
+    message = " ".join(failed.message.split())
+    shown = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
+    code = "" if failed.exit_code is None else f" (exit code {failed.exit_code})"
+    after = "What is shown is of the steps before it; no file of it or of a step after it is."
+    return f"This run failed at the step {failed.step}{code}: {shown.rstrip('.')}. {after}"
+
+
+def _figures(records: Results) -> list[Finding]:
     subject = subject_of(records)
     if subject is None:
         return [Finding("This run evaluated no model.", "lead")]
@@ -83,7 +102,7 @@ def shipped_of(results: Results) -> ModelRecord | None:
 
 def speedup(model: ModelRecord, teacher: ModelRecord) -> float | None:
     """Median latency of the teacher over that of the model; None unless both were measured in the same way."""
-    if model.latency is None or teacher.latency is None or not model.latency.comparable(teacher.latency):
+    if not model.measured_like(teacher):
         return None
     return teacher.p50 / model.p50 if model.p50 and teacher.p50 else None
 
@@ -92,6 +111,20 @@ def gain(results: Results, value: float, reference: float) -> float:
     """How much better `value` of the main metric is than `reference`; negative where it is worse."""
     less = units.less_is_better(results.metric, results.task.direction)
     return reference - value if less else value - reference
+
+
+def decided(results: Results, better: str, than: str) -> Tone:
+    """What the seeds decide between two models in the main metric: better, worse, or open.
+
+    Only an interval over seeds that does not contain 0 decides.
+    """
+    for each in results.comparisons:
+        metric = each.metric or results.metric
+        if {each.better, each.than} == {better, than} and metric == results.metric and each.mean is not None:
+            tone = _comparison(results, each).tone
+            turned: dict[Tone, Tone] = {"better": "worse", "worse": "better"}
+            return tone if each.better == better else turned.get(tone, tone)
+    return "open"
 
 
 def names(model: ModelRecord) -> str:
@@ -139,7 +172,8 @@ def _alone(results: Results, model: ModelRecord) -> str:
     if model.file_bytes:
         parts.append(f"takes {units.size(model.file_bytes)} on disk")
     told = join(parts) if parts else "was evaluated, but without quality, latency or size"
-    return f"{names(model)} {told}. There is no teacher in these results to compare it with."
+    other = "student" if is_teacher(model) else "teacher"
+    return f"{names(model)} {told}. There is no {other} in these results to compare it with."
 
 
 def _article(metric: str) -> str:
@@ -162,9 +196,9 @@ def _speed(model: ModelRecord, teacher: ModelRecord) -> str:
         return ""
     if max(ratio, 1 / ratio) < SAME_SPEED:
         return "answers as fast as its teacher"
-    if ratio > 1:
-        return f"answers {units.times(ratio)} times faster than its teacher"
-    return f"answers {units.times(1 / ratio)} times slower than its teacher"
+    way = "faster" if ratio > 1 else "slower"
+    rough = "about " if any(each.latency is not None and each.latency.noisy for each in (model, teacher)) else ""
+    return f"answers {rough}{units.times(max(ratio, 1 / ratio))} times {way} than its teacher"
 
 
 def _size(model: ModelRecord, teacher: ModelRecord) -> str:
@@ -186,7 +220,7 @@ def _size(model: ModelRecord, teacher: ModelRecord) -> str:
 def _quality(results: Results, model: ModelRecord, teacher: ModelRecord) -> str:
     metric = results.metric
     mine, theirs = model.quality.get(metric), teacher.quality.get(metric)
-    if mine is None or theirs is None:
+    if mine is None or theirs is None or not model.graded_like(teacher):
         return ""
     values = f"({_score(mine, metric)} against {_score(theirs, metric)})"
     difference = gain(results, mine, theirs)
@@ -224,7 +258,7 @@ def _gain(results: Results, subject: ModelRecord) -> Iterator[Finding]:
     if known or alone is None or alone is subject or subject.name != STUDENT:
         return
     mine, theirs = subject.quality.get(results.metric), alone.quality.get(results.metric)
-    if mine is not None and theirs is not None:
+    if mine is not None and theirs is not None and subject.graded_like(alone):
         difference = mine - theirs
         yield _comparison(results, Comparison(better=subject.name, than=ALONE, mean=difference, n=1))
 
@@ -320,6 +354,13 @@ def _warnings(results: Results) -> Iterator[Finding]:
             yield Finding(
                 f"{join(unlike)} and the teacher were measured in different ways (runtime, threads or batch), so "
                 "their speeds are not compared.",
+                "warning",
+            )
+    if teacher is not None:
+        other = [m.name for m in results.models if results.metric in m.quality and not m.graded_like(teacher)]
+        if other:
+            yield Finding(
+                f"{join(other)} and the teacher were graded on different samples, so their quality is not compared.",
                 "warning",
             )
     differ = [model for model in results.models if model.verified.get("agreement", 1.0) < 0.9995]

@@ -115,7 +115,7 @@ def _quality(results: Results, model: ModelRecord, teacher: ModelRecord | None, 
     if deviation is not None:
         amount = units.spread(deviation, metric)
         text = f"{text.removesuffix(' %')} ± {amount} %" if text.endswith(" %") else f"{text} ± {amount}"
-    reference = teacher.quality.get(metric) if teacher else None
+    reference = teacher.quality.get(metric) if teacher and model.graded_like(teacher) else None
     if reference is None or model is teacher or metric != results.metric:
         return Cell(text)
     difference = gain(results, value, reference)
@@ -152,10 +152,13 @@ def _ece(model: ModelRecord) -> Cell:
 
 
 def _cost_columns(teacher: ModelRecord | None) -> list[Column]:
-    def amount(get: Get, form: Callable[[float | None], str], less: str, more: str) -> Callable[[ModelRecord], Cell]:
+    def amount(
+        get: Get, form: Callable[[float | None], str], less: str, more: str, *, timed: bool = False
+    ) -> Callable[[ModelRecord], Cell]:
         def fill(model: ModelRecord) -> Cell:
             mine, theirs = get(model), get(teacher) if teacher else None
             compared = bool(mine and theirs) and model is not teacher
+            compared = compared and (not timed or (teacher is not None and model.measured_like(teacher)))
             return Cell(form(mine), ratio((theirs or 0) / (mine or 1), less, more) if compared else "")
 
         return fill
@@ -169,7 +172,7 @@ def _cost_columns(teacher: ModelRecord | None) -> list[Column]:
         Column(
             "Memory",
             "Peak memory while it answers",
-            amount(lambda m: m.peak_memory_bytes, units.size, "less", "more"),
+            amount(lambda m: m.peak_memory_bytes, units.size, "less", "more", timed=True),
             main=False,
         ),
         Column("p50", "Median time of an answer", lambda model: _latency(model, teacher)),
@@ -209,7 +212,11 @@ def _throughput(model: ModelRecord) -> Cell:
 def _check_columns() -> list[Column]:
     return [
         Column("Runtime", "What ran the file", _runtime),
-        Column("Verified", "Largest difference between the file's outputs and the model's", _verified),
+        Column(
+            "Verified",
+            "Largest difference between the file's outputs and the model's on the samples checked",
+            _verified,
+        ),
     ]
 
 

@@ -93,10 +93,17 @@ def score(value: float | None, metric: str) -> str:
 
     >>> score(0.9812, "token_accuracy"), score(0.4536, "rmse"), score(None, "rmse")
     ('98.1 %', '0.454', '–')
+    >>> score(0.99971, "accuracy"), score(1.0, "accuracy")  # not all is never written as all
+    ('99.97 %', '100.0 %')
     """
     if value is None:
         return ABSENT
-    return f"{100 * value:.1f} %" if is_share(metric) else significant(value)
+    if not is_share(metric):
+        return significant(value)
+    digits = 1
+    while digits < 6 and 0 < value < 1 and float(f"{100 * value:.{digits}f}") in (0.0, 100.0):
+        digits += 1
+    return f"{100 * value:.{digits}f} %"
 
 
 def spread(value: float, metric: str) -> str:

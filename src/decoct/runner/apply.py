@@ -20,13 +20,11 @@ from decoct.runner.folders import lock, refuse_file, remove_held, work_folder
 from decoct.runner.keys import derive, key_of
 from decoct.steps import CATALOGUE
 from decoct.steps.base import Context, Step
-from decoct.steps.compressing.work import REPORT, Report
 from decoct.steps.labelling.step import Label
 from decoct.steps.learning.sources import read_by
 from decoct.steps.ordering import order_problem
+from decoct.steps.records import EXPORTED, REPORT, Exported, Report
 from decoct.steps.shipping.quantize import SPLITS
-from decoct.steps.shipping.record import RECORD as EXPORTED
-from decoct.steps.shipping.record import Exported
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset

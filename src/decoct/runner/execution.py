@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
 import time
 import warnings
@@ -11,17 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import Artifact, parse_json, read_json, unless_full, write_whole
-from decoct.errors import IntegrityError, RecipeError
+from decoct.artifact import Artifact, read_json, unless_full, write_whole
+from decoct.errors import DecoctError, IntegrityError, RecipeError
 from decoct.models.base import KeptModel
 from decoct.network import offline
 from decoct.recipe.graph import Node, folder_name, graph
-from decoct.runner.folders import lock, refuse_file, stamp, work_folder
+from decoct.report.run_manifest import RUN_MANIFEST, RunManifest
+from decoct.runner.ending import Ended, failure, versions, write_end
+from decoct.runner.folders import folders_of, forget, lock, put_aside, refuse_file, set_aside, stamp, work_folder
 from decoct.runner.keys import derive, key_of
-from decoct.runner.results import gathered
+from decoct.runner.results import joined_log
 from decoct.steps.base import Context, Step
 from decoct.steps.labelling.step import Label
 from decoct.store.sizes import refuse_small_disk, size_text
+from decoct.training.engine import Engine
 from decoct.training.heap import keep_freed_memory
 from decoct.training.processes import ONE, Processes, joined, refuse_unequal
 
@@ -106,8 +109,14 @@ class Execution:
         return key_of(node.step, values, self.data, self.task, node.seed, self.options.precision, self.sources)
 
     def done(self, node: Node, key: str) -> tuple[Artifact | None, str]:
-        """The artifact if it is there, whole and made from the same things; else why it must be made."""
-        folder = self.folder / node.folder
+        """The whole artifact of that key that is there or was set aside; else why it must be made."""
+        found, why = self._found(self.folder / node.folder, key)
+        if found is None and not why.startswith("damaged"):
+            before = (self._found(each, key)[0] for each in set_aside(self.folder, node.folder))
+            found = next((each for each in before if each is not None), None)
+        return found, "unchanged" if found is not None else why
+
+    def _found(self, folder: Path, key: str) -> tuple[Artifact | None, str]:
         if not folder.is_dir():
             return None, "new"
         try:
@@ -119,10 +128,60 @@ class Execution:
         return artifact, "unchanged"
 
     def decide(self, node: Node) -> tuple[str, bool, str]:
-        """The node's key, whether its artifact is there, and why it is made or left."""
-        key = self.key(node)
+        """The node's key, whether its artifact is there, and why it is made or left.
+
+        What stands in its folder and was made from other things is set aside: it belongs to another recipe. A store is
+        left there, since its step uses what is the same in it again.
+        """
+        key, folder = self.key(node), self.folder / node.folder
         artifact, why = self.done(node, key)
+        if folder.is_dir() and (artifact is None or artifact.folder != folder):
+            with contextlib.suppress(IntegrityError):  # damaged: its step writes over it
+                if (standing := Artifact.load(folder, verify=False)).key != key and standing.kind != "store":
+                    put_aside(folder)
+        if artifact is not None and artifact.folder != folder:
+            artifact.folder.rename(folder)
         return key, artifact is not None, why
+
+    def begin(self, nodes: Sequence[Node]) -> None:
+        """Says that a run goes on here, and sets aside what earlier runs made that is no step of this one."""
+        before, own = folders_of(self.folder), [node.folder for node in nodes]
+        write_whole(self.folder / RUN_MANIFEST, RunManifest("running", tuple(sorted({*before, *own}))).text())
+        for name in before:
+            if name not in own and (self.folder / name).is_dir():
+                put_aside(self.folder / name)
+        write_whole(self.folder / "recipe.yaml", self.recipe.yaml())
+
+    def finish(self, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
+        """Writes results, page, card and manifest; the results."""
+        _warn_of_versions(self)
+        return write_end(self._ended(nodes, wall))
+
+    def give_up(self, nodes: Sequence[Node], at: Node, error: Exception, wall: float) -> None:
+        """Writes results, page and card that say at which step the run failed, as far as the disk allows."""
+        for node in nodes[nodes.index(at) :]:
+            state, why = ("failed", str(error)) if node is at else ("not reached", "")
+            took = self.took.get((node.step.name, node.seed), 0.0)
+            record = {"name": node.step.name, "use": node.step.use, "seed": node.seed, "why": why}
+            self.steps.append({**record, "skipped": False, "wall_s": took, "state": state})
+        with contextlib.suppress(OSError, DecoctError):  # the first error is the one to be told
+            write_end(replace(self._ended(nodes, wall), failed=failure(at, error)))
+
+    def _ended(self, nodes: Sequence[Node], wall: float) -> Ended:
+        return Ended(
+            self.recipe,
+            self.folder,
+            self.data,
+            self.task,
+            self.sources,
+            nodes,
+            dict(self.artifacts),
+            self.steps,
+            wall,
+            Engine(self.options.device).device.type,
+            self.processes.count,
+            folders=[node.folder for node in nodes],
+        )
 
     def run(self, node: Node) -> Artifact:
         """Runs or skips one node; of several processes, the first decides."""
@@ -133,6 +192,8 @@ class Execution:
             self.tell(node, event="started", why=why)
             begin = time.perf_counter()
             artifact = self.context(node, key).carry_out(node.step, self.inputs(node))
+            if self.processes.first:
+                forget(self.folder, node.folder)
             wall = time.perf_counter() - begin
             self.steps.append({**record, **_left_out(artifact), "skipped": False, "wall_s": round(wall, 3)})
             self.tell(
@@ -274,9 +335,10 @@ def _is_pending(name: str, execution: Execution, recipe: Recipe) -> bool:
 def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     """Runs the steps of a recipe in `folder`, skips those that are unchanged, writes results, page and card.
 
-    Settings are those of `Options`. A run that was stopped at any instant is continued by the same call. In processes
-    that torchrun or `accelerate launch` started, all must call it alike, and all see the folder: those steps that train
-    do so together, and the first process does and writes all else.
+    Settings are those of `Options`. A run that was stopped at any instant is continued by the same call. After an
+    error, a missed budget too, results, page and card say at which step the run failed. In processes that torchrun or
+    `accelerate launch` started, all must call it alike, and all see the folder: those steps that train do so together,
+    and the first process does and writes all else.
     """
     options = Options(**settings)
     begin = time.perf_counter()
@@ -290,30 +352,21 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
             sources = processes.in_turn(lambda: prepare_sources(recipe, options))
             found = [each.fingerprint for each in (data, *sources.values())]
             refuse_unequal("the data set", found, processes)
-            if processes.first:
-                write_whole(folder / "recipe.yaml", recipe.yaml())
             execution = Execution(recipe, folder, data, task, options, sources)
             nodes = graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all)
+            if processes.first:
+                execution.begin(nodes)
             for node in nodes:
-                execution.run(node)
+                try:
+                    execution.run(node)
+                except Exception as error:
+                    if processes.first:
+                        execution.give_up(nodes, node, error, time.perf_counter() - begin)
+                    raise
                 if processes.first:
-                    write_whole(folder / "log.jsonl", _joined_log(execution, nodes))
-            results = processes.shared(lambda: _finish(execution, nodes, begin))
+                    write_whole(folder / "log.jsonl", joined_log(nodes, execution.artifacts))
+            results = processes.shared(lambda: execution.finish(nodes, time.perf_counter() - begin))
     return Run(recipe, folder, results, execution.artifacts)
-
-
-def _finish(execution: Execution, nodes: Sequence[Node], begin: float) -> dict[str, Any]:
-    """Writes results, page and card; the results."""
-    from decoct.report.card import write_card
-    from decoct.report.page import write_page
-
-    folder = execution.folder
-    _warn_of_versions(execution)
-    results = _results(execution, nodes, time.perf_counter() - begin)
-    write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    write_page([folder], folder / "report.html")
-    write_card(folder, folder / "model_card.md")
-    return results
 
 
 def _left_out(artifact: Artifact) -> dict[str, str]:
@@ -338,73 +391,15 @@ def _times(earlier: Mapping[str, Any]) -> dict[tuple[str, int], float]:
         return {}
 
 
-def _versions() -> dict[str, str]:
-    import importlib.metadata as metadata
-
-    return {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "decoct")}
-
-
 def _warn_of_versions(execution: Execution) -> None:
     """Says so where steps were skipped that other versions of the libraries had made."""
     kept = [each["name"] for each in execution.steps if each["skipped"]]
     before = execution.earlier.get("versions")
     if not kept or not isinstance(before, dict):
         return
-    changed = [
-        f"{name} {before[name]} (now {now})" for name, now in _versions().items() if before.get(name, now) != now
-    ]
+    changed = [f"{name} {before[name]} (now {now})" for name, now in versions().items() if before.get(name, now) != now]
     if changed:
         warnings.warn(
             f"kept, though made with {', '.join(changed)}: {', '.join(kept)}; remove their folders to make them anew",
             stacklevel=3,
         )
-
-
-def _joined_log(execution: Execution, nodes: Sequence[Node]) -> str:
-    lines = []
-    for node in nodes:
-        artifact = execution.artifacts.get(node.id)
-        if artifact is None or not (artifact.folder / "log.jsonl").is_file():
-            continue
-        for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-            record = parse_json(line, f"{artifact.folder}/log.jsonl", dict[str, Any])
-            number = {"step_number": record.pop("step")} if "step" in record else {}
-            lines.append(json.dumps({"step": node.step.name, "seed": node.seed, **number, **record}))
-    return "".join(line + "\n" for line in lines)
-
-
-def _sources(execution: Execution) -> dict[str, Any]:
-    found = {
-        name: {"use": execution.recipe.sources[name].use, "fingerprint": each.fingerprint}
-        for name, each in execution.sources.items()
-    }
-    return {"sources": found} if found else {}
-
-
-def _results(execution: Execution, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
-    import importlib.metadata as metadata
-
-    from decoct.training.engine import Engine
-
-    recipe, task = execution.recipe, execution.task
-    metric, direction = task.metric
-    wall += sum(each["wall_s"] for each in execution.steps if each["skipped"])
-    measured = gathered(nodes, execution.artifacts)
-    return {
-        "decoct": metadata.version("decoct"),
-        "recipe": recipe.plain(defaults=False),
-        "seed": recipe.seed,
-        "seeds": sorted({node.seed for node in nodes}),
-        "device": Engine(execution.options.device).device.type,
-        "processes": execution.processes.count,
-        "wall_s": round(wall, 3),
-        "task": {"use": task.use, "metric": metric, "direction": direction, "item": task.answer.item},
-        "data": {"use": recipe.data.use, "fingerprint": execution.data.fingerprint, **_sources(execution)},
-        "models": measured["models"],
-        "comparisons": measured["comparisons"],
-        "compressions": measured["compressions"],
-        "stores": measured["stores"],
-        "steps": execution.steps,
-        "machine": measured["machine"],
-        "versions": _versions(),
-    }

@@ -1,17 +1,23 @@
-"""Folders of runs: who holds one, and where a step's checkpoints are while it works."""
+"""Folders of runs: who holds one, where a step's checkpoints are while it works, what earlier runs left there."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from decoct.artifact import write_whole
-from decoct.errors import RecipeError, ResourceError
+from decoct.artifact import MANIFEST, write_whole
+from decoct.errors import IntegrityError, RecipeError, ResourceError
+from decoct.report.run_manifest import read_run_manifest
 
 LOCK = ".lock"
+EARLIER = "earlier"
+"""The folder in a run's folder where artifacts stand that are of another recipe, or of seeds not asked for."""
+STEP_FOLDER = re.compile(r"\d\d+-[^/\\]+$")
 
 
 @contextlib.contextmanager
@@ -72,3 +78,37 @@ def stamp(work: Path) -> str:
     """The key of the step whose checkpoints a folder holds; empty where there are none."""
     stamp = work / "key"
     return stamp.read_text(encoding="utf-8") if stamp.is_file() else ""
+
+
+def folders_of(run: Path) -> list[str]:
+    """The step folders that runs have made in a folder, as its manifest says; without one, those named as steps are."""
+    with contextlib.suppress(IntegrityError):
+        manifest = read_run_manifest(run)
+        if manifest is not None:
+            return list(manifest.folders)
+    return sorted(path.parent.name for path in run.glob(f"*/{MANIFEST}") if STEP_FOLDER.match(path.parent.name))
+
+
+def put_aside(folder: Path) -> None:
+    """Moves a step's folder to the earlier ones of its run, beside those of its name that are there."""
+    earlier = folder.parent / EARLIER
+    earlier.mkdir(exist_ok=True)
+    names = (f"{folder.name}{number}" for number in itertools.chain([""], (f".{n}" for n in itertools.count(2))))
+    folder.rename(next(place for name in names if not (place := earlier / name).exists()))
+
+
+def set_aside(run: Path, name: str) -> list[Path]:
+    """The folders of that name that were put aside."""
+    named = re.compile(re.escape(name) + r"(\.\d+)?")
+    return [path for path in sorted((run / EARLIER).glob("*")) if named.fullmatch(path.name)]
+
+
+def forget(run: Path, name: str) -> None:
+    """Removes what was put aside under a name, now that it is made anew."""
+    for path in set_aside(run, name):
+        aside = run / f".{name}.old"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (run / EARLIER).rmdir()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import Artifact
-from decoct.steps.compressing.work import REPORT, Report
-from decoct.steps.search import RECORD as SEARCHED
-from decoct.steps.search import Searched
-from decoct.steps.shipping.benchmark import RECORDS, Records, finite
-from decoct.steps.shipping.record import RECORD as EXPORTED
-from decoct.steps.shipping.record import Exported
+from decoct.artifact import Artifact, parse_json
+from decoct.steps.records import EXPORTED, RECORDS, REPORT, SEARCHED, Exported, Records, Report, Searched
 
 if TYPE_CHECKING:
     from decoct.recipe.graph import Node
@@ -33,6 +30,7 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
             machine = records.get("machine", machine)
     for record in models:
         record["chain"] = chain(str(record.get("step", "")), nodes)
+        _place(record, nodes)
     return {
         "models": models,
         "comparisons": comparisons,
@@ -40,6 +38,30 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
         "compressions": compressions(nodes, artifacts),
         "stores": stores(nodes, artifacts),
     }
+
+
+def _place(record: dict[str, Any], nodes: Sequence[Node]) -> None:
+    """Puts a model's path right where its step has another place in the recipe than when it was measured."""
+    own = [node.id for node in nodes if node.step.name == record.get("step")]
+    old = record.get("path")
+    if own and isinstance(old, str) and old not in own:
+        record["path"] = own[0]
+        if isinstance(record.get("artifact"), str):
+            record["artifact"] = record["artifact"].replace(f"{old}/", f"{own[0]}/", 1)
+
+
+def joined_log(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> str:
+    """The logs of the nodes that have an artifact, in order, each line with its step and seed."""
+    lines = []
+    for node in nodes:
+        artifact = artifacts.get(node.id)
+        if artifact is None or not (artifact.folder / "log.jsonl").is_file():
+            continue
+        for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            record = parse_json(line, f"{artifact.folder}/log.jsonl", dict[str, Any])
+            number = {"step_number": record.pop("step")} if "step" in record else {}
+            lines.append(json.dumps({"step": node.step.name, "seed": node.seed, **number, **record}))
+    return "".join(line + "\n" for line in lines)
 
 
 def chain(step: str, nodes: Sequence[Node]) -> list[str]:
@@ -69,7 +91,7 @@ def compressions(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> li
                 "source": line[-2] if len(line) > 1 else own,
                 **({"scores": dict(artifact.scores)} if artifact.kind == "model" else {}),
             }
-    return [finite(each) for each in found.values()]
+    return [_finite(each) for each in found.values()]
 
 
 def stores(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -82,7 +104,7 @@ def stores(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dic
             teacher = artifact.meta["teacher"]["fingerprint"]
             path = artifact.folder.name
             found.append({"step": node.step.name, "seed": node.seed, "path": path, "teacher": teacher, **facts})
-    return [finite(each) for each in found]
+    return [_finite(each) for each in found]
 
 
 def _compression(artifact: Artifact) -> dict[str, Any]:
@@ -132,3 +154,12 @@ def _add(models: list[dict[str, Any]], record: dict[str, Any]) -> None:
         models.append(record)
     else:
         known |= {name: {**record.get(name, {}), **known.get(name, {})} for name in ("quality", "quality_sd")}
+
+
+def _finite(value: Any) -> Any:
+    """JSON data with None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

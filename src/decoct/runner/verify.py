@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,9 @@ from decoct.artifact import MANIFEST, Artifact, damaged, described_by, read_json
 from decoct.errors import DataError, DecoctError, IntegrityError
 from decoct.recipe import file as recipe_file
 from decoct.recipe.graph import folder_name
+from decoct.report.run_manifest import AGAIN, FILES, RUN_MANIFEST, read_run_manifest
+from decoct.runner.folders import STEP_FOLDER
+from decoct.runner.vouching import unvouched
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from decoct.tasks.base import Task
 
 RECIPE, RESULTS = "recipe.yaml", "results.json"
-STEP_FOLDER = re.compile(r"\d\d+-[^/\\]+$")
 KEYS = ("decoct", "recipe", "seed", "seeds", "task", "data", "models", "comparisons", "steps", "versions")
 """What results.json always holds."""
 SLACK = 1.5
@@ -30,19 +32,23 @@ SLACK = 1.5
 
 @dataclass(frozen=True)
 class Verified:
-    """One artifact: its folder, how many files it has, what is wrong, and how an exported file compares."""
+    """One artifact, or a run as a whole: its folder, how many files it has, what is wrong, how an exported file
+    compares; `note` says how far a run is vouched for."""
 
     artifact: str
     files: int
     wrong: tuple[str, ...] = ()
     parity: str = ""
+    note: str = ""
 
 
 def verify_run(folder: Path | str, *, offline: bool = False) -> list[Verified]:
     """Compares every file of a run, or of one artifact, with its checksum, and exported files with their models.
 
-    Of a run every step that its recipe.yaml and results.json name must be there. What belongs to the run as a whole
-    (results.json, recipe.yaml) is said under its folder.
+    Of a run every step that its recipe.yaml and results.json name must be there, its own files (results, recipe, page,
+    card, log) must be those that its manifest names, and its figures those of its artifacts; that is said under its
+    folder. A run that did not end, or failed, is no damage: what is there is compared, and `note` says so; one without
+    a manifest, as 0.1.0 wrote them, is not vouched for as a whole.
     A comparison that cannot be made (data absent, a model from Python) is said in `parity`, not counted as wrong.
     DataError if there is nothing to verify.
     """
@@ -52,14 +58,52 @@ def verify_run(folder: Path | str, *, offline: bool = False) -> list[Verified]:
     if (folder / MANIFEST).exists() or _in_run(folder):
         return [_verified(folder, offline)]
     found = {path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")}
-    wrong: list[str] = []
-    if (folder / RECIPE).exists() or (folder / RESULTS).exists():
-        found |= {path.name for path in folder.iterdir() if path.is_dir() and STEP_FOLDER.match(path.name)}
-        found |= _named(folder, wrong)
-    if not found and not wrong:
+    whole: list[Verified] = []
+    if any((folder / name).exists() for name in (RECIPE, RESULTS, RUN_MANIFEST)):
+        named, run = _run(folder)
+        found |= {path.name for path in folder.iterdir() if path.is_dir() and STEP_FOLDER.match(path.name)} | named
+        whole = [run]
+    if not found and not whole:
         raise DataError(f"{folder}: holds no artifact; give the folder of a run or of one artifact")
-    whole = [Verified(str(folder), 0, tuple(wrong))] if wrong else []
-    return whole + [_verified(folder / each, offline) for each in sorted(found)]
+    steps = [_verified(folder / each, offline) for each in sorted(found)]
+    bad = tuple(Path(each.artifact).name for each in steps if each.wrong)
+    told = [replace(run, wrong=tuple(line for line in run.wrong if not line.startswith(bad))) for run in whole]
+    return told + steps
+
+
+def _run(folder: Path) -> tuple[set[str], Verified]:
+    """The step folders that must be there, and what is to be said of a run as a whole."""
+    try:
+        manifest = read_run_manifest(folder)
+    except IntegrityError as error:
+        return set(), Verified(str(folder), 0, (f"{error}; {AGAIN}",))
+    if manifest is None:
+        return _without_manifest(folder)
+    if manifest.state == "running":
+        note = "did not end, so that only what its steps made is vouched for; decoct run goes on from here"
+        return set(), Verified(str(folder), 0, note=note)
+    wrong = manifest.wrong(folder)
+    if not wrong:
+        wrong = unvouched(folder, manifest)
+    note = f"failed at {manifest.failed.get('step')}, as its page says" if manifest.state == "failed" else ""
+    named = {each.folder for each in manifest.steps}
+    return named, Verified(str(folder), len(manifest.files), tuple(wrong), note=note)
+
+
+def _without_manifest(folder: Path) -> tuple[set[str], Verified]:
+    """The steps that the records name, of a run that has no manifest; wrong where one is missing."""
+    wrong: list[str] = []
+    named = _named(folder, wrong)
+    try:
+        sealed = bool(json.loads((folder / RESULTS).read_text(encoding="utf-8")).get("sealed"))
+    except (OSError, ValueError, AttributeError):
+        sealed = False
+    if sealed:
+        wrong.append(f"{RUN_MANIFEST} is missing, which {RESULTS} names; {AGAIN}")
+    note = (
+        f"its own files ({', '.join(FILES)}) are not vouched for: it has no {RUN_MANIFEST}, as runs of 0.1.0 have none"
+    )
+    return named, Verified(str(folder), 0, tuple(wrong), note="" if wrong else note)
 
 
 def _in_run(folder: Path) -> bool:
@@ -107,6 +151,8 @@ def _verified(folder: Path, offline: bool) -> Verified:
     files = len(manifest["files"])
     if wrong or manifest["kind"] != "exported":
         return Verified(str(folder), files, wrong)
+    if _left_over(folder):
+        return Verified(str(folder), files, parity="of an earlier run: not compared with its model")
     try:
         return Verified(str(folder), files, parity=_parity(Artifact.load(folder, verify=False), offline))
     except IntegrityError as error:
@@ -115,24 +161,34 @@ def _verified(folder: Path, offline: bool) -> Verified:
         return Verified(str(folder), files, parity=f"not compared with its model: {error}")
 
 
+def _left_over(folder: Path) -> bool:
+    """Whether an artifact stands in a run that did not end, or failed before its step was reached."""
+    try:
+        manifest = read_run_manifest(folder.resolve().parent)
+    except IntegrityError:  # it is said of the run
+        return False
+    steps = {each.folder for each in manifest.steps} if manifest is not None else set()
+    return manifest is not None and manifest.state != "finished" and folder.resolve().name not in steps
+
+
 def _parity(exported: Artifact, offline: bool) -> str:
     """Runs file and model on the same real samples once more; IntegrityError where they differ."""
     from decoct.recipe.recipe import Recipe
     from decoct.runner import execution
     from decoct.steps.base import Context
+    from decoct.steps.records import EXPORTED, Exported
     from decoct.steps.shipping import export
     from decoct.steps.shipping.parity import compare
-    from decoct.steps.shipping.record import RECORD, Exported
     from decoct.targets.base import Target
 
-    record = exported.json(RECORD, Exported)
+    record = exported.json(EXPORTED, Exported)
     source = _source(exported)
     if source.kind == "estimator":
         return "is the estimator's own file"
     recipe = Recipe.load(exported.folder.parent / "recipe.yaml")
     data, task = execution.prepare(recipe, execution.Options(offline=offline))
     count, tolerance = _settings(recipe, exported.name)
-    target = described_by("decoct.targets", record["target"], exported.folder / RECORD)
+    target = described_by("decoct.targets", record["target"], exported.folder / EXPORTED)
     assert isinstance(target, Target)
     context = Context(task, data, exported.name, exported.folder, exported.folder, seed=0)
     program = _program(source, task, record["side"])
@@ -140,7 +196,7 @@ def _parity(exported: Artifact, offline: bool) -> str:
     reading = task.reading(record["side"])
     feeds = [reading.feed(batch) for batch in export.verification(context, count)]
     found = compare(program, session, feeds, reading.outputs)
-    with understood(exported.folder / RECORD):
+    with understood(exported.folder / EXPORTED):
         worst, mean = _allowed(record, found, tolerance)
     if not (found.max_abs_diff <= worst and found.mean <= mean):
         raise IntegrityError(

@@ -12,31 +12,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from decoct.artifact import MANIFEST, Artifact, Strict, read_json, write_whole, writing
+from decoct.artifact import MANIFEST, Artifact, read_json, write_whole, writing
 from decoct.errors import BudgetMissed, did_you_mean
 from decoct.models.interface import MAIN
 from decoct.models.saving import load_model
 from decoct.spec import Choice
 from decoct.steps.base import TRAIN, Context, Inputs, Step
+from decoct.steps.records import SEARCHED
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, Measured, measured
 from decoct.targets.onnx import Onnx
-
-RECORD = "search.json"
-
-
-class _Try(Strict):
-    value: float
-    budgets: dict[str, Any]
-
-
-class Searched(Strict):
-    """Shape of search.json."""
-
-    setting: str
-    chosen: float
-    tries: list[_Try]
-    step: Any
 
 
 def _named(value: Any) -> Any:
@@ -207,7 +192,7 @@ def _write(artifact: Artifact, record: Mapping[str, Any], context: Context) -> A
         context.folder, kind="model", name=context.name, key=context.key, lineage=context.lineage, meta=artifact.meta
     ) as draft:
         shutil.copytree(artifact.folder, draft.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        draft.write_json(RECORD, finite(record))
+        draft.write_json(SEARCHED, finite(record))
         draft.scores.update(artifact.scores)
     return Artifact.load(context.folder)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from decoct.artifact import MANIFEST, Artifact, Described, Draft, Strict, writing
+from decoct.artifact import MANIFEST, Artifact, Draft, writing
 from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
@@ -25,25 +25,13 @@ from decoct.outputs import Batch, Needs
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.lesson import Begun, Lesson, decided, learn, lesson
 from decoct.steps.learning.saving import save_student
+from decoct.steps.records import REPORT, Report
 from decoct.training.callback import Callback
 from decoct.training.clock import Clock
 from decoct.training.compression import Change, Evidence
 
 if TYPE_CHECKING:
     from decoct.steps.compressing.compressing import Compressing
-
-REPORT = "compression.json"
-
-
-class Report(Strict):
-    """Shape of compression.json."""
-
-    step: str = ""
-    scheme: Described
-    recover: Described
-    before: dict[str, Any]
-    after: dict[str, Any]
-    changes: list[dict[str, Any]]
 
 
 EVIDENCE_BATCHES = 8

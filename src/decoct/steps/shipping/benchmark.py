@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from decoct.artifact import Artifact, Strict, writing
+from decoct.artifact import Artifact, writing
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.meters.latency import Latency, measure
 from decoct.meters.machine import machine
@@ -21,26 +21,11 @@ from decoct.meters.size import file_bytes
 from decoct.outputs import Batch, Outputs
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches
+from decoct.steps.records import RECORDS
 from decoct.steps.shipping.candidates import Candidate, kernels_of, open_candidate, source_of
 from decoct.steps.shipping.compared import compared
 from decoct.steps.shipping.export import head
 from decoct.tasks.answers.base import Scores
-
-RECORDS = "records.json"
-
-
-class _Record(Strict):
-    name: str
-    step: str = ""
-
-
-class Records(Strict):
-    """Shape of records.json."""
-
-    models: list[_Record]
-    comparisons: list[dict[str, Any]] = []
-    machine: dict[str, Any] = {}
-
 
 MAIN_PAIR = ("student", "student_alone")
 CALIBRATION = ("ece",)

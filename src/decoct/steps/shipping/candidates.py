@@ -21,7 +21,7 @@ from decoct.outputs import DENSE, Batch, Outputs, Predictor
 from decoct.quantization.audit import audit
 from decoct.steps.base import Context
 from decoct.steps.learning.teachers import task_of
-from decoct.steps.shipping.record import RECORD, Exported
+from decoct.steps.records import EXPORTED, Exported
 from decoct.targets.base import Session, Target
 from decoct.targets.onnx import FILE, Onnx
 from decoct.teachers.onnx import file_predictor
@@ -91,8 +91,8 @@ def target_of(artifact: Artifact) -> tuple[Target, Path]:
     """The format of an exported artifact or estimator, and its file."""
     if artifact.kind == "estimator":
         return Onnx(), artifact.file(FILE)
-    record = artifact.json(RECORD, Exported)
-    target = described_by("decoct.targets", record["target"], artifact.folder / RECORD)
+    record = artifact.json(EXPORTED, Exported)
+    target = described_by("decoct.targets", record["target"], artifact.folder / EXPORTED)
     assert isinstance(target, Target)
     return target, artifact.file(record["file"])
 
@@ -108,7 +108,7 @@ def kernels_of(candidate: Candidate) -> dict[str, Any]:
     `float`, and the latter two by name with the cause (`left`); empty for a file in float and for a model."""
     if candidate.artifact.kind != "exported":
         return {}
-    found = candidate.artifact.json(RECORD, Exported).get("audit")
+    found = candidate.artifact.json(EXPORTED, Exported).get("audit")
     if not found and candidate.runtime == Onnx().runtime and _has_quantizers(candidate.path):
         found = audit(candidate.path).data()
     if not found:

@@ -26,10 +26,10 @@ from decoct.quantization.audit import audit
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches, has_split
+from decoct.steps.records import EXPORTED
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.parity import compare
 from decoct.steps.shipping.proof import refuse_other_file, refuse_other_program
-from decoct.steps.shipping.record import RECORD
 from decoct.targets.base import Target
 from decoct.targets.lowering import has_onnx_forms
 from decoct.targets.onnx import FILE, Onnx
@@ -80,7 +80,7 @@ class Export(Step, Budgets):
                 (draft.folder / name).write_text(text, encoding="utf-8")
             draft.meta.update({name: facts[name] for name in ("parameters", "macs", "verified")})
             draft.scores.update(source.scores if made else {})
-            draft.write_json(RECORD, {**facts, "side": side, "source": origin, "target": target.plain()})
+            draft.write_json(EXPORTED, {**facts, "side": side, "source": origin, "target": target.plain()})
             draft.write_json("task.json", context.task.plain())
         return Artifact.load(context.folder)
 

@@ -31,12 +31,12 @@ from decoct.quantization.static import Static
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import has_split, scores, splits_of
+from decoct.steps.records import EXPORTED, Exported
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.export import describe, head, verification
 from decoct.steps.shipping.parity import against_float
 from decoct.steps.shipping.proof import refuse_other_graph, refuse_other_program, warn_of_noise
-from decoct.steps.shipping.record import RECORD, Exported
 from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.teachers.onnx import file_predictor
 from decoct.training.compression import Change
@@ -109,7 +109,7 @@ class Quantize(Step, Budgets):
             numbers = {name: value for name, value in record["verified"].items() if isinstance(value, float | int)}
             draft.meta.update({"parameters": record["parameters"], "macs": record["macs"], "verified": numbers})
             draft.scores.update(scores_of(path, context, side))
-            draft.write_json(RECORD, finite(record))
+            draft.write_json(EXPORTED, finite(record))
             draft.write_json("task.json", context.task.plain())
         return Artifact.load(context.folder)
 
@@ -166,7 +166,7 @@ def open_float(source: Artifact, context: Context, opset: int) -> Floating:
 def _exported(source: Artifact, side: str) -> Floating:
     import onnx
 
-    record, path = source.json(RECORD, Exported), source.file(FILE)
+    record, path = source.json(EXPORTED, Exported), source.file(FILE)
     proto = onnx.load(str(path))
     if "quantization" in record or has_quantizers(proto):
         raise RecipeError(f"{source.name} is quantized already; quantize the float model that it was made from")

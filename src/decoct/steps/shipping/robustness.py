@@ -15,7 +15,8 @@ from decoct.outputs import DENSE
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches
-from decoct.steps.shipping.benchmark import RECORDS, finite
+from decoct.steps.records import RECORDS
+from decoct.steps.shipping.benchmark import finite
 from decoct.training.adversarial import under_attack
 from decoct.training.attacks.base import Attack
 from decoct.training.attacks.pgd import PGD

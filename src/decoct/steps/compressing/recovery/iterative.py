@@ -10,7 +10,8 @@ from decoct.artifact import Artifact
 from decoct.steps.base import Context, Inputs
 from decoct.steps.compressing.recovery.after import After
 from decoct.steps.compressing.recovery.base import Recovery
-from decoct.steps.compressing.work import REPORT, Report, save_last
+from decoct.steps.compressing.work import save_last
+from decoct.steps.records import REPORT, Report
 from decoct.training.compression import Change
 
 if TYPE_CHECKING:

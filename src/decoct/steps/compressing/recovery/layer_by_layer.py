@@ -14,9 +14,10 @@ from decoct.outputs import Batch, Needs
 from decoct.steps.base import Context, Inputs
 from decoct.steps.compressing.recovery.base import Recovery
 from decoct.steps.compressing.recovery.blocks import errors, find_blocks, scaled
-from decoct.steps.compressing.work import REPORT, cut, learn_on, settled
+from decoct.steps.compressing.work import cut, learn_on, settled
 from decoct.steps.learning.lesson import Begun, lesson
 from decoct.steps.learning.saving import Student, save_student
+from decoct.steps.records import REPORT
 from decoct.teachers.contract import frozen
 from decoct.training.base import ManagedUpdate
 from decoct.training.blockwise import Block, Blockwise, Calls

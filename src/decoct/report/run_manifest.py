@@ -1,0 +1,125 @@
+"""The manifest of a run: how it ended, what its steps made, and the checksum of each file of the run as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from decoct.artifact import read_sealed, sealed, sha256, write_whole
+from decoct.errors import IntegrityError, RecipeError
+
+RUN_MANIFEST = "run.json"
+PAGE, CARD = "report.html", "model_card.md"
+RECORDS = ("results.json", "recipe.yaml", "log.jsonl")
+"""What pages and cards are written from."""
+FILES = (*RECORDS, PAGE, CARD)
+"""The files of a run as a whole; those of its steps stand in their own manifests."""
+AGAIN = "decoct run writes it again"
+
+State = Literal["running", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class MadeStep:
+    """What a step made: its folder, the ids of its inputs by role, the SHA-256 of its manifest, the artifact's hash."""
+
+    folder: str
+    name: str
+    use: str
+    seed: int
+    inputs: Mapping[str, Sequence[str]]
+    manifest: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """`state` is running from the first write of a run to its last: until then no file of the run is vouched for.
+
+    `files` holds for each file what it may be: while one is written again, the old content and the new one, so that a
+    run is whole whenever the writer dies. `folders` are the step folders that runs have made here.
+    """
+
+    state: State
+    folders: tuple[str, ...] = ()
+    steps: tuple[MadeStep, ...] = ()
+    files: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    failed: Mapping[str, Any] = field(default_factory=dict)
+
+    def wrong(self, run: Path, names: Iterable[str] = FILES) -> list[str]:
+        """What of these files of a run is not as it was written, one sentence a file."""
+        found = []
+        for name in names if self.state != "running" else ():
+            allowed, path = self.files.get(name, ()), run / name
+            if not path.is_file():
+                found += [f"{name} is missing; {AGAIN}"] if allowed else []
+            elif not any(dict(each) == _sums(path) for each in allowed):
+                why = f"its SHA-256 differs from {RUN_MANIFEST}" if allowed else f"{RUN_MANIFEST} does not name it"
+                found.append(f"{name} is damaged: {why}; {AGAIN}")
+        return found
+
+    def text(self) -> str:
+        """The manifest as its file holds it."""
+        steps = [
+            {**vars(each), "inputs": {role: list(ids) for role, ids in each.inputs.items()}} for each in self.steps
+        ]
+        files = {name: [dict(each) for each in allowed] for name, allowed in self.files.items()}
+        return sealed(
+            {
+                "format": 1,
+                "state": self.state,
+                "folders": list(self.folders),
+                "steps": steps,
+                "files": files,
+                "failed": dict(self.failed),
+            }
+        )
+
+
+def read_run_manifest(run: Path) -> RunManifest | None:
+    """The manifest of a run; None where it has none (0.1.0 wrote none), IntegrityError where it is damaged."""
+    path = Path(run) / RUN_MANIFEST
+    try:
+        content = read_sealed(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        steps = tuple(MadeStep(**each) for each in content["steps"])
+        return RunManifest(content["state"], tuple(content["folders"]), steps, content["files"], content["failed"])
+    except (KeyError, TypeError):
+        raise IntegrityError(f"{path} is damaged: it is not what a run writes; {AGAIN}") from None
+
+
+def seal(run: Path, manifest: RunManifest) -> RunManifest:
+    """Writes the manifest of a run that ended, with the checksums of the files as they are now."""
+    files = {name: [_sums(run / name)] for name in FILES if (run / name).is_file()}
+    whole = replace(manifest, files=files)
+    write_whole(run / RUN_MANIFEST, whole.text())
+    return whole
+
+
+def write_page_file(path: Path, content: str) -> None:
+    """Writes a page or card whole or not at all; one of a run that ended stays vouched for, whenever the writer dies.
+
+    RecipeError where the file would replace one of the run's records.
+    """
+    run, name = path.parent, path.name
+    manifest = read_run_manifest(run)
+    if name in (*RECORDS, RUN_MANIFEST) and (manifest is not None or path.exists()):
+        raise RecipeError(f"{path} is a record of the run; give another file, as {run / PAGE}")
+    if manifest is None or manifest.state == "running" or name not in FILES:
+        write_whole(path, content)
+        return
+    encoded = content.encode()
+    new = {"bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
+    old = [each for each in manifest.files.get(name, ()) if dict(each) != new]
+    write_whole(run / RUN_MANIFEST, replace(manifest, files={**manifest.files, name: [*old, new]}).text())
+    write_whole(path, encoded)
+    write_whole(run / RUN_MANIFEST, replace(manifest, files={**manifest.files, name: [new]}).text())
+
+
+def _sums(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
