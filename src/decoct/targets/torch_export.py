@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from decoct.artifact import write_whole
+from decoct.artifact import understood, write_whole
 from decoct.errors import IntegrityError, RecipeError
 from decoct.models.interface import Program
 from decoct.targets.base import Session, Target
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 FILE = "model.pt2"
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ArithmeticError, AttributeError, LookupError)
+UNREADABLE += (RuntimeError, TypeError, ValueError)
+"""What reading a damaged file may raise."""
 OUTPUT = "output"
 """The text in the file that names the program's output."""
 
@@ -47,12 +50,12 @@ class TorchExport(Target):
             raise IntegrityError(f"{path} is missing; make the artifact again (decoct run does that)")
         try:
             unsafe = why_unsafe(path)
-        except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        except UNREADABLE as error:
             raise IntegrityError(f"{path} is no readable torch.export file: {error}") from None
         if unsafe:
             raise IntegrityError(f"{path} is not opened: {unsafe}; export the model again with decoct")
         extra = {OUTPUT: ""}
-        with quiet():
+        with quiet(), understood(path):
             program = torch.export.load(path, extra_files=extra).module(check_guards=False)
         return ProgramSession(program, extra[OUTPUT].split("\n"))
 

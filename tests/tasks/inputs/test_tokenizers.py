@@ -1,5 +1,6 @@
 """Tokenizers: the vocabulary is the same every time; local ones are read as they are."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from decoct.errors import DataError, RecipeError
 from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece, encoded
 from decoct.tasks.inputs.wordpiece import train_wordpiece
+from decoct.tasks.inputs.words import refuse_glued_words
 
 
 def slow_training(words: dict[str, int], size: int, least: int) -> list[str]:
@@ -175,6 +177,16 @@ def test_a_padding_token_of_another_shape(tmp_path: Path, token: object) -> None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
     with pytest.raises(DataError, match="pad_token"):
         made.resolve([])
+
+
+@pytest.mark.parametrize("text", ["x", "[]", "[" * 5000, '{"pre_tokenizer": 3}'])
+def test_a_tokenizer_whose_text_stands_in_a_recipe(text: str) -> None:
+    made = WordPiece(text=text, padding="[PAD]")
+    for ask in (lambda: made.padding_id(), lambda: refuse_glued_words(made), lambda: made.shipped(8)):
+        with contextlib.suppress(DataError):
+            ask()
+    with pytest.raises(DataError):
+        made.engine(8)
 
 
 RUNS_AWAY = {"type": "Split", "pattern": {"Regex": "(?:a|aa)+$"}, "behavior": "Isolated", "invert": False}

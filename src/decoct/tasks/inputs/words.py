@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoct.artifact import parse_json
 from decoct.data.base import Dataset, Split
 from decoct.data.remember import Remembered
-from decoct.errors import RecipeError
+from decoct.errors import DataError, RecipeError
 from decoct.tasks.inputs.base import Trace
 from decoct.tasks.inputs.texts import Encoded, Tokenized, end_to_end, padded, rows_of
 from decoct.tasks.inputs.tokenizers import Tokenizer, encoded
@@ -105,7 +105,8 @@ def words_of(split: Split) -> list[list[str]]:
 
 def refuse_glued_words(tokenizer: Tokenizer) -> None:
     """RecipeError for a byte-level tokenizer that would read each word as if no space stood before it."""
-    splitter = json.loads(tokenizer.text).get("pre_tokenizer")
+    plain = parse_json(tokenizer.text, "the tokenizer's JSON", dict[str, Any], error=DataError)
+    splitter = plain.get("pre_tokenizer")
     for each in _parts(splitter):
         if each.get("type") == "ByteLevel" and not each.get("add_prefix_space", True):
             raise RecipeError(
