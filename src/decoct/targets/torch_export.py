@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FILE = "model.pt2"
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ArithmeticError, AttributeError, LookupError)
-UNREADABLE += (RuntimeError, TypeError, ValueError)
+_NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, ArithmeticError, AttributeError, LookupError)
+UNREADABLE = (*_NO_ARCHIVE, RuntimeError, TypeError, ValueError)
 """What reading a damaged file may raise."""
 OUTPUT = "output"
 """The text in the file that names the program's output."""
