@@ -13,6 +13,7 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.objectives._fusing import Fused, fused, parts_of
 from decoct.objectives._refining import schedules, try_refinements, value_of
 from decoct.objectives._selection import Selection
+from decoct.objectives.answers import refuse_other_answers
 from decoct.objectives.balance.base import Balancer
 from decoct.objectives.base import Objective, Probe, Sum, Term
 from decoct.objectives.sources import batch_at, role_and_source, said_at
@@ -72,6 +73,7 @@ class Criterion(nn.Module):
         RecipeError: a term that needs a teacher has none, or several and names none of them; a head that the task
         lacks; shapes that cannot work; a supervised term on unlabelled samples.
         """
+        refuse_other_answers(objective, probe.task.answer)
         objectives = objective.flat()
         terms = []
         for each in objectives:

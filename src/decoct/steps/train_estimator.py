@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,17 +16,20 @@ from decoct.artifact import Artifact, writing
 from decoct.data.base import Split
 from decoct.data.sources import ordered
 from decoct.data.splits import keep_labels
-from decoct.errors import DataError, IntegrityError, RecipeError
+from decoct.errors import DataError, IntegrityError, RecipeError, dotted
 from decoct.models.estimators.base import Estimator, is_classes
 from decoct.models.estimators.trees import fill
 from decoct.models.interface import MAIN
 from decoct.models.onnx_file import open_session
 from decoct.outputs import Batch
 from decoct.spec import Choice
-from decoct.steps.base import TRAIN, Context, Inputs, Step
+from decoct.steps.base import TRAIN, Context, Inputs, Step, StepProblem
 from decoct.steps.learning.batches import EVALUATION_BATCH, evaluation_batches, has_split, scores, splits_of
 from decoct.targets import onnx
 from decoct.teachers.onnx import FILE, file_predictor
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 OPSET = 20
 TOLERANCE = 1e-5
@@ -51,9 +54,21 @@ class TrainEstimator(Step):
     side: str = "student"
     labels: int | None = Field(default=None, ge=1)
 
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """Labels counted by class, and an estimator of the other kind of answers."""
+        if self.labels is not None and answer.scaled:
+            message = f"labels is {self.labels} and the task is regression; give data.labels: {self.labels}"
+            yield ("labels",), message, self.labels
+        if answer.numbers and not self.estimator.predicts_numbers:
+            message = f"{self.estimator.use} learns classes, the task has numbers; use linear"
+            yield ("estimator",), message, self.estimator.use
+        if answer.distribution and not self.estimator.predicts_classes:
+            message = f"{self.estimator.use} predicts numbers, the task has classes; use logistic_regression"
+            yield ("estimator",), message, self.estimator.use
+
     def run(self, inputs: Inputs, context: Context) -> Artifact:
-        if self.labels is not None and context.task.answer.scaled:
-            raise RecipeError(f"labels is {self.labels} and the task is regression; give data.labels: {self.labels}")
+        for setting, message, _ in self.problems_with(context.task.answer):
+            raise RecipeError(f"{dotted(setting)}: {message}")
         features, target = _table(_training(context, self.labels), context, self.side)
         context.progress(0, 3, f"{self.estimator.use} on {len(features)} samples")
         fitted = self._fit(features, target, context.seed)

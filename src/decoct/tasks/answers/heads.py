@@ -46,6 +46,10 @@ class Heads(Answer):
             raise RecipeError(f"task.heads: more is better for one and less for another ({told}); take them apart")
         return MEAN, next(iter(directions.values()))
 
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        return tuple(self.heads)
+
     def head(self, name: str) -> Answer:
         if name not in self.heads:
             raise RecipeError(f"head is {name!r}; {did_you_mean(name, self.heads)}")
