@@ -42,6 +42,7 @@ class Labelling(Step):
     labels: int | None = Field(default=None, ge=1)
     teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
     combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = None
+    folds: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
     batch_size: int = Field(default=128, ge=2)
     shard: int = Field(default=8192, ge=2)
     precision: Literal["no", "bf16", "fp16"] | None = None
