@@ -220,9 +220,9 @@ def test_what_cannot_work_is_refused_with_both_shapes():
         build(KD(), outputs_of(15), {"t": outputs_of(16, classes=5)})
     numbers = Regression(raw=True, target_mean=(0.0,), target_std=(1.0,))
     b = Batch({"student": torch.zeros(6, 1)}, target=torch.zeros(6, 1))
-    with pytest.raises(RecipeError, match=r"cross_entropy: it is for classes.*use task_loss"):
+    with pytest.raises(RecipeError, match=r"cross_entropy reads class ids.*predicts numbers; use task_loss"):
         build(CrossEntropy(), outputs_of(17, classes=1), {}, b, numbers)
-    with pytest.raises(RecipeError, match=r"kd: it is for classes"):
+    with pytest.raises(RecipeError, match=r"kd compares distributions .* predicts numbers; use regression_kd"):
         build(KD(), outputs_of(17, classes=1), {"t": outputs_of(18, classes=1)}, b, numbers)
     build(LogitMSE() + TaskLoss(), outputs_of(17, classes=1), {"t": outputs_of(18, classes=1)}, b, numbers)
     with pytest.raises(RecipeError, match="on is 'unlabelled', but it needs targets"):

@@ -183,9 +183,11 @@ def test_teacher_refuses_features_and_notices_a_changed_file(tmp_path: Path) -> 
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
-    artifact, _ = train("extra_trees", TabularClassification(), classes_data("cancer"), tmp_path)
+    artifact, room = train("extra_trees", TabularClassification(), classes_data("cancer"), tmp_path)
     names = {path.name for path in artifact.folder.iterdir()}
-    assert names == {"model.onnx", "estimator.json", "task.json", "log.jsonl", "manifest.json"}
+    assert names == {"model.onnx", "estimator.json", "task.json", "trained_on.npy", "log.jsonl", "manifest.json"}
+    keys = np.load(artifact.file("trained_on.npy"), allow_pickle=False)
+    np.testing.assert_array_equal(keys, np.sort(room.data.splits["train"].keys))
 
 
 @pytest.mark.parametrize(

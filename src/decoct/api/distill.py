@@ -20,6 +20,7 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.models.given import plain_network
 from decoct.models.saving import load_model
 from decoct.models.stored import Stored
+from decoct.objectives.answers import refuse_other_answers
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, undecided_roles
@@ -114,8 +115,8 @@ def distill(
 
     `teacher`, `student`: modules, names such as "timm/resnet34", artifacts, or Model Specs. `train`, `val`, `test`:
     DataLoaders that give (inputs, target), or a Data Spec as `train` alone. `task`: a name or Task Spec. `objective`:
-    0.9 KD + 0.1 task loss by default. `alone` trains the same student without the teacher too, as step
-    "student_alone". `out`: the run's folder; a temporary one by default. `settings` go to the Distill step
+    0.9 KD (of numbers regression_kd) + 0.1 task loss by default. `alone` trains the same student without the teacher
+    too, as step "student_alone". `out`: the run's folder; a temporary one by default. `settings` go to the Distill step
     (`optimizer`, `batch_size`, `precision`, `budget`, ...). A call that was stopped is continued by the same call.
     """
     given: dict[str, Any] = {}
@@ -217,6 +218,7 @@ class Distiller(nn.Module):
         self.task = task_of(task, raw=True)
         self._subjects = dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
         _refuse_shared(self._subjects, student)
+        refuse_other_answers(objective, self.task.answer)
         if undecided_roles(objective, tuple(self._subjects)):
             if example is None:
                 raise RecipeError("this objective has layers: auto; give `example=inputs`, so that they can be chosen")

@@ -14,7 +14,7 @@ from decoct.objectives._fields import Fraction as Fraction
 from decoct.objectives._fields import Temperature as Temperature
 from decoct.objectives._selection import places_of
 from decoct.objectives._sweep import Hard, Rows, Soft, alone
-from decoct.objectives.base import Objective, Probe, Term
+from decoct.objectives.base import Objective, Probe, Suits, Term
 from decoct.objectives.refine.base import all_classes
 from decoct.outputs import Batch, Dense, Factored, Needs, Outputs, TopK
 from decoct.training.clock import Clock
@@ -42,6 +42,10 @@ class LogitsObjective(Objective):
     """
 
     classes: ClassVar[bool] = True
+
+    def suits(self) -> Suits:
+        """Distributions over classes, unless it says otherwise."""
+        return "classes" if self.classes else "any"
 
     @abstractmethod
     def value(

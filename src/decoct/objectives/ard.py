@@ -12,7 +12,7 @@ from decoct.objectives._logits import Fraction, Temperature, logits_of, only
 from decoct.objectives._numeric import full_precision
 from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask, Target
-from decoct.objectives.base import Objective, Probe, Term
+from decoct.objectives.base import Objective, Probe, Suits, Term
 from decoct.objectives.cross_entropy import cross_entropy
 from decoct.objectives.kd import kd_loss
 from decoct.outputs import DENSE, Batch, Needs, Outputs
@@ -58,6 +58,10 @@ class ARD(Objective):
     supervised: ClassVar[bool] = True
     alpha: Fraction = 1.0
     temperature: Temperature = 1.0
+
+    def suits(self) -> Suits:
+        """Distributions over classes."""
+        return "classes"
 
     def needs(self) -> Mapping[str, Needs]:
         return {"student": DENSE, "teacher": DENSE}

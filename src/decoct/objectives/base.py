@@ -20,6 +20,9 @@ from decoct.tasks.base import Task
 from decoct.training.clock import Clock
 from decoct.training.schedules import Scalar, Schedule, times
 
+Suits = Literal["any", "classes", "numbers"]
+"""Which answers a term is for."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -108,6 +111,10 @@ class Objective(Spec):
         if self.refine and not self.taught:
             raise ValueError(f"refine works on a teacher's answer, and {self.use} listens to none; leave it out")
         return self
+
+    def suits(self) -> Suits:
+        """Which answers it is for: distributions over classes, predicted numbers, or any."""
+        return "any"
 
     @property
     def over(self) -> Over:

@@ -10,6 +10,7 @@ from torch import Tensor
 from decoct.objectives._logits import LogitsObjective, Temperature
 from decoct.objectives._numeric import full_precision, item_mean, logit_pair, weigh
 from decoct.objectives._shapes import Logits, Loss, Mask
+from decoct.objectives.base import Suits
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
 
@@ -39,6 +40,10 @@ class BinaryKD(LogitsObjective):
     use: ClassVar[str] = "binary_kd"
     classes: ClassVar[bool] = False
     temperature: Temperature = 1.0
+
+    def suits(self) -> Suits:
+        """The logits of labels, of one label too."""
+        return "classes"
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

@@ -16,7 +16,7 @@ from decoct.objectives._logits import Temperature
 from decoct.objectives._numeric import full_precision, item_mean, promote, refuse_temperature, shape, unit
 from decoct.objectives._shapes import Embedding, Kept, Loss
 from decoct.objectives.adapters import Average
-from decoct.objectives.base import Probe
+from decoct.objectives.base import Probe, Suits
 from decoct.outputs import Batch
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
@@ -109,6 +109,10 @@ class CRD(PairedObjective):
     bank: int = Field(default=16384, ge=1)
     momentum: float = Field(default=0.5, ge=0, lt=1)
     by_class: bool = False
+
+    def suits(self) -> Suits:
+        """Any answers, unless it reads class ids."""
+        return "classes" if self.by_class else "any"
 
     def network(self, student: Tensor, teacher: Tensor, probe: Probe, path: str) -> PairNetwork:
         own, theirs = (each.shape[1] if each.ndim == 4 else each.shape[-1] for each in (student, teacher))

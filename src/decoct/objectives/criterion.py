@@ -14,6 +14,7 @@ from decoct.objectives._fusing import Fused, fused, parts_of
 from decoct.objectives._gradients import read_features, refuse_constant, refuse_without_gradient
 from decoct.objectives._refining import schedules, try_refinements, value_of
 from decoct.objectives._selection import Selection
+from decoct.objectives.answers import refuse_other_answers
 from decoct.objectives.balance.base import Balancer
 from decoct.objectives.base import Objective, Probe, Sum, Term
 from decoct.objectives.sources import batch_at, role_and_source, said_at
@@ -75,6 +76,7 @@ class Criterion(nn.Module):
         RecipeError: a term that needs a teacher has none, or several and names none of them; a head that the task
         lacks; shapes that cannot work; a supervised term on unlabelled samples.
         """
+        refuse_other_answers(objective, probe.task.answer)
         objectives = objective.flat()
         terms = []
         for each in objectives:

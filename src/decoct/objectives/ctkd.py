@@ -16,7 +16,7 @@ from decoct.objectives._logits import logits_of, only
 from decoct.objectives._numeric import full_precision, item_mean, kl_rows, logit_pair
 from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask
-from decoct.objectives.base import Objective, Probe, Term
+from decoct.objectives.base import Objective, Probe, Suits, Term
 from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import Linear, Scalar, at
@@ -63,6 +63,10 @@ class CTKD(Objective):
     reversal: Scalar = Linear(start=0.0, end=1.0, finish=0.1)
     per: Literal["run", "sample"] = "run"
     hidden: int = Field(default=64, ge=1)
+
+    def suits(self) -> Suits:
+        """Distributions over classes."""
+        return "classes"
 
     def needs(self) -> Mapping[str, Needs]:
         return {"student": DENSE, "teacher": DENSE}

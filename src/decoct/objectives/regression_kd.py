@@ -12,6 +12,7 @@ from decoct.errors import RecipeError
 from decoct.objectives._logits import LogitsObjective
 from decoct.objectives._numeric import element_mean, full_precision, promote, refuse_unless, refuse_unlike, shape
 from decoct.objectives._shapes import AnyMask, Loss, Same
+from decoct.objectives.base import Suits
 from decoct.training.clock import Clock
 
 
@@ -57,6 +58,10 @@ class RegressionKD(LogitsObjective):
     classes: ClassVar[bool] = False
     supervised: ClassVar[bool] = True
     margin: float = Field(default=0.0, ge=0)
+
+    def suits(self) -> Suits:
+        """Numbers, since it takes the distance to the target."""
+        return "numbers"
 
     def value(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None, clock: Clock

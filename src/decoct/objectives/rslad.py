@@ -12,7 +12,7 @@ from decoct.objectives._logits import Fraction, logits_of, only
 from decoct.objectives._numeric import full_precision
 from decoct.objectives._selection import places_of
 from decoct.objectives._shapes import Logits, Loss, Mask
-from decoct.objectives.base import Objective, Probe, Term
+from decoct.objectives.base import Objective, Probe, Suits, Term
 from decoct.objectives.kd import kd_loss
 from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.training.clock import Clock
@@ -53,6 +53,10 @@ class RSLAD(Objective):
 
     use: ClassVar[str] = "rslad"
     share: Fraction = 5 / 6
+
+    def suits(self) -> Suits:
+        """Distributions over classes."""
+        return "classes"
 
     def needs(self) -> Mapping[str, Needs]:
         return {"student": DENSE, "teacher": DENSE}

@@ -20,7 +20,7 @@ from decoct.objectives._numeric import (
     shape,
 )
 from decoct.objectives._shapes import Loss, OtherPlaces, OtherSequences, Places, Sequences
-from decoct.objectives.base import Objective, Probe, Term
+from decoct.objectives.base import Objective, Probe, Suits, Term
 from decoct.outputs import DENSE, Batch, Needs, Outputs
 from decoct.training.clock import Clock
 from decoct.training.schedules import at
@@ -90,6 +90,10 @@ class ULD(Objective):
 
     use: ClassVar[str] = "uld"
     temperature: Temperature = 1.0
+
+    def suits(self) -> Suits:
+        """Distributions over classes."""
+        return "classes"
 
     def needs(self) -> Mapping[str, Needs]:
         return {"student": DENSE, "teacher": DENSE}

@@ -44,7 +44,16 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _graph_is_whole(self) -> Recipe:
+        answer = self.task.answer
+        steps = tuple(step.for_answer(answer) for step in self.steps)
+        if any(after is not before for after, before in zip(steps, self.steps)):
+            self.__dict__["steps"] = steps  # written out, so that the recipe says what is done
         wrong = list(_graph_problems(self))
+        wrong += [
+            (("steps", index, *path), message, value)
+            for index, step in enumerate(self.steps)
+            for path, message, value in step.problems_with(answer)
+        ]
         if wrong:
             details = [
                 InitErrorDetails(type=PydanticCustomError("decoct", message), loc=loc, input=given)

@@ -22,6 +22,7 @@ from decoct.recipe.recipe import Recipe
 from decoct.runner.execution import Options, prepare, prepare_sources
 from decoct.runner.shipping import refuse_what_cannot_ship, student_of, target_of
 from decoct.steps.base import Context, Step
+from decoct.steps.compressing.compressing import Compressing
 from decoct.steps.distill import Distill
 from decoct.steps.labelling.answers import label_views
 from decoct.steps.labelling.step import Label
@@ -114,6 +115,8 @@ def _step(
 ) -> tuple[StandIn, str]:
     inputs = {role: name for role, name in recipe.inputs_of(step).items() if role not in step.optional}
     objective = getattr(step, "objective", None)
+    if isinstance(step, Compressing):
+        objective = step.lesson_for([role for role in inputs if role != "model"], task.answer)
     if isinstance(step, Label):
         return _labelled(recipe, step, inputs, made, task, context)
     if isinstance(step, Export | Quantize):

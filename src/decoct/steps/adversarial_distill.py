@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import nn
@@ -14,14 +14,17 @@ from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.criterion import needs_of
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.spec import Choice
-from decoct.steps.base import Context, Inputs
+from decoct.steps.base import Context, Inputs, StepProblem
 from decoct.steps.learning.lesson import Lesson, decided, lesson
 from decoct.steps.learning.refusals import refuse_what_cannot_mix
 from decoct.steps.learning.saving import save_student
 from decoct.steps.learning.settings import Learning
 from decoct.training.adversarial import Adversarial, Attacked, under_attack
-from decoct.training.attacks.base import Attack
+from decoct.training.attacks.base import NO_CLASSES, Attack
 from decoct.training.attacks.pgd import PGD
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 
 class AdversarialDistill(Learning):
@@ -49,6 +52,12 @@ class AdversarialDistill(Learning):
     test_attack: Annotated[Attack, Choice("decoct.training.attacks")] = Field(default=PGD())
     best_by: Literal["attacked", "clean"] = "attacked"
     samples: Literal["all", "labelled"] = "labelled"
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """What suits no step that learns, and attacks on anything but classes."""
+        yield from super().problems_with(answer)
+        if not answer.distribution:
+            yield ("attack",), f"{self.attack.use} {NO_CLASSES}", self.attack.use
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         roles = [role for role in inputs if role != "model"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from decoct.artifact import Artifact
 from decoct.data.base import Split
 from decoct.data.saving import with_train
 from decoct.data.sources import Collate
+from decoct.errors import RecipeError, dotted
 from decoct.models.base import identity
 from decoct.spec import Spec
 from decoct.tasks.inputs.base import STUDENT
@@ -24,11 +25,14 @@ from decoct.training.processes import ONE, Processes
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
+    from decoct.tasks.answers.base import Answer
     from decoct.tasks.base import Task
     from decoct.tasks.inputs.base import Inputs as ReaderInputs
 
 TRAIN = "train"
 """The role of samples that a step trains on in place of the training split."""
+StepProblem = tuple[tuple[str | int, ...], str, Any]
+"""Where in a step something is wrong, what, and the value that stands there."""
 Inputs = Mapping[str, Any]
 """By role: an Artifact, or a Model Spec to be built fresh."""
 
@@ -108,6 +112,7 @@ class Context:
         if TRAIN in step.optional and TRAIN in inputs:
             others = {role: each for role, each in inputs.items() if role != TRAIN}
             return replace(self, data=with_train(self.data, inputs[TRAIN])).carry_out(step, others)
+        step = _suited(step, self.task.answer)
         if step.everywhere or not self.processes.several:
             return step.run(inputs, self)
         by_itself = replace(self, processes=ONE)
@@ -152,6 +157,14 @@ class Step(Spec):
         """Whether the result depends on the machine: of this kind of step always, or under its settings."""
         return self.machine_bound or any(getattr(self, name) is not None for name in self.machine_bound_by)
 
+    def for_answer(self, answer: Answer) -> Step:
+        """The same step with what it leaves open as a task wants it that answers so."""
+        return self
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """The settings that do not suit a task that answers so: the path, what is wrong, the value."""
+        yield from ()
+
     def seed_name(self) -> str:
         """What the step's seed is derived from, beside the run's: by default its name."""
         return self.name
@@ -172,6 +185,15 @@ class Step(Spec):
     @abstractmethod
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         """Does the work and writes the artifact to `context.folder`."""
+
+
+def _suited(step: Step, answer: Answer) -> Step:
+    """The step as a task wants it that answers so; RecipeError where a setting does not suit it."""
+    step = step.for_answer(answer)
+    wrong = [f"{dotted(path)}: {message}" for path, message, _ in step.problems_with(answer)]
+    if wrong:
+        raise RecipeError(f"{step.name}: " + "; ".join(wrong))
+    return step
 
 
 def _key_inside(step: Step, inputs: Inputs, context: Context) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -14,9 +14,12 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.models.exits import ExitNet, WithExits, sure
 from decoct.models.saving import load_model, load_spec
 from decoct.outputs import Needs
-from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.base import Context, Inputs, Step, StepProblem
 from decoct.steps.learning.batches import evaluation_batches, has_split, scores
 from decoct.steps.learning.saving import Student, save_student
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 
 class ChooseExit(Step):
@@ -38,6 +41,12 @@ class ChooseExit(Step):
         if (self.exit is None) == (self.threshold is None):
             raise ValueError("give exit or threshold, one of the two")
         return self
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """A threshold on probabilities where there are none."""
+        if self.threshold is not None and not answer.distribution:
+            message = "threshold is a probability of a class, and the task has no classes; give exit instead"
+            yield ("threshold",), message, self.threshold
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         spec, _, side = load_spec(inputs["model"])

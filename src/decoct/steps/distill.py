@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -13,11 +13,14 @@ from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.kd import KD
 from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
-from decoct.steps.base import Context, Inputs
+from decoct.steps.base import Context, Inputs, StepProblem
 from decoct.steps.learning.lesson import learn
 from decoct.steps.learning.settings import Learning
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import Combination
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 
 class Distill(Learning):
@@ -46,6 +49,13 @@ class Distill(Learning):
     combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = Field(
         default=None, exclude_if=lambda value: value is None
     )
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """What suits no step that learns, and a combination of the other kind of answers."""
+        yield from super().problems_with(answer)
+        message = None if self.combine is None else self.combine.problem_with(distribution=answer.distribution)
+        if message is not None:
+            yield ("combine",), message, None
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         for role in self.teachers:

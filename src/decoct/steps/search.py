@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,11 +17,14 @@ from decoct.errors import BudgetMissed, did_you_mean
 from decoct.models.interface import MAIN
 from decoct.models.saving import load_model
 from decoct.spec import Choice
-from decoct.steps.base import TRAIN, Context, Inputs, Step
+from decoct.steps.base import TRAIN, Context, Inputs, Step, StepProblem
 from decoct.steps.records import SEARCHED
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, Measured, measured
 from decoct.targets.onnx import Onnx
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 
 def _named(value: Any) -> Any:
@@ -104,6 +107,14 @@ class Search(Step, Budgets):
         whole = self.whole or (float(value).is_integer() and not isinstance(now, float))
         place[last] = round(value) if whole else value
         return type(self.step).parse(plain)
+
+    def for_answer(self, answer: Answer) -> Step:
+        inner = self.step.for_answer(answer)
+        return self if inner is self.step else self.replace(step=inner)
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        for path, message, value in self.step.problems_with(answer):
+            yield ("step", *path), message, value
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         tried = self._tries(inputs, context)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -15,9 +15,12 @@ from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
-from decoct.steps.base import Context, Inputs
+from decoct.steps.base import Context, Inputs, StepProblem
 from decoct.steps.learning.lesson import learn
 from decoct.steps.learning.settings import Learning
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 
 class TrainClasses(Learning):
@@ -31,6 +34,12 @@ class TrainClasses(Learning):
 
     classes: tuple[str, ...] = Field(min_length=2)
     objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = TaskLoss()
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """What suits no step that learns, and classes of a task without them."""
+        yield from super().problems_with(answer)
+        if not answer.distribution:
+            yield ("classes",), "train_classes needs a classification task, and this one has no classes", self.use
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         return learn(self, inputs, among(context, self.classes), self.objective, "labelled")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -16,17 +15,22 @@ from decoct.artifact import Artifact, writing
 from decoct.data.base import Split
 from decoct.data.sources import ordered
 from decoct.data.splits import keep_labels
-from decoct.errors import DataError, IntegrityError, RecipeError
+from decoct.errors import DataError, IntegrityError, RecipeError, dotted
 from decoct.models.estimators.base import Estimator, is_classes
 from decoct.models.estimators.trees import fill
 from decoct.models.interface import MAIN
 from decoct.models.onnx_file import open_session
 from decoct.outputs import Batch
 from decoct.spec import Choice
-from decoct.steps.base import TRAIN, Context, Inputs, Step
+from decoct.steps.base import TRAIN, Context, Inputs, Step, StepProblem
 from decoct.steps.learning.batches import EVALUATION_BATCH, evaluation_batches, has_split, scores, splits_of
+from decoct.steps.learning.estimators import features_of, labelled_rows, predicted
 from decoct.targets import onnx
+from decoct.teachers.estimator import TRAINED_ON
 from decoct.teachers.onnx import FILE, file_predictor
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 OPSET = 20
 TOLERANCE = 1e-5
@@ -40,10 +44,12 @@ class TrainEstimator(Step):
 
     `estimator` says which; `side` whose preprocessing its features go through; `labels`: how many training samples keep
     their label, drawn evenly over the classes. The file is compared with scikit-learn on real samples before it stands.
+    The artifact says on which rows it was fitted, by key: as a teacher it is asked of these out-of-fold.
     """
 
     use: ClassVar[str] = "train_estimator"
     optional: ClassVar[Mapping[str, tuple[str, ...]]] = {TRAIN: ("data",)}
+    version: ClassVar[int] = 2
     gives: ClassVar[str] = "estimator"
     learns: ClassVar[bool] = True
 
@@ -51,15 +57,32 @@ class TrainEstimator(Step):
     side: str = "student"
     labels: int | None = Field(default=None, ge=1)
 
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """Labels counted by class, and an estimator of the other kind of answers."""
+        if self.labels is not None and answer.scaled:
+            message = f"labels is {self.labels} and the task is regression; give data.labels: {self.labels}"
+            yield ("labels",), message, self.labels
+        if answer.numbers and not self.estimator.predicts_numbers:
+            message = f"{self.estimator.use} learns classes, the task has numbers; use linear"
+            yield ("estimator",), message, self.estimator.use
+        if answer.distribution and not self.estimator.predicts_classes:
+            message = f"{self.estimator.use} predicts numbers, the task has classes; use logistic_regression"
+            yield ("estimator",), message, self.estimator.use
+
     def run(self, inputs: Inputs, context: Context) -> Artifact:
-        if self.labels is not None and context.task.answer.scaled:
-            raise RecipeError(f"labels is {self.labels} and the task is regression; give data.labels: {self.labels}")
-        features, target = _table(_training(context, self.labels), context, self.side)
+        for setting, message, _ in self.problems_with(context.task.answer):
+            raise RecipeError(f"{dotted(setting)}: {message}")
+        features, target, keys = labelled_rows(_training(context, self.labels), context, self.side)
         context.progress(0, 3, f"{self.estimator.use} on {len(features)} samples")
         fitted = self._fit(features, target, context.seed)
         module = self.estimator.module(fitted, context.task.reading(self.side).interface.width)
         context.progress(1, 3, "writing")
-        meta = {"side": self.side, "seed": context.run_seed, "parameters": module.parameters_learned}
+        meta = {
+            "side": self.side,
+            "seed": context.run_seed,
+            "fit_seed": context.seed,
+            "parameters": module.parameters_learned,
+        }
         with writing(
             context.folder, kind="estimator", name=context.name, key=context.key, lineage=context.lineage, meta=meta
         ) as draft:
@@ -69,6 +92,7 @@ class TrainEstimator(Step):
             draft.scores.update(_validation(path, context, self.side))
             draft.write_json("estimator.json", {"estimator": self.estimator.plain(), **meta, "verified": verified})
             draft.write_json("task.json", context.task.plain())
+            np.save(draft.folder / TRAINED_ON, np.unique(keys), allow_pickle=False)
             if draft.scores:
                 record = {"kind": "validation", "step": 0, "epoch": 0, **draft.scores}
                 (draft.folder / "log.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -98,32 +122,6 @@ def _training(context: Context, labels: int | None) -> Iterator[Batch]:
     return ordered(keep_labels(split, labels), context.collate, batch_size=EVALUATION_BATCH)
 
 
-def _table(batches: Iterator[Batch], context: Context, side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 `[N, F]` and target of the labelled samples."""
-    preprocessing = context.task.reading(side).preprocessing().eval()
-    features, targets = [], []
-    for batch in batches:
-        target = batch.target.numpy()
-        known = np.isfinite(target).all(1) if target.dtype.kind == "f" else target >= 0
-        if batch.labelled is not None:
-            known &= batch.labelled.numpy()
-        features.append(_features(preprocessing, batch, side)[known])
-        targets.append(target[known])
-    x, y = np.concatenate(features), np.concatenate(targets)
-    if len(x) == 0:
-        raise DataError("train_estimator: no training sample has a label")
-    return x, y
-
-
-def _features(preprocessing: nn.Module, batch: Batch, side: str) -> np.ndarray:
-    raw = batch.side(side)
-    if not isinstance(raw, torch.Tensor):
-        raise RecipeError("train_estimator learns from numbers; this task gives text. Use `use: train` with a network")
-    with torch.no_grad():
-        prepared: np.ndarray = preprocessing(raw).flatten(1).numpy()
-    return prepared
-
-
 def _verified(fitted: Any, path: Path, context: Context, side: str) -> dict[str, float]:
     """The largest difference between the file and scikit-learn on real samples, and on how many classes agree."""
     reading = context.task.reading(side)
@@ -134,15 +132,13 @@ def _verified(fitted: Any, path: Path, context: Context, side: str) -> dict[str,
     for batch in _verification(context):
         answer = predict(batch).logits
         assert answer is not None
-        features = _features(preprocessing, batch, side)
         ours = answer.double().numpy()
+        features = features_of(preprocessing, batch, side)
+        theirs = predicted(fitted, features, ours.shape[1], distribution=reading.distribution)
         if reading.distribution:
             ours = np.exp(ours)
-            theirs = np.zeros_like(ours)
-            theirs[:, fitted.classes_] = fitted.predict_proba(features)
             agreed += int((ours.argmax(1) == theirs.argmax(1)).sum())
         else:
-            theirs = fitted.predict(features).reshape(ours.shape)
             agreed += int((np.abs(ours - theirs) <= limit).all(1).sum())
         worst, seen = max(worst, float(np.abs(ours - theirs).max())), seen + len(ours)
         if seen >= VERIFIED:

@@ -40,6 +40,10 @@ class Setting:
 class Combination(Spec):
     """Describes how several teachers answer as one."""
 
+    def problem_with(self, *, distribution: bool) -> str | None:
+        """What is wrong with it for answers that are distributions over classes, or numbers; None where it suits."""
+        return None
+
     @abstractmethod
     def join(self, members: Mapping[str, Member], setting: Setting) -> Predictor:
         """One predictor; its logits `[*B, outputs]`, -inf for a class that no member knows.

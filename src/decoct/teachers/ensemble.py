@@ -19,6 +19,7 @@ ROUNDS = 25
 LONGEST = 3.0
 HELD_OUT = 2048
 """At most so many labelled samples decide on weights."""
+FOR_NUMBERS = "the task predicts numbers; set average to 'logits' and weights to 'equal', 'validation' or numbers"
 Weights = Literal["equal", "validation", "confidence", "entropy", "learned"]
 
 
@@ -112,6 +113,14 @@ class Ensemble(Combination):
                 raise ValueError(f"{role} has {weight}; allowed: numbers above 0. Leave out a teacher that has no say")
         return value
 
+    def problem_with(self, *, distribution: bool) -> str | None:
+        """A mean of probabilities, or weights by them, for a task that predicts numbers."""
+        return None if distribution or not self._reads_classes else FOR_NUMBERS
+
+    @property
+    def _reads_classes(self) -> bool:
+        return self.average == "probabilities" or self.weights in ("confidence", "entropy", "learned")
+
     def join(self, members: Mapping[str, Member], setting: Setting) -> Predictor:
         self._refuse(members, setting)
         fixed = self._fixed(members, setting)
@@ -143,12 +152,9 @@ class Ensemble(Combination):
             raise RecipeError(
                 f"combine.average is 'logits', and {', '.join(partly)} does not know all classes; use 'probabilities'"
             )
-        numbers = not setting.distribution
-        if numbers and (self.average == "probabilities" or self.weights in ("confidence", "entropy", "learned")):
-            raise RecipeError(
-                "combine: the task predicts numbers; set average to 'logits' and weights to 'equal', "
-                "'validation' or numbers"
-            )
+        problem = self.problem_with(distribution=setting.distribution)
+        if problem is not None:
+            raise RecipeError(f"combine: {problem}")
 
     def _by_sample(self, logits: Tensor) -> Tensor:
         log_p = torch.log_softmax(logits / self.temperature, -1)

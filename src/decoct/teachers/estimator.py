@@ -17,17 +17,23 @@ from decoct.outputs import Batch, Dense, Needs, Outputs, Predictor
 from decoct.teachers.base import Reading, Teacher
 from decoct.teachers.onnx import file_of, file_predictor, refuse_needs, unchanged
 
+TRAINED_ON = "trained_on.npy"
+"""In the artifact of an estimator what the rows that it was fitted on look like: uint64 `[N]`, sorted."""
+
 
 class EstimatorTeacher(Teacher):
     """An artifact of kind "estimator" under the teacher contract.
 
     Classes: logits are log(max(p, floor)), since a forest gives probabilities of exactly 0. Numbers: the prediction on
-    the scale of the task's logits. `threads` inside an operator (None: as many as torch uses).
+    the scale of the task's logits. `threads` inside an operator (None: as many as torch uses). `folds`: rows that it
+    was fitted on are answered by so many further fits, each by one that has not seen it (out-of-fold); 1: by the
+    estimator itself; None: 5 where it was fitted on the rows that it teaches.
     """
 
     use: ClassVar[str] = "estimator"
     floor: float = Field(default=1e-6, gt=0, lt=1)
     threads: int | None = Field(default=None, ge=1)
+    folds: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
 
     def open(
         self,

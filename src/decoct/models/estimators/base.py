@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ Link = Literal["identity", "log", "softmax"]
 
 
 class Estimator(Spec):
-    """Describes a scikit-learn model of a table."""
+    """Describes a scikit-learn model of a table; `predicts_classes`, `predicts_numbers`: what it can learn."""
+
+    predicts_classes: ClassVar[bool] = True
+    predicts_numbers: ClassVar[bool] = True
 
     @abstractmethod
     def fit(self, features: np.ndarray, target: np.ndarray, *, seed: int) -> Any:

@@ -17,6 +17,7 @@ class LogisticRegression(Estimator):
     """scikit-learn's LogisticRegression: multinomial, with an L2 penalty of strength 1 / `C`."""
 
     use: ClassVar[str] = "logistic_regression"
+    predicts_numbers: ClassVar[bool] = False
     C: float = Field(default=1.0, gt=0)
     max_iter: int = Field(default=1000, ge=1)
 
@@ -37,6 +38,7 @@ class Ridge(Estimator):
     """scikit-learn's Ridge: least squares with an L2 penalty of strength `alpha`."""
 
     use: ClassVar[str] = "linear"
+    predicts_classes: ClassVar[bool] = False
     alpha: float = Field(default=1.0, ge=0)
 
     def fit(self, features: np.ndarray, target: np.ndarray, *, seed: int) -> Any:

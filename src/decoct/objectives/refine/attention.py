@@ -38,6 +38,7 @@ class AttentionWeighting(Refinement):
     """
 
     use: ClassVar[str] = "attention"
+    classes: ClassVar[bool] = False
     temperature: float = Field(default=0.5, gt=0, allow_inf_nan=False)
 
     def refine(self, lesson: Lesson, batch: Batch, clock: Clock) -> Lesson:

@@ -68,10 +68,12 @@ def all_classes(top: TopK, label: str) -> Tensor:
 class Refinement(Spec):
     """Describes what is done to a teacher's answer before a term hears it; `refine` of an objective is a list of them.
 
-    `labels`: it reads the targets, which must then be among the teacher's classes.
+    `labels`: it reads the targets, which must then be among the teacher's classes; `classes`: it reads the answer as a
+    distribution over classes.
     """
 
     labels: ClassVar[bool] = False
+    classes: ClassVar[bool] = True
 
     @abstractmethod
     def refine(self, lesson: Lesson, batch: Batch, clock: Clock) -> Lesson:

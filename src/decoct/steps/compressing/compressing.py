@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
+from decoct.objectives.answers import for_numbers
 from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.kd import KD
 from decoct.objectives.task_loss import TaskLoss
@@ -16,14 +17,18 @@ from decoct.teachers.base import Teacher
 from decoct.training.budget import Budget
 from decoct.training.compression import Scheme
 
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
+
 GUIDED = 0.9 * KD(temperature=4.0) + 0.1 * TaskLoss()
 
 
 class Compressing(Learning):
     """The settings of every step that makes a trained model smaller and lets it recover.
 
-    `recover`: when the scheme works and when the student learns; `objective`: what it learns from, by default 0.9 KD +
-    0.1 task loss where there is a teacher among the inputs, else the task loss; `samples`, `teachers` as in distill.
+    `recover`: when the scheme works and when the student learns; `objective`: what it learns from, by default 0.9 KD
+    (of numbers regression_kd) + 0.1 task loss where there is a teacher among the inputs, else the task loss; `samples`,
+    `teachers` as in distill.
     """
 
     draws_sources: ClassVar[bool] = True
@@ -40,8 +45,10 @@ class Compressing(Learning):
 
     scheme: Scheme
 
-    def lesson_for(self, roles: Sequence[str]) -> Objective:
-        """The objective under teachers in `roles`."""
+    def lesson_for(self, roles: Sequence[str], answer: Answer) -> Objective:
+        """The objective under teachers in `roles`, for a task that answers so."""
         if self.objective is not None:
             return self.objective
-        return GUIDED if roles else TaskLoss()
+        if not roles:
+            return TaskLoss()
+        return for_numbers(GUIDED) if answer.numbers else GUIDED

@@ -49,7 +49,7 @@ def compress(step: Compressing, inputs: Inputs, context: Context) -> Artifact:
 def settled(step: Compressing, inputs: Inputs, context: Context) -> tuple[Objective, dict[str, Needs]]:
     """The step's objective with its layers chosen, and what of each model must be captured for its losses."""
     roles = [role for role in inputs if role != "model"]
-    objective = decided(step, inputs, context, step.lesson_for(roles), roles, kinds=step.teachers)
+    objective = decided(step, inputs, context, step.lesson_for(roles, context.task.answer), roles, kinds=step.teachers)
     return objective, needs_of(objective, roles, context.task.answer.needs)
 
 
@@ -157,7 +157,7 @@ def _learn(
     step: Compressing, inputs: Inputs, context: Context, begin: Callable[[Lesson, Objective], Begun]
 ) -> Artifact:
     roles = [role for role in inputs if role != "model"]
-    objective = step.lesson_for(roles)
+    objective = step.lesson_for(roles, context.task.answer)
     only = step.samples if roles else "labelled"
     return learn(step, inputs, context, objective, only, step.teachers, begin=begin)
 

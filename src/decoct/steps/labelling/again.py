@@ -61,8 +61,8 @@ def _differences(before: Mapping[str, Any], described: Mapping[str, Any]) -> dic
     """By name what a store was made from and what it would be made from now; parts of `views` and `teacher` apart."""
     plain = json.loads(json.dumps(described))
     found: dict[str, tuple[Any, Any]] = {}
-    for name, here in plain.items():
-        there = before.get(name)
+    for name in (*plain, *({"folds"} & before.keys() - plain.keys())):
+        here, there = plain.get(name), before.get(name)
         if there == here:
             continue
         if isinstance(there, dict) and isinstance(here, dict) and there.keys() == here.keys() and name != "keep":

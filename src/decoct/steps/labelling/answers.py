@@ -207,7 +207,7 @@ def teacher_of(step: Labelling, inputs: Inputs, context: Context, engine: Engine
         if len(inputs) > 1:
             raise RecipeError(f"inputs: {', '.join(inputs)} are several teachers; say how they answer: combine")
         role, value = next(iter(inputs.items()))
-        return open_teacher(value, context, engine, needs, step.teachers.get(role), role=role)
+        return open_teacher(value, context, engine, needs, step.teachers.get(role), role=role, folds=step.folds)
     if step.features:
         raise RecipeError(
             "features: several teachers answer as one, which has no layers; leave combine or features out"
@@ -220,7 +220,9 @@ class _Combined:
 
     def __init__(self, step: Labelling, inputs: Inputs, context: Context, engine: Engine) -> None:
         wanted = dict.fromkeys(inputs, Needs())
-        self._opened = open_teachers(inputs, wanted, context, engine, kinds=step.teachers, combine=step.combine)
+        self._opened = open_teachers(
+            inputs, wanted, context, engine, kinds=step.teachers, combine=step.combine, folds=step.folds
+        )
 
     def __enter__(self) -> Predictor:
         return self._opened.__enter__().teachers[COMBINED]

@@ -20,7 +20,7 @@ from decoct.artifact import Artifact, writing
 from decoct.data.base import Split
 from decoct.errors import DataError, RecipeError, TeacherChanged
 from decoct.models.base import Model, identity
-from decoct.outputs import Factored, Outputs
+from decoct.outputs import Factored, Needs, Outputs
 from decoct.steps.base import Context, Inputs
 from decoct.steps.labelling.again import refuse_another, same_store
 from decoct.steps.labelling.answers import (
@@ -35,7 +35,9 @@ from decoct.steps.labelling.answers import (
 )
 from decoct.steps.labelling.settings import Labelling
 from decoct.steps.learning.batches import splits_of
-from decoct.steps.learning.teachers import own_readers, task_of
+from decoct.steps.learning.folds import Folds
+from decoct.steps.learning.memorised import stands_here, warn_of_memorised, worth_a_look
+from decoct.steps.learning.teachers import folds_by, open_teachers, own_readers, task_of
 from decoct.store.codecs.base import Codec
 from decoct.store.finish import salvage, seal
 from decoct.store.layout import Layout
@@ -43,6 +45,7 @@ from decoct.store.shards import Shard, finished, packed, put, shard_name
 from decoct.store.sizes import ROW_BYTES, refuse_small_disk, summary
 from decoct.teachers.combining import Combination
 from decoct.teachers.remote.jobs import run_jobs
+from decoct.training.engine import Engine
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -56,9 +59,10 @@ class Label(Labelling):
     paths of layers whose outputs are kept too, in `features_dtype`; `splits`: of which samples; `views`: in how many
     fixed augmented views each training sample is labelled (8 where the task augments, else 1); `mix`: how two images
     become one view; `labels` as in the step that will train (it matters for `mix` alone). Several teachers answer as
-    `combine` says. `workers` processes of `threads` threads label side by side, or so many actors of a Ray cluster with
-    `ray`: "local" starts one here, an address joins one. Shards hold about `shard` samples; a killed run goes on with
-    the next.
+    `combine` says. `folds`: in how many an estimator answers the rows that it was fitted on, each by a fit that has not
+    seen it (5 by default, 1: by itself). `workers` processes of `threads` threads label side by side, or so many actors
+    of a Ray cluster with `ray`: "local" starts one here, an address joins one. Shards hold about `shard` samples; a
+    killed run goes on with the next.
     """
 
     use: ClassVar[str] = "label"
@@ -68,6 +72,9 @@ class Label(Labelling):
         context = replace(context, readers=own_readers(inputs, context.task))
         self.codec(context.task)
         described = self._described(inputs, context)
+        for each in self._folds(inputs, context).values():  # once, before any worker asks for them
+            each.answers(context)
+        self._look(inputs, context)
         shards = context.work / "shards"
         if same_store(context.folder, described):
             salvage(context.folder, shards)
@@ -89,6 +96,18 @@ class Label(Labelling):
             draft.write_json("task.json", _task(inputs, context, self.combine).plain())
         return Artifact.load(context.folder, verify=False)
 
+    def _look(self, inputs: Inputs, context: Context) -> None:
+        """Warns of teachers that memorised what they are asked."""
+        if not worth_a_look(context) or "train" not in self.splits:
+            return
+        engine = Engine(context.device, self.precision or context.precision)
+        wanted = {role: Needs() for role, value in inputs.items() if stands_here(value)}
+        with (
+            torch.random.fork_rng(),
+            open_teachers(inputs, wanted, context, engine, kinds=self.teachers, folds=self.folds) as found,
+        ):
+            warn_of_memorised(inputs, found.teachers, context, engine)
+
     def codec(self, task: Task) -> Codec:
         """How the answers are kept: predicted numbers as they are. RecipeError where `keep` says otherwise."""
         return task.answer.codec(self.keep)
@@ -101,6 +120,7 @@ class Label(Labelling):
     def _described(self, inputs: Inputs, context: Context) -> dict[str, Any]:
         """What the store is made from; two stores that differ in it are never mixed."""
         looks = label_views(self, context)
+        folds = {role: each.count for role, each in self._folds(inputs, context).items()}
         teacher = {role: _fingerprint(value) for role, value in inputs.items()}
         return {
             "version": self.version,
@@ -123,7 +143,14 @@ class Label(Labelling):
             "labels": self.labels if self.mix is not None else None,
             "batch_size": self.batch_size,
             "shard": self.shard,
+            **({"folds": folds} if folds else {}),
         }
+
+    def _folds(self, inputs: Inputs, context: Context) -> dict[str, Folds]:
+        """By role the folds in which estimators among the teachers answer."""
+        kinds = self.teachers
+        found = {role: folds_by(each, context, kinds.get(role), self.folds, role=role) for role, each in inputs.items()}
+        return {role: each for role, each in found.items() if each is not None}
 
     def _from_splits(
         self, inputs: Inputs, context: Context, folder: Path, done: Mapping[int, Shard]

@@ -27,6 +27,7 @@ from decoct.outputs import DENSE, Batch, Needs, Outputs, Predictor
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import class_counts, has_split, scores, training_source
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
+from decoct.steps.learning.memorised import warn_of_memorised
 from decoct.steps.learning.refusals import observed, refuse_what_cannot_mix
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student, save_student
 from decoct.steps.learning.settings import Learning
@@ -253,11 +254,12 @@ def lesson(
     *,
     kinds: Mapping[str, Teacher] | None = None,
     combine: Combination | None = None,
+    looked_at: bool = True,
 ) -> Iterator[Lesson]:
     """Seeds, builds the student, and opens every input of `needs` but "student" as a teacher while the body runs.
 
     `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
-    as one, under the role "combined".
+    as one, under the role "combined"; `looked_at`: whether a teacher that memorised is warned of.
     """
     context = replace(context, readers=own_readers(inputs, context.task))
     task = context.task
@@ -287,6 +289,8 @@ def lesson(
         names = frozenset[str]().union(*(each.sources for each in needs.values()))
         batch = with_few(probe_batch(step, context, PROBE_SAMPLES, views), context, names, PROBE_SAMPLES)
         batch = batch.to(engine.device)
+        if looked_at and step.teacher_views == 1:
+            warn_of_memorised(inputs, found.teachers, context, engine)
         teachers = {role: answering(each, needs[role].sources) for role, each in found.teachers.items()}
         yield Lesson(step, context, engine, student, teachers, found.known, batch, views, found.ahead, stores)
 
@@ -377,7 +381,7 @@ def decided(
         return objective
     every = Needs(features=frozenset({EVERY})) | DENSE
     opened = {"student", *open_roles} - set(alike)
-    with lesson(step, inputs, context, dict.fromkeys(sorted(opened), every), kinds=kinds) as seen:
+    with lesson(step, inputs, context, dict.fromkeys(sorted(opened), every), kinds=kinds, looked_at=False) as seen:
         return choose_layers(
             objective, roles, lambda role, needs: seen.look("student" if role in alike else role, needs)
         )

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from decoct.data.views import ViewsSetting
+from decoct.objectives.answers import for_numbers, problem_with
+from decoct.objectives.base import Objective
+from decoct.objectives.sources import objectives_in
 from decoct.spec import Choice
-from decoct.steps.base import TRAIN, Step
+from decoct.steps.base import TRAIN, Step, StepProblem
 from decoct.tasks.mixing.base import Mixing
 from decoct.training.budget import Budget
 from decoct.training.optimizers import AdamW, Optimizer
 from decoct.training.schedules import Cosine
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 DEFAULT_OPTIMIZER = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
 
@@ -58,6 +64,34 @@ class Learning(Step):
     log_every: int = Field(default=10, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     sharding: Literal["none", "fsdp"] = Field(default="none", exclude_if=lambda value: value == "none")
+
+    def for_answer(self, answer: Answer) -> Step:
+        """The same step; of predicted numbers its default objective has `regression_kd` in the place of `kd`."""
+        if not answer.numbers:
+            return self
+        found: dict[str, Objective] = {}
+        for name, field in type(self).model_fields.items():
+            before = field.get_default()
+            if isinstance(before, Objective) and name not in self.model_fields_set:
+                after = for_numbers(before)
+                found |= {name: after} if after != before else {}
+        return self.replace(**found) if found else self
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """Terms, and labels counted by class, that do not suit."""
+        for path, each in objectives_in(self):
+            message = problem_with(each, answer)
+            if message is not None:
+                yield path, message, each.use
+        if self.labels is not None and answer.scaled:
+            message = (
+                f"labels is {self.labels} and the task is regression, whose scale comes from every labelled sample of "
+                f"the data; leave it out of the step and give data.labels: {self.labels}"
+            )
+            yield ("labels",), message, self.labels
+        if self.mix is not None and answer.numbers:
+            message = f"mix is {self.mix.use}, which mixes images and their classes, and the task predicts numbers"
+            yield ("mix",), f"{message}; leave it out", self.mix.use
 
     def seed_name(self) -> str:
         """The model's name: two steps that train one model start from the same weights and see the same order."""

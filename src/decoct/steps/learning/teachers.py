@@ -19,12 +19,14 @@ from decoct.objectives.base import Objective, Sum
 from decoct.outputs import DENSE, Batch, Needs, Predictor
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
+from decoct.steps.learning.folds import Folds, answering_out_of_fold, folds_of
 from decoct.tasks.inputs.base import STUDENT, TEACHER
 from decoct.tasks.inputs.base import Inputs as ReaderInputs
 from decoct.teachers import CATALOGUE as TEACHERS
 from decoct.teachers.base import Teacher, for_kind
 from decoct.teachers.classes import Alignment, align
 from decoct.teachers.combining import COMBINED, Combination, Member, Once, Setting, joined_classes
+from decoct.teachers.estimator import EstimatorTeacher
 from decoct.teachers.remote.base import Ahead
 from decoct.teachers.remote.black_box import BlackBox as Asked
 from decoct.teachers.views import over_views
@@ -56,12 +58,13 @@ def open_teachers(
     combine: Combination | None = None,
     labels: int | None = None,
     averaged: bool = False,
+    folds: int | None = None,
 ) -> Iterator[OpenTeachers]:
     """Opens the inputs named in `needs` as teachers while the body runs, their classes matched by name.
 
     `kinds`: how a teacher answers, by role, where it is not what suits its artifact; `combine`: how all of them answer
     as one, under the role "combined", its weights learned on held-out samples, of which `labels` have labels;
-    `averaged` over the further views of a batch.
+    `averaged` over the further views of a batch; `folds` in which estimators answer the rows that they were fitted on.
     """
     task = context.task
     with contextlib.ExitStack() as stack:
@@ -73,7 +76,9 @@ def open_teachers(
             alignment = alignment_of(inputs[role], task, role)
             if alignment is not None or averaged or combine is not None or len(needs) > 1:
                 wanted |= DENSE  # classes by name, means of views and agreement read logits
-            opened = stack.enter_context(open_teacher(inputs[role], context, engine, wanted, kind, role=role))
+            opened = stack.enter_context(
+                open_teacher(inputs[role], context, engine, wanted, kind, role=role, folds=folds)
+            )
             if isinstance(opened, Ahead):
                 ahead[opened] = wanted.sources
             if averaged:
@@ -128,10 +133,12 @@ def open_teacher(
     kind: Teacher | None = None,
     *,
     role: str = TEACHER,
+    folds: int | None = None,
 ) -> contextlib.AbstractContextManager[Predictor]:
     """A predictor under the teacher contract for an input: an artifact of any kind, or a model that needs no training.
 
-    `kind` says how it answers; by default what suits the artifact. An artifact brings the task that it was made for.
+    `kind` says how it answers; by default what suits the artifact. An artifact brings the task that it was made for. An
+    estimator answers the rows that it was fitted on in `folds`, each by a fit that has not seen it; by default in 5.
     """
     subject, side = value, "teacher"
     if isinstance(value, OnnxFile):
@@ -152,7 +159,31 @@ def open_teacher(
     if isinstance(value, Artifact):
         side = str(value.meta.get("side", side))
     reading = task_of(value, context.task).reading(role if role in context.readers else side)
-    return kind.open(subject, reading, needs, device=engine.device, autocast=engine.autocast)
+
+    found = folds_by(value, context, kind, folds, role=role)
+    opened = kind.open(subject, reading, needs, device=engine.device, autocast=engine.autocast)
+    if found is None or not isinstance(kind, EstimatorTeacher):
+        return opened
+    return answering_out_of_fold(found, kind, context, opened)
+
+
+def folds_by(value: Any, context: Context, kind: Teacher | None, folds: int | None, *, role: str) -> Folds | None:
+    """The folds in which an input answers as a teacher; `kind` says how many before `folds` does.
+
+    RecipeError where several are asked for of what is no estimator.
+    """
+    own = kind.folds if isinstance(kind, EstimatorTeacher) else None
+    asked = folds if own is None else own
+    if isinstance(value, Artifact) and value.kind == "estimator" and isinstance(kind, EstimatorTeacher | None):
+        task = task_of(value, context.task)
+        alike = task.answer.names == context.task.answer.names  # else the labels here number other classes
+        return folds_of(value, role, context, task, asked) if alike else None
+    if asked is not None and asked > 1:
+        raise RecipeError(
+            f"folds is {asked}, and {role} is no estimator that train_estimator made: only these are fitted again; "
+            "leave folds out"
+        )
+    return None
 
 
 def _asked(value: BlackBox, context: Context) -> Any:

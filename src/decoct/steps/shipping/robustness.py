@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,14 +13,17 @@ from decoct.artifact import Artifact, writing
 from decoct.models.saving import load_model
 from decoct.outputs import DENSE
 from decoct.spec import Choice
-from decoct.steps.base import Context, Inputs, Step
+from decoct.steps.base import Context, Inputs, Step, StepProblem
 from decoct.steps.learning.batches import evaluation_batches
 from decoct.steps.records import RECORDS
 from decoct.steps.shipping.benchmark import finite
 from decoct.training.adversarial import under_attack
-from decoct.training.attacks.base import Attack
+from decoct.training.attacks.base import NO_CLASSES, Attack
 from decoct.training.attacks.pgd import PGD
 from decoct.training.engine import Engine
+
+if TYPE_CHECKING:
+    from decoct.tasks.answers.base import Answer
 
 
 class Robustness(Step):
@@ -37,6 +40,11 @@ class Robustness(Step):
     attack: Annotated[Attack, Choice("decoct.training.attacks")] = PGD()
     split: str = "test"
     reseed: int = Field(default=0, ge=0)
+
+    def problems_with(self, answer: Answer) -> Iterator[StepProblem]:
+        """Attacks on anything but classes."""
+        if not answer.distribution:
+            yield ("attack",), f"{self.attack.use} {NO_CLASSES}", self.attack.use
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         records = []

@@ -59,6 +59,8 @@ class Answer(Spec):
 
     distribution: ClassVar[bool] = True
     """Whether logits are a distribution over classes; else they are numbers."""
+    numbers: ClassVar[bool] = False
+    """Whether logits are predicted numbers, with a target of their shape."""
     scaled: ClassVar[bool] = False
     """Whether the scale of the target comes from all labelled samples of the data."""
     mixes_targets: ClassVar[bool] = False
@@ -116,6 +118,11 @@ class Answer(Spec):
         if not self.has_target(split):
             return torch.zeros(len(indices), dtype=torch.bool)
         return None if split.labelled is None else torch.from_numpy(split.labelled[indices])
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The names of the heads that it joins; empty for an answer of one head."""
+        return ()
 
     def head(self, name: str) -> Answer:
         """What one head answers; a network's own (early exits, say) answer as it does."""

@@ -32,6 +32,7 @@ class Numbers(Answer):
 
     use: ClassVar[str] = "numbers"
     distribution: ClassVar[bool] = False
+    numbers: ClassVar[bool] = True
     scaled: ClassVar[bool] = True
     target_columns: ClassVar[tuple[str, ...]] = ("value",)
     target_mean: tuple[float, ...] = ()

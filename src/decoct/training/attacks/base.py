@@ -43,6 +43,8 @@ class Attack(Spec):
         return near.clamp(self.low, self.high)
 
 
+NO_CLASSES = "raises the cross-entropy with class labels, and the task has none; take another step"
+"""What is wrong with an attack on a task that predicts something else."""
 Loss = Callable[[Outputs, Batch], Tensor]
 """What an attack makes large: a sum over samples, from what the model says of the attacked batch."""
 
