@@ -315,7 +315,8 @@ def report(
     from decoct.runner.reporting import report as write_report
 
     written, notes = write_report(folders, out)
-    return Answer({"page": str(written), "notes": notes}, [*notes, f"Page: {written}"])
+    record: dict[str, Any] = {"page": str(written)} | ({"notes": notes} if notes else {})
+    return Answer(record, [*notes, f"Page: {written}"])
 
 
 @command
