@@ -3,13 +3,16 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoct.artifact import MANIFEST, Artifact, damaged, move_into_place, sha256, write_whole, writing
+from decoct.artifact import MANIFEST, Artifact, damaged, move_into_place, sha256, write_tensors, write_whole, writing
 from decoct.errors import IntegrityError, ResourceError
 
 
@@ -159,3 +162,44 @@ def test_the_log_is_no_part_of_what_an_artifact_is(tmp_path: Path) -> None:
 
     assert hash_of("log.jsonl", "1 s") == hash_of("log.jsonl", "2 s")
     assert hash_of("log.json", "1 s") != hash_of("log.json", "2 s")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_says_where_and_how_much(tmp_path: Path) -> None:
+    os.symlink("/dev/full", tmp_path / ".y.writing")
+    with pytest.raises(ResourceError, match=r"/y: no space left on the disk; 1\.5 kB are needed, and .* free"):
+        write_whole(tmp_path / "y", bytes(1500))
+
+
+def test_files_larger_than_allowed_are_a_full_disk_whoever_writes_them(tmp_path: Path) -> None:
+    """A limit on the size of files, below which the library stops half-way, each with an error of its own."""
+    script = """
+import io, resource, signal, sys
+import numpy as np, torch
+from pathlib import Path
+from decoct.artifact import write_tensors, write_whole, writing
+from decoct.errors import ResourceError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+big = np.zeros(100_000)
+ways = {
+    "numpy": lambda folder: np.save(folder / "x.npy", big),
+    "tensors": lambda folder: write_tensors(folder / "x", {"x": torch.from_numpy(big)}),
+    "whole": lambda folder: write_whole(folder / "x", big.tobytes()),
+    "text": lambda folder: (folder / "x").write_text("x" * 100_000),
+}
+for name, way in ways.items():
+    try:
+        with writing(Path(sys.argv[1]) / name, kind="data", name=name) as draft:
+            way(draft.folder)
+    except ResourceError as error:
+        print(name, "no space left" in str(error), "are needed" in str(error))
+print(sorted(each.name for each in Path(sys.argv[1]).iterdir()))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [*(f"{name} True True" for name in ("numpy", "tensors", "whole", "text")), "[]"]
+
+
+def test_what_else_a_tensor_file_cannot_be_written_for_keeps_its_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_tensors(tmp_path / "absent" / "x", {"x": torch.zeros(1)})

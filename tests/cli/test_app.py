@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from decoct.cli import app as cli
+from decoct.errors import DataError
 
 LIGHT = ["--help"], ["run", "--help"], ["list"], ["list", "tasks", "--json"], ["init", "--out", "a.yaml"], ["nonsense"]
 
@@ -233,3 +234,50 @@ def test_doctor_finds_this_environment_good(capsys: pytest.CaptureFixture[str], 
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
     assert not found["cache folder"]["good"]
     assert "DECOCT_CACHE" in found["cache folder"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["run", "tiny.yaml", "--out", "file"], 2, "out is file, and file is a file; give a folder"),
+        (["run", "tiny.yaml", "--out", "file/deeper"], 2, "out is file/deeper, and file is a file; give a folder"),
+        (["plan", "tiny.yaml", "--out", "file"], 2, "out is file, and file is a file"),
+        (["init", "--out", "folder", "--force"], 4, "folder: a folder is there, where a file is needed"),
+        (["init", "--out", "file/recipe.yaml"], 4, "file: a file is there, where a folder is needed"),
+        (["run", "tiny.yaml", "seed=1000000000000000000000000"], 2, "allowed: 0 to 9223372036854775807"),
+        (
+            ["run", "tiny.yaml", "steps.teacher.batch_size='7'"],
+            2,
+            "steps[0].batch_size: Input should be a valid integer",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_words(
+    tiny: Path, words: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("")
+    Path("folder").mkdir()
+    assert cli.call(words) == code
+    printed = capsys.readouterr().err
+    assert text in printed
+    assert "Errno" not in printed
+    assert "Traceback" not in printed
+
+
+def test_no_error_shows_numbers_of_the_system() -> None:
+    reason = OSError(2, "No such file or directory", "x")
+    assert str(DataError(f"x: cannot be read ({reason})")) == "x: cannot be read (No such file or directory: 'x')"
+
+
+def test_warnings_are_notes_of_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_text(TINY.replace("limit: 40}", "limit: 40, validation: 0.0}"))
+    assert (
+        cli.call(["run", "tiny.yaml", "steps=[{use: train, name: a, inputs: {model: small}, budget: {steps: 2}}]"]) == 0
+    )
+    printed = capsys.readouterr().err.splitlines()
+    notes = [line for line in printed if "validation split" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: a: select is best and the data have no validation split")
+    assert not any("Warning" in line or ".py:" in line for line in printed)
+    assert cli.call(["run", "tiny.yaml", "--quiet", "--out", "b", "steps.teacher.budget.steps=2"]) == 0
+    assert capsys.readouterr().err == ""

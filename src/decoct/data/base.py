@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from decoct.errors import DataError, did_you_mean
 from decoct.spec import Spec
@@ -93,10 +93,20 @@ class Data(Spec):
     the others stay as unlabelled samples. `limit`: at most this many samples of each split, for a quick look.
     """
 
+    reads_files: ClassVar[bool] = True
+    """Whether there are files that `path` may name."""
+
     path: Path | None = None
     validation: float = Field(default=0.1, ge=0, lt=1)
     labels: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("path")
+    @classmethod
+    def _names_files(cls, path: Path | None) -> Path | None:
+        if path is not None and not cls.reads_files:
+            raise ValueError(f"{path} would not be read: {cls.use} has no files; leave path out, or use other data")
+        return path
 
     @abstractmethod
     def open(self, *, offline: bool = False) -> Dataset:

@@ -25,6 +25,7 @@ class Digits(Data):
     """
 
     use: ClassVar[str] = "digits"
+    reads_files: ClassVar[bool] = False
 
     def open(self, *, offline: bool = False) -> Dataset:
         table = np.loadtxt(_file(), np.int64, delimiter=",")

@@ -150,12 +150,12 @@ class Soundness:
             most = largest(batch)
             if len(most) and most.max() > LARGE:
                 row = int(most.argmax())
-                key = f" {keys[row]}" if (keys := keys_of(batch)) else ""
+                key = keys_of(batch)[row]
                 position.large = True
-                record = {"kind": "large", "what": "inputs", "value": float(most[row]), "keys": keys[row : row + 1]}
+                record = {"kind": "large", "what": "inputs", "value": float(most[row]), "keys": [key]}
                 self.loop.log.write({**record, "epoch": position.epoch, "batch": position.batch + number})
                 warnings.warn(
-                    f"batch {position.batch + number} of epoch {position.epoch}: the inputs of sample{key} reach "
+                    f"batch {position.batch + number} of epoch {position.epoch}: the inputs of sample {key} reach "
                     f"{most[row]:.3g}, which is finite and more than training bears; scale or clip them, or take the "
                     "sample out",
                     stacklevel=7,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from decoct.data.parts import Padding
-from decoct.outputs import Batch, Outputs, Predictor
+from decoct.outputs import Batch, Outputs, Predictor, content_of
 from decoct.training.processes import Processes
 
 INPUTS, TARGETS, STUDENT = "inputs", "targets", "student"
@@ -36,7 +36,7 @@ class Answering(Protocol):
 def looked_into(window: Sequence[Batch], models: Mapping[str, Predictor], processes: Processes) -> tuple[Why, bool]:
     """The samples of a window that make numbers non-finite, and whether these are all of its samples, two or more.
 
-    Call it in eval mode and without gradients. Samples without keys cannot be told from others and are left out of it.
+    Call it in eval mode and without gradients.
     """
     own: Why = {}
     samples, all_bad = 0, True
@@ -44,7 +44,10 @@ def looked_into(window: Sequence[Batch], models: Mapping[str, Predictor], proces
         if isinstance(batch, Padding):
             continue
         found = causes(batch, models)
-        own |= {key: found[row] for row, key in enumerate(keys_of(batch)) if row in found}
+        keys = keys_of(batch)
+        own |= {
+            keys[row]: f"{reason}{'' if batch.keys is not None else f' (row {row})'}" for row, reason in found.items()
+        }
         samples, all_bad = samples + len(batch), all_bad and len(found) == len(batch)
     every = processes.gathered(json.dumps([own, samples, all_bad]).encode())
     merged = processes.shared(lambda: [json.loads(each) for each in every])
@@ -81,15 +84,18 @@ def causes(batch: Batch, models: Mapping[str, Predictor]) -> dict[int, str]:
 
 
 def keys_of(batch: Batch) -> list[str]:
-    """The keys of a batch as hexadecimal numbers; empty where it has none."""
-    return [] if batch.keys is None else [f"{int(key):016x}" for key in batch.keys]
+    """The keys of a batch as hexadecimal numbers; where a loader gave none, those of the inputs' content."""
+    keys = content_of(next(iter(batch.inputs.values()))) if batch.keys is None else batch.keys
+    return [f"{int(key):016x}" for key in keys]
 
 
 def without(batch: Batch, left_out: Iterable[str]) -> Batch | None:
     """The batch without samples of these keys; None where none is left."""
     bad = set(left_out)
+    if isinstance(batch, Padding) or not bad:
+        return batch
     keep = [row for row, key in enumerate(keys_of(batch)) if key not in bad]
-    if isinstance(batch, Padding) or batch.keys is None or len(keep) == len(batch):
+    if len(keep) == len(batch):
         return batch
     return batch.take(np.array(keep)) if keep else None
 
