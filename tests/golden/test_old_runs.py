@@ -11,6 +11,7 @@ from golden_numbers import bit_for_bit, differences, recorded
 from golden_old_runs import OLD_RUNS, archive, continued, old_answers, unpack
 
 import decoct as dc
+from decoct.steps.train_estimator import TrainEstimator
 from tiny import Watch, tree
 
 LARGEST = 250_000
@@ -35,7 +36,10 @@ def ran(folder: Path, plain: dict[str, Any]) -> Watch:
     return watch
 
 
-def test_every_step_is_unchanged_and_a_further_one_reuses_the_store(name: str, old: Path) -> None:
+def test_every_step_is_unchanged_and_a_further_one_reuses_the_store(
+    name: str, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainEstimator, "version", 1)  # that of the code that wrote it
     before = tree(old)
     plain = OLD_RUNS[name]()
     assert dc.Recipe.load(old / "recipe.yaml") == dc.Recipe.parse(plain)
@@ -49,6 +53,16 @@ def test_every_step_is_unchanged_and_a_further_one_reuses_the_store(name: str, o
     }
     kept = recorded(f"old_{name}")["further"]
     assert differences(logs(old)["further"], kept, bit_for_bit(f"old_{name}")) == []
+
+
+@pytest.mark.filterwarnings("ignore:teacher is near one-hot")
+def test_an_estimator_is_made_anew_and_what_follows_from_it(tmp_path: Path) -> None:
+    """It says now on which rows it was fitted, so that it is asked of these out-of-fold."""
+    with room(tmp_path), on_the_stand_in():
+        old = unpack("classes", tmp_path / "run")
+        watch = ran(old, OLD_RUNS["classes"]())
+    assert {"teacher", "labels", "student"} <= set(watch.steps("started"))
+    assert next(old.glob("*-teacher/trained_on.npy")).is_file()
 
 
 def test_models_files_and_stores_say_what_they_said(name: str, old: Path) -> None:
