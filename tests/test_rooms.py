@@ -73,10 +73,6 @@ ASKS_THE_TASK = re.compile(r"isinstance\(.*task|task\.output ==|metric\[1\]")
 """A line that may ask which task it is; what a task is like is asked of its Inputs and Answer."""
 ASKING = {
     ("api/arguments.py", "if isinstance(task, str):"): "a task by its name",
-    (
-        "api/export.py",
-        "batch = _samples(reading, item) if isinstance(item, Tensor | np.ndarray) else task.from_loader(item)",
-    ): "asks what the samples are",
     ("steps/compressing/recovery/layer_by_layer.py", "select = (CHOSEN, task.metric[1])"): "the better direction",
     ("steps/learning/lesson.py", "select = (CHOSEN, context.task.metric[1])"): "the better direction",
     (

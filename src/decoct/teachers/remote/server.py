@@ -30,7 +30,7 @@ from typing import Any, cast
 import torch
 
 from decoct.artifact import Artifact, Described, described_by
-from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError, printable
+from decoct.errors import DataError, DecoctError, ForwardFailed, IntegrityError, RecipeError, printable
 from decoct.models.http_client import FINGERPRINT, JSON, TENSORS
 from decoct.models.remote import TOKEN
 from decoct.models.saving import load_model
@@ -208,14 +208,19 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.desk.outputs(body)
         except DataError as error:
             self._refuse(400, "DataError", str(error))
+        except ForwardFailed as error:
+            self._failed(error, type(error.__cause__ or error).__name__)
         except DecoctError as error:
             self._refuse(422, type(error).__name__, str(error))
-        except BaseException as error:  # its text may tell of this machine: it is said here
-            sys.stderr.write(printable("".join(traceback.format_exception(error))))
-            kind = type(error).__name__
-            self._refuse(422, kind, f"the teacher failed with {kind}; the server's own output says why")
+        except BaseException as error:
+            self._failed(error, type(error).__name__)
         else:
             self._reply(200, TENSORS, answer)
+
+    def _failed(self, error: BaseException, kind: str) -> None:
+        """Says here what code of others raised, and there that it did: its text may tell of this machine."""
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
+        self._refuse(422, kind, f"the teacher failed with {kind}; the server's own output says why")
 
     def _fits(self) -> bool:
         length = self.headers.get("Content-Length", "")
