@@ -14,7 +14,7 @@ import decoct
 
 ROOT = Path(decoct.__file__).parent
 FILES = {".".join(("decoct", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
-LOOSE = {"__init__", "__main__", "artifact", "capture", "errors", "functional", "outputs", "spec"}
+LOOSE = {"__init__", "__main__", "artifact", "capture", "errors", "functional", "memory", "outputs", "spec"}
 
 
 def imported(text: str) -> Iterator[str]:

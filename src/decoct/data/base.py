@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from decoct.errors import DataError, did_you_mean
 from decoct.spec import Spec
@@ -93,10 +93,21 @@ class Data(Spec):
     the others stay as unlabelled samples. `limit`: at most this many samples of each split, for a quick look.
     """
 
+    files: ClassVar[bool] = True
+    """Whether the samples come from files that `path` may name."""
+
     path: Path | None = None
     validation: float = Field(default=0.1, ge=0, lt=1)
     labels: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _path_of_files(self) -> Self:
+        if self.path is not None and not self.files:
+            raise ValueError(
+                f"path is {str(self.path)!r}, and {self.use} has no files that it could name; leave it out"
+            )
+        return self
 
     @abstractmethod
     def open(self, *, offline: bool = False) -> Dataset:

@@ -22,6 +22,7 @@ class Digits(Data):
     """
 
     use: ClassVar[str] = "digits"
+    files: ClassVar[bool] = False
 
     def open(self, *, offline: bool = False) -> Dataset:
         from sklearn.datasets import load_digits
