@@ -7,10 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from decoct.errors import ResourceError
+
+Width = Annotated[int, Field(gt=0, le=65_536)]
+"""How many numbers a layer gives; far beyond what trains, so that no slip of the hand is built."""
+Depth = Annotated[int, Field(gt=0, le=1024)]
+"""How many layers there are of a kind."""
+Side = Annotated[int, Field(gt=0, le=16_384)]
+"""Pixels along one side of an image."""
+MOST_STAGES = 16
+"""Stages of a network; widths double from one to the next."""
 
 CGROUP = Path("/sys/fs/cgroup")
 FULL = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
@@ -41,6 +54,16 @@ def require_memory(needed: float, what: str, advice: str) -> None:
     free = free_memory()
     if needed > free:
         raise ResourceError(f"{what} would take {gigabytes(needed)} of memory, {gigabytes(free)} are free; {advice}")
+
+
+def require_unzipped(path: Path) -> None:
+    """ResourceError where the members of a zip file would not fit into memory, by the sizes that it gives them.
+
+    zipfile.BadZipFile where it is none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(each.file_size for each in archive.infolist())
+    require_memory(size, f"{path}: unpacked it", "get the file again from where you trust it")
 
 
 def gigabytes(size: float) -> str:

@@ -402,6 +402,12 @@ def call(words: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError):
             raise
         return _failed(session, ResourceError(f"{error}"), ResourceError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        from decoct.memory import is_full, memory_full
+
+        if not is_full(error):
+            raise
+        return _failed(session, memory_full(error), ResourceError.exit_code)
     return _answered(session, answer) if isinstance(answer, Answer) else int(answer or 0)
 
 

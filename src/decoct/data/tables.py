@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -30,10 +32,14 @@ class Table:
 
     def column(self, name: str, setting: str) -> list[str]:
         """The cells of one column; RecipeError names the nearest where the table lacks it."""
-        if name not in self.names:
+        if name not in self._places:
             raise RecipeError(f"{setting}: {self.path.name} has no column {name!r}; {did_you_mean(name, self.names)}")
-        at = self.names.index(name)
+        at = self._places[name]
         return [row[at] for row in self.rows]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: at for at, name in enumerate(self.names)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def read_table(path: Path, *, delimiter: str = ",", header: bool = True) -> Tabl
     if header:
         rows, lines = rows[1:], lines[1:]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{path}: two columns are called {twice!r}")
     for row, line in zip(rows, lines):
         if len(row) != len(names):

@@ -17,6 +17,7 @@ from decoct.artifact import Artifact
 from decoct.data.base import Split
 from decoct.data.saving import with_train
 from decoct.data.sources import Collate
+from decoct.memory import within_memory
 from decoct.models.base import identity
 from decoct.spec import Spec
 from decoct.tasks.inputs.base import STUDENT
@@ -104,10 +105,15 @@ class Context:
         """Runs a step whose own context this is: in all processes, or in the first while the others wait for it.
 
         An artifact of kind `data` under the role "train" stands for the training split, for this step alone.
+        ResourceError where memory is full.
         """
+        with within_memory(self.name):
+            return self._carried_out(step, inputs)
+
+    def _carried_out(self, step: Step, inputs: Inputs) -> Artifact:
         if TRAIN in step.optional and TRAIN in inputs:
             others = {role: each for role, each in inputs.items() if role != TRAIN}
-            return replace(self, data=with_train(self.data, inputs[TRAIN])).carry_out(step, others)
+            return replace(self, data=with_train(self.data, inputs[TRAIN]))._carried_out(step, others)
         if step.everywhere or not self.processes.several:
             return step.run(inputs, self)
         by_itself = replace(self, processes=ONE)

@@ -38,9 +38,9 @@ class Labelling(Step):
     labels: int | None = Field(default=None, ge=1)
     teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
     combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = None
-    batch_size: int = Field(default=128, ge=2)
-    shard: int = Field(default=8192, ge=2)
+    batch_size: int = Field(default=128, ge=2, le=1 << 24)
+    shard: int = Field(default=8192, ge=2, le=1 << 24)
     precision: Literal["no", "bf16", "fp16"] | None = None
-    workers: int = Field(default=1, ge=1)
-    threads: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=1, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     ray: str | None = None

@@ -46,9 +46,9 @@ class Tokenized(Inputs):
 
     kind: ClassVar[InputKind] = "text"
     tokenizer: AnyTokenizer = WordPiece()
-    max_length: int = Field(default=128, ge=1)
+    max_length: int = Field(default=128, ge=1, le=1 << 20)
     teacher_tokenizer: AnyTokenizer | None = None
-    teacher_max_length: int | None = Field(default=None, ge=1)
+    teacher_max_length: int | None = Field(default=None, ge=1, le=1 << 20)
 
     def of(self, reader: str) -> Self:
         own = self.replace(teacher_tokenizer=None, teacher_max_length=None)
