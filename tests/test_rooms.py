@@ -14,7 +14,18 @@ import decoct
 
 ROOT = Path(decoct.__file__).parent
 FILES = {".".join(("decoct", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
-LOOSE = {"__init__", "__main__", "artifact", "capture", "errors", "functional", "network", "outputs", "spec"}
+LOOSE = {
+    "__init__",
+    "__main__",
+    "artifact",
+    "capture",
+    "errors",
+    "functional",
+    "memory",
+    "network",
+    "outputs",
+    "spec",
+}
 
 
 def imported(text: str) -> Iterator[str]:

@@ -281,3 +281,28 @@ def test_warnings_are_notes_of_one_line(tiny: Path, capsys: pytest.CaptureFixtur
     assert not any("Warning" in line or ".py:" in line for line in printed)
     assert cli.call(["run", "tiny.yaml", "--quiet", "--out", "b", "steps.teacher.budget.steps=2"]) == 0
     assert capsys.readouterr().err == ""
+
+
+HUNGRY = """\
+import numpy as np
+from decoct.data.base import Data, Dataset
+
+
+class Hungry(Data):
+    use = "hungry_data:Hungry"
+
+    def open(self, *, offline: bool = False) -> Dataset:
+        np.ones(1 << 50)
+        raise AssertionError
+"""
+
+
+def test_full_memory_is_exit_code_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hungry_data.py").write_text(HUNGRY, encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(TINY.replace("{use: digits, limit: 40}", "{use: 'hungry_data:Hungry'}"))
+    monkeypatch.syspath_prepend(tmp_path)
+    code = cli.call(["check", str(tmp_path / "recipe.yaml"), "--plugin", "hungry_data"])
+    assert code == 4
+    assert "the memory is full (Unable to allocate" in capsys.readouterr().err

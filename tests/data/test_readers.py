@@ -174,6 +174,7 @@ def test_image_folder_with_an_unknown_class(tmp_path: Path) -> None:
     image_tree(tmp_path / "train", (8, 8))
     image_tree(tmp_path / "test", (8, 8))
     (tmp_path / "test" / "cow").mkdir()
+    (tmp_path / "test" / "cow" / "1.png").write_bytes(png(1))
     with pytest.raises(DataError, match="cow: no class of the training folder"):
         ImageFolder(path=tmp_path).open()
 

@@ -145,5 +145,7 @@ def test_a_wrong_use_from_the_command_line_is_placed_there() -> None:
 
 def test_a_path_that_nothing_would_read_is_refused() -> None:
     marked = read(BEFORE + "  - {use: train, name: a, inputs: {model: small}}")
-    with pytest.raises(RecipeError, match=r"^command line: data.path=x: data.path: x would not be read: digits has no"):
+    with pytest.raises(
+        RecipeError, match=r"^command line: data.path=x: data.path: path is 'x', and digits has no files"
+    ):
         dc.Recipe.from_marked(marked, ["data.path=x"])

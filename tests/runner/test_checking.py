@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import decoct as dc
-from decoct.errors import RecipeError
+from decoct.errors import DecoctError, RecipeError, ResourceError
 from decoct.models.given import given_model
 from decoct.runner.checking import check
 from tiny import LEARN, PAIR, recipe
@@ -26,6 +26,7 @@ STORED: dict[str, Any] = {
         {"use": "distill", "name": "student", "inputs": {"model": "small", "teacher": "labels"}, **LEARN},
     ],
 }
+VAST: dict[str, Any] = {"use": "mlp", "hidden": [65536] * 64}
 BUCKET: dict[str, Any] = {"use": "top_k", "k": 3}
 SAMPLE: dict[str, Any] = {**BUCKET, "tail": "sample"}
 
@@ -186,3 +187,19 @@ def test_a_model_that_is_no_network_here_is_refused_up_front(tmp_path: Path) -> 
         made = recipe({**plain, "steps": [{"use": "export", "name": "file", "inputs": {"model": "small"}}]})
         with pytest.raises(RecipeError, match=rf"steps\[0\].*{message}"):
             check(made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"models": {"large": VAST, "small": "mlp"}}, ResourceError, r"teacher.*mlp: its weights"),
+        ({"task": {**AUGMENTED, "augment": {"crop": 8}}}, RecipeError, "task.augment.crop: 8 for images of 8x8 pixels"),
+        ({"task": {**AUGMENTED, "augment": {"crop": 10**6}}}, RecipeError, "crop: .*less than or equal to"),
+        ({"task": {"use": "image_classification", "size": 16384}}, ResourceError, "a batch of .*1x16384x16384"),
+        ({"data": {"use": "digits", "path": "x"}}, RecipeError, "digits has no files"),
+        ({"data": {"use": "image_folder", "path": "/dev/zero"}}, DecoctError, "no folder but a device"),
+    ],
+)  # fmt: skip
+def test_what_would_fill_the_memory_is_found(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check(recipe({**STORED, **changes}))

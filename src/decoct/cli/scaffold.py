@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import decoct
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.recipe.file import dump
-
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def shipped() -> dict[str, Path]:
@@ -211,8 +208,9 @@ def _steps(start: Start) -> str:
 def look_at(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any]]:
     """The task and the data that a folder (or one file) suggests; DataError says what would be understood."""
     folder = folder.expanduser()
-    if not folder.exists():
-        raise DataError(f"--from-folder {folder}: nothing is there")
+    if not folder.is_dir() and not folder.is_file():
+        wrong = "neither a folder nor a file" if folder.exists() else "nothing"
+        raise DataError(f"--from-folder {folder}: {wrong} is there; give a folder of data, or one file")
     place = str(folder.resolve())
     if folder.is_dir() and any(folder.rglob("*-images-idx3-ubyte*")):
         return "image_classification", {"use": "fashion_mnist", "path": place}
@@ -232,11 +230,9 @@ def look_at(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any]]
 
 
 def _has_class_folders(folder: Path) -> bool:
-    root = folder / "train" if (folder / "train").is_dir() else folder
-    classes = [each for each in root.iterdir() if each.is_dir()]
-    return len(classes) > 1 and all(
-        any(path.suffix.lower() in IMAGES for path in each.rglob("*") if path.is_file()) for each in classes
-    )
+    from decoct.data.image_folder import class_folders
+
+    return len(class_folders(folder / "train" if (folder / "train").is_dir() else folder).files) > 1
 
 
 def _tables(folder: Path, suffix: str) -> Path | None:
@@ -250,10 +246,10 @@ def _tables(folder: Path, suffix: str) -> Path | None:
 
 def _csv(path: Path, task: str | None) -> tuple[str, dict[str, Any]]:
     """The last column is the target; it is a number to predict where it holds many unlike numbers."""
+    from decoct.data.files import read_text
     from decoct.data.tables import MISSING, read_table
 
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        first = file.readline()
+    first = read_text(path).partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     header = not any(_is_number(cell.strip().strip('"')) for cell in first.split(delimiter))
     table = read_table(path, delimiter=delimiter, header=header)

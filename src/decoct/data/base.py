@@ -105,7 +105,7 @@ class Data(Spec):
     @classmethod
     def _names_files(cls, path: Path | None) -> Path | None:
         if path is not None and not cls.reads_files:
-            raise ValueError(f"{path} would not be read: {cls.use} has no files; leave path out, or use other data")
+            raise ValueError(f"path is {str(path)!r}, and {cls.use} has no files that it could name; leave it out")
         return path
 
     @abstractmethod

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import from_hub, present
+from decoct.data.files import folder_of, from_hub
 from decoct.data.hashing import image_keys
-from decoct.data.images import decode, stack
+from decoct.data.images import Pictures, stack
 from decoct.data.parquet import checked_labels, read_columns
 from decoct.data.splits import assemble
 from decoct.errors import DataError
@@ -30,7 +30,7 @@ class CIFAR10(Data):
 
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is not None:
-            files = {name: _files(present(self.path), name) for name in ("train", "test")}
+            files = {name: _files(folder_of(self.path), name) for name in ("train", "test")}
         else:
             names = {name: f"plain_text/{name}-00000-of-00001.parquet" for name in ("train", "test")}
             found = from_hub(self.use, REPOSITORY, names, WANTED, offline=offline)
@@ -56,12 +56,13 @@ def _files(path: Path, split: str) -> list[Path]:
 def _read(paths: list[Path]) -> Split:
     cells, labels = read_columns(paths, ["img", "label"])
     places = [f"{paths[0]}, row {row}" for row in range(len(cells))]
-    images = []
+    images, pictures = [], Pictures(count=len(cells))
     for cell, place in zip(cells, places):
         content = cell.get("bytes") if isinstance(cell, dict) else None
         if not isinstance(content, bytes):
             raise DataError(f"{place}: column img holds no image bytes; expected {{bytes, path}}")
-        images.append(decode(content, place, 3))
+        images.append(pictures.read(content, place))
+    pictures.say(paths[0])
     if not images:
         raise DataError(f"{paths[0]}: holds no rows")
     stacked = stack(images, places, "CIFAR-10 images have one size")

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import present, read_text
+from decoct.data.files import folder_of, is_junk, present, read_text
 from decoct.data.hashing import text_keys
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
@@ -62,9 +62,9 @@ def files_of(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {"train": path}
     found: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir()):
+    for file in sorted(folder_of(path).iterdir()):
         fits = [name for name, pattern in NAMES.items() if re.search(pattern, file.name.lower())]
-        if file.is_file() and not file.name.startswith(".") and fits:
+        if file.is_file() and not is_junk(file.name) and fits:
             found.setdefault(fits[0], []).append(file)
     for name, files in found.items():
         if len(files) > 1:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from decoct.errors import DataError, ResourceError
+from decoct.memory import free_memory, gigabytes
+
+COPIES = 6
+"""How often the content of a file is in memory while it is read: bytes, text, lines and cells, numbers."""
+BLOCK = 1 << 22
+JUNK = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found")
+"""Folders that systems and programs leave among data."""
 
 
 def cache_folder(name: str) -> Path:
@@ -20,10 +29,72 @@ def cache_folder(name: str) -> Path:
 
 def present(path: Path) -> Path:
     """The path itself; DataError if nothing is there."""
-    path = path.expanduser()
-    if not path.exists():
+    try:
+        path = path.expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"data.path={path}: cannot be looked at ({error}); give the path of the data") from None
+    if not there:
         raise DataError(f"data.path={path}: nothing is there; give the path of the data on this machine")
     return path
+
+
+def folder_of(path: Path) -> Path:
+    """The path itself; DataError if no folder is there."""
+    path = present(path)
+    if not path.is_dir():
+        raise DataError(f"data.path={path}: no folder but {_kind(path)}; give the folder of the data")
+    return path
+
+
+def regular(path: Path) -> Path:
+    """The path itself; DataError where no regular file is there: a pipe or a device may never end, or never begin."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: {_kind(path)} and no regular file; save the data as a file and give its path")
+    return path
+
+
+def _kind(path: Path) -> str:
+    """What stands at a path, in words."""
+    mode = path.stat().st_mode
+    kinds = (
+        (stat.S_ISREG, "a file"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((name for test, name in kinds if test(mode)), "something else")
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or left by a system or program, and so no data.
+
+    >>> is_junk(".ipynb_checkpoints"), is_junk("._cat.png"), is_junk("__MACOSX"), is_junk("cat")
+    (True, True, True, False)
+    """
+    return name.startswith(".") or name in JUNK
+
+
+def walked(folder: Path, junk: list[Path] | None = None) -> Iterator[Path]:
+    """The files below a folder, unsorted, but those that are junk or in a folder that is; links to folders are left.
+
+    `junk` takes the folders that were left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})")
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        if junk is not None:
+            junk += [Path(place, each) for each in folders if is_junk(each)]
+        folders[:] = [each for each in folders if not is_junk(each)]
+        yield from (Path(place, name) for name in names if not is_junk(name))
 
 
 def absent(use: str, wanted: str) -> DataError:
@@ -42,14 +113,39 @@ def failed(use: str, error: BaseException, wanted: str) -> DataError:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, decompressed if it is gzip; DataError names the file where it is damaged."""
+    """A regular file's bytes, decompressed if it is gzip; DataError names the file where it is damaged, ResourceError
+    where memory would not do for what is made of them."""
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        size, most = regular(path).stat().st_size, free_memory() // COPIES
+        if size > most:
+            raise _too_large(path, f"holds {gigabytes(size)}", most)
+        with path.open("rb") as file:
+            if file.read(2) != b"\x1f\x8b":
+                file.seek(0)
+                return file.read()
+        return _decompressed(path, most)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip ({error}); get the file again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _decompressed(path: Path, most: int) -> bytes:
+    blocks, size = [], 0
+    with gzip.open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            if size > most:
+                raise _too_large(path, f"holds more than {gigabytes(most)} when decompressed", most)
+            blocks.append(block)
+    return b"".join(blocks)
+
+
+def _too_large(path: Path, what: str, most: int) -> ResourceError:
+    return ResourceError(
+        f"{path}: it {what}; at most {gigabytes(most)} can be read into the memory that is free here, as its parts are "
+        f"there up to {COPIES} times; take a part of the file, or a machine with more memory"
+    )
 
 
 def read_text(path: Path) -> str:

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
+from pydantic import model_validator
 
 from decoct.data.base import Data, Dataset, Source
 from decoct.data.hashing import keyed
@@ -31,9 +32,19 @@ class GivenData(Data):
     """
 
     use: ClassVar[str] = "given"
+    files: ClassVar[bool] = False
     name: str
     type: str
     fingerprint: str = ""
+
+    @model_validator(mode="after")
+    def _as_the_loaders_say(self) -> Self:
+        for name in ("labels", "limit"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, and loaders say themselves what they give; leave it out"
+                )
+        return self
 
     def open(self, *, offline: bool = False) -> Dataset:
         return Dataset({}, self.fingerprint or self.digest(), info={"given": self.name})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -9,13 +11,12 @@ import numpy as np
 from pydantic import Field
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import present
+from decoct.data.files import folder_of, is_junk, walked
 from decoct.data.hashing import image_keys
-from decoct.data.images import decode, stack
+from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, stack
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 
 
@@ -25,25 +26,32 @@ class ImageFolder(Data):
     `path/train/CLASS/*`, `path/validation/CLASS/*` and `path/test/CLASS/*`, or `path/CLASS/*`.
     `size`: the shorter side is scaled to it and the middle square kept, needed where the images differ in size;
     `channels` 1 (grey) or 3 (colour); `test` the fraction held out by key where there is no test folder. All images
-    are kept in memory as uint8.
+    are kept in memory as uint8: those of 16 bits scaled by 65535, or from `value_range` (black, white), which images of
+    floats need. They are turned as their EXIF says; transparency is put on white. Folders that are hidden or hold no
+    image are no classes; a warning names them.
     """
 
     use: ClassVar[str] = "image_folder"
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=LARGEST_SIDE)
     channels: Literal[1, 3] = 3
     test: float = Field(default=0.2, gt=0, lt=1)
+    value_range: ValueRange = None
 
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the folder of images")
-        root = present(self.path)
-        folders = _split_folders(root)
-        classes = tuple(sorted(each.name for each in folders["train"].iterdir() if each.is_dir()))
+        root = folder_of(self.path)
+        found = {split: class_folders(folder) for split, folder in _split_folders(root).items()}
+        classes = tuple(sorted(found["train"].files))
         if len(classes) < 2:
             raise DataError(
-                f"{folders['train']}: {len(classes)} class folders; expected one folder for each of two or more"
+                f"{found['train'].root}: {len(classes)} class folders with images ({', '.join(sorted(SUFFIXES))}); "
+                "expected one folder for each of two or more"
             )
-        splits = {name: self._read(folder, classes) for name, folder in folders.items()}
+        _say_left_out(root, found)
+        pictures = Pictures(self.channels, self.value_range, sum(each.count for each in found.values()))
+        splits = {name: self._read(each, classes, pictures) for name, each in found.items()}
+        pictures.say(root)
         if "test" not in splits:
             splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
         shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
@@ -51,20 +59,64 @@ class ImageFolder(Data):
             raise DataError(f"{root}: the splits differ in image size ({shapes}); give data.size")
         return assemble(self, splits, classes=classes)
 
-    def _read(self, folder: Path, classes: tuple[str, ...]) -> Split:
-        unknown = sorted(each.name for each in folder.iterdir() if each.is_dir() and each.name not in classes)
+    def _read(self, found: ClassFolders, classes: tuple[str, ...], pictures: Pictures) -> Split:
+        unknown = sorted(set(found.files) - set(classes))
         if unknown:
-            raise DataError(f"{folder / unknown[0]}: no class of the training folder ({', '.join(classes)})")
-        files, labels = [], []
-        for label, name in enumerate(classes):
-            found = sorted(p for p in (folder / name).glob("**/*") if p.suffix.lower() in SUFFIXES)
-            files += found
-            labels += [label] * len(found)
-        if not files:
-            raise DataError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in its class folders")
-        images = [decode(path, str(path), self.channels, self.size) for path in files]
+            raise DataError(f"{found.root / unknown[0]}: no class of the training folder ({', '.join(classes)})")
+        if not found.files:
+            raise DataError(f"{found.root}: no image files ({', '.join(sorted(SUFFIXES))}) in its class folders")
+        files = [path for name in classes for path in found.files.get(name, ())]
+        labels = [label for label, name in enumerate(classes) for _ in found.files.get(name, ())]
+        images = [pictures.read(path, str(path), self.size) for path in files]
         stacked = stack(images, [str(path) for path in files], "give data.size, to which all are brought")
         return Split({"image": stacked, "label": np.asarray(labels, np.int64)}, image_keys(stacked))
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A folder with one folder a class: the `files` of each class that has some, sorted; the folders that are no
+    classes, as they are hidden or hold no image; and the files of other kinds."""
+
+    root: Path
+    files: dict[str, list[Path]]
+    empty: list[Path]
+    others: list[Path]
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return sum(map(len, self.files.values()))
+
+
+def class_folders(root: Path) -> ClassFolders:
+    """What a folder with one folder a class holds."""
+    found = ClassFolders(root, {}, [], [])
+    for folder in sorted(each for each in root.iterdir() if each.is_dir()):
+        every = [] if is_junk(folder.name) else sorted(walked(folder, found.empty))
+        files = [path for path in every if path.suffix.lower() in SUFFIXES]
+        if files:
+            found.files[folder.name] = files
+            found.others.extend(path for path in every if path.suffix.lower() not in SUFFIXES)
+        else:
+            found.empty.append(folder)
+    return found
+
+
+def _say_left_out(root: Path, found: dict[str, ClassFolders]) -> None:
+    empty = [str(path.relative_to(root)) for each in found.values() for path in each.empty]
+    if empty:
+        warnings.warn(
+            f"{root}: folders that are hidden or hold no images are left out and are no classes: "
+            f"{', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}",
+            stacklevel=3,
+        )
+    others = [path for each in found.values() for path in each.others]
+    if others:
+        warnings.warn(
+            f"{root}: {len(others)} files in class folders are left out, as their endings are none of "
+            f"{', '.join(sorted(SUFFIXES))} (such as {others[0]})",
+            stacklevel=3,
+        )
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import present
+from decoct.data.files import folder_of
 from decoct.data.hashing import image_keys
-from decoct.data.image_folder import NAMES, SUFFIXES
-from decoct.data.images import decode, resized, stack
+from decoct.data.image_folder import NAMES
+from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, pictures_in, resized, stack
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
@@ -30,7 +30,9 @@ class ImageMasks(Data):
     many as there are ids where left out. `colours`: the colour (red, green, blue) of each class, for masks of colours;
     another colour is no class. `ignored`: the id of pixels that belong to no class, besides 255. `size` (height,
     width): images are resized to it by averaging, masks by the nearest pixel; needed where they differ in size.
-    `channels` 1 (grey) or 3 (colour). All are kept in memory as uint8.
+    `channels` 1 (grey) or 3 (colour). All are kept in memory as uint8: images of 16 bits scaled by 65535, or from
+    `value_range` (black, white), which images of floats need. Images and masks are turned as their EXIF says;
+    transparency is put on white.
     """
 
     use: ClassVar[str] = "image_masks"
@@ -42,6 +44,7 @@ class ImageMasks(Data):
     size: tuple[int, int] | None = None
     channels: Literal[1, 3] = 3
     test: float = Field(default=0.2, gt=0, lt=1)
+    value_range: ValueRange = None
 
     @model_validator(mode="after")
     def _agree(self) -> ImageMasks:
@@ -51,15 +54,18 @@ class ImageMasks(Data):
             raise ValueError(f"{len(self.colours)} colours for {len(self.classes)} classes; give one for each")
         if len(set(self.colours)) < len(self.colours):
             raise ValueError("two classes have one colour; give each its own")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size is {self.size}; give (height, width), each at least 1")
+        if self.size is not None and not (min(self.size) >= 1 and max(self.size) <= LARGEST_SIDE):
+            raise ValueError(f"size is {self.size}; give (height, width), each at least 1 and at most {LARGEST_SIDE}")
         return self
 
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the folder that holds the images and the masks")
-        root = present(self.path)
-        splits = {name: self._read(*folders) for name, folders in self._folders(root).items()}
+        root = folder_of(self.path)
+        found = {name: self._partners(*folders) for name, folders in self._folders(root).items()}
+        pictures = Pictures(self.channels, self.value_range, sum(map(len, found.values())))
+        splits = {name: self._read(pairs, pictures) for name, pairs in found.items()}
+        pictures.say(root, annotated=True)
         if "test" not in splits:
             splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
         shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
@@ -70,18 +76,19 @@ class ImageMasks(Data):
     def _folders(self, root: Path) -> dict[str, tuple[Path, Path]]:
         """The folders of images and of masks of each split."""
         if SPLIT not in self.images:
-            return {"train": (present(root / self.images), present(root / self.masks))}
+            return {"train": (folder_of(root / self.images), folder_of(root / self.masks))}
         found = {}
         for split, names in NAMES.items():
             for name in names:
                 images, masks = (root / each.replace(SPLIT, name) for each in (self.images, self.masks))
                 if images.is_dir() and split not in found:
-                    found[split] = images, present(masks)
+                    found[split] = images, folder_of(masks)
         if "train" not in found:
             raise DataError(f"{root / self.images.replace(SPLIT, 'train')}: nothing is there; see data.images")
         return found
 
-    def _read(self, images: Path, masks: Path) -> Split:
+    def _partners(self, images: Path, masks: Path) -> list[tuple[Path, Path]]:
+        """Each image file with its mask, in the order of their names."""
         files, beside = _by_name(images), _by_name(masks)
         for name in sorted({*files, *beside}):
             if name not in files or name not in beside:
@@ -89,14 +96,17 @@ class ImageMasks(Data):
                 raise DataError(f"{there} has no partner in {folder}; image and mask have one name")
         if not files:
             raise DataError(f"{images}: no image files ({', '.join(sorted(SUFFIXES))})")
-        pairs = [self._pair(files[name], beside[name]) for name in sorted(files)]
-        places = [str(files[name]) for name in sorted(files)]
+        return [(files[name], beside[name]) for name in sorted(files)]
+
+    def _read(self, files: list[tuple[Path, Path]], pictures: Pictures) -> Split:
+        pairs = [self._pair(*each, pictures) for each in files]
+        places = [str(image) for image, _ in files]
         stacked = stack([image for image, _ in pairs], places, "give data.size, to which all are brought")
         return Split({"image": stacked, "mask": np.stack([mask for _, mask in pairs])}, image_keys(stacked))
 
-    def _pair(self, image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    def _pair(self, image_file: Path, mask_file: Path, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
         """uint8 `[H, W, C]` and `[H, W]`; DataError where they differ in size or the mask holds what is no class."""
-        image, mask = decode(image_file, str(image_file), self.channels), self._ids(mask_file)
+        image, mask = pictures.read(image_file, str(image_file)), self._ids(mask_file, pictures)
         if mask.shape != image.shape[:2]:
             sizes = (f"{each.shape[1]}x{each.shape[0]}" for each in (mask, image))
             raise DataError("{}: {} pixels, its image has {}; they must be equal".format(mask_file, *sizes))
@@ -104,13 +114,15 @@ class ImageMasks(Data):
             return image, mask
         return resized(image, self.size), resized(mask, self.size, nearest=True)
 
-    def _ids(self, file: Path) -> np.ndarray:
+    def _ids(self, file: Path, pictures: Pictures) -> np.ndarray:
         """uint8 `[H, W]`: the class of each pixel, 255 for none."""
         if self.colours:
-            return _ids_of_colours(decode(file, str(file), 3), self.colours)
-        values = decode(file, str(file), None)
+            return _ids_of_colours(pictures.colours(file, str(file)), self.colours)
+        values = pictures.ids(file, str(file))
         if values.ndim != 2:
             raise DataError(f"{file}: the mask holds colours, not class ids; give data.colours, one for each class")
+        if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.rint(values)).all()):
+            raise DataError(f"{file}: the mask holds fractions, not class ids; save whole numbers from 0 to {NO_CLASS}")
         found = np.where(values == (NO_CLASS if self.ignored is None else self.ignored), NO_CLASS, values)
         wrong = found[(found < 0) | (found > NO_CLASS)]
         if self.classes and not wrong.size:
@@ -136,7 +148,7 @@ class ImageMasks(Data):
 def _by_name(folder: Path) -> dict[str, Path]:
     """The image files of a folder by their name without its ending."""
     found: dict[str, Path] = {}
-    for path in sorted(each for each in folder.glob("**/*") if each.suffix.lower() in SUFFIXES):
+    for path in pictures_in(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise DataError(f"{path} and {found[name]} have one name; leave one of them out")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,9 +38,9 @@ class Table:
 
     def cells(self, name: str, setting: str) -> pyarrow.StringArray:
         """The cells of one column; RecipeError names the nearest where the table lacks it."""
-        if name not in self.names:
+        if name not in self._places:
             raise RecipeError(f"{setting}: {self.path.name} has no column {name!r}; {did_you_mean(name, self.names)}")
-        return self.columns[self.names.index(name)]
+        return self.columns[self._places[name]]
 
     def column(self, name: str, setting: str) -> list[str]:
         """The cells of one column as a list."""
@@ -49,6 +51,10 @@ class Table:
         """The line of the file on which a row ends, counted from 1."""
         _, number = next(itertools.islice(_rows(self.path, self.delimiter), row + self.header, None))
         return number
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: at for at, name in enumerate(self.names)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def read_table(path: Path, *, delimiter: str = ",", header: bool = True) -> Tabl
     heads = [str(column[0]).strip() for column in columns]
     names = tuple(heads) if header else tuple(map(str, range(len(columns))))
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{path}: two columns are called {twice!r}")
     columns = [_trimmed(column[1:] if header else column) for column in columns]
     if not len(columns[0]):

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import present, read_text
+from decoct.data.files import folder_of, is_junk, present, read_text
 from decoct.data.hashing import text_keys
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
@@ -57,7 +57,11 @@ class Text(Data):
 def _files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
-    every = sorted(each for each in path.iterdir() if each.name.lower().endswith(ENDINGS) and each.is_file())
+    every = sorted(
+        each
+        for each in folder_of(path).iterdir()
+        if each.name.lower().endswith(ENDINGS) and each.is_file() and not is_junk(each.name)
+    )
     if not every:
         raise DataError(f"data.path={path}: no text files there ({', '.join(ENDINGS)})")
     found: dict[str, list[Path]] = {}

@@ -12,10 +12,10 @@ from xml.parsers import expat
 import numpy as np
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import present, read_text
+from decoct.data.files import folder_of, read_text
 from decoct.data.hashing import image_keys
-from decoct.data.image_folder import NAMES, SUFFIXES
-from decoct.data.images import decode, resized, stack
+from decoct.data.image_folder import NAMES
+from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, resized, stack
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
@@ -41,21 +41,29 @@ class VOC(Data):
     `classes`: names in the order of their ids, all names in the annotations, sorted, where left out. `size` (height,
     width): images and boxes are brought to it; needed where images differ in size. `channels` 1 (grey) or 3 (colour).
     Boxes are xyxy in pixels, edges of pixels counted: the pixel (1, 1) of VOC is the box 0, 0, 1, 1. They are cut at
-    the border; those without an area are dropped, with a warning that counts them. Kept in memory as uint8.
+    the border; those without an area are dropped, with a warning that counts them. Kept in memory as uint8: images of
+    16 bits scaled by 65535, or from `value_range` (black, white), which images of floats need. Images are turned as
+    their EXIF says, and the width and height in the annotation must be those of the turned image.
     """
 
     use: ClassVar[str] = "voc"
     classes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     channels: Literal[1, 3] = 3
+    value_range: ValueRange = None
 
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the folder that holds Annotations, JPEGImages and ImageSets")
-        if self.size is not None and min(self.size) < 1:
-            raise RecipeError(f"data.size: {self.size}; give (height, width), each at least 1")
-        root = present(self.path)
-        found = {name: self._read(root, file) for name, file in _lists(root).items()}
+        if self.size is not None and not (min(self.size) >= 1 and max(self.size) <= LARGEST_SIDE):
+            raise RecipeError(
+                f"data.size: {self.size}; give (height, width), each at least 1 and at most {LARGEST_SIDE}"
+            )
+        root = folder_of(self.path)
+        names = {split: _names(file) for split, file in _lists(root).items()}
+        pictures = Pictures(self.channels, self.value_range, sum(map(len, names.values())))
+        found = {split: [self._one(root, name, pictures) for name in each] for split, each in names.items()}
+        pictures.say(root, annotated=True)
         dropped = [place for each in found.values() for one in each for place in one.empty]
         if dropped:
             warnings.warn(
@@ -84,20 +92,16 @@ class VOC(Data):
         columns = {"image": stacked, "boxes": [each.boxes for each in found], "box_labels": labels}
         return Split(columns, image_keys(stacked))
 
-    def _read(self, root: Path, listed: Path) -> list[_Found]:
-        names = [line.split()[0] for line in read_text(listed).splitlines() if line.strip()]
-        if not names:
-            raise DataError(f"{listed}: no names")
-        return [self._one(root, name) for name in names]
-
-    def _one(self, root: Path, name: str) -> _Found:
+    def _one(self, root: Path, name: str, pictures: Pictures) -> _Found:
         beside = root / "JPEGImages"
         path = next((beside / f"{name}{end}" for end in sorted(SUFFIXES) if (beside / f"{name}{end}").is_file()), None)
         if path is None:
             raise DataError(f"{beside}: no image {name!r}, which ImageSets names")
-        image = decode(path, str(path), self.channels)
+        image = pictures.read(path, str(path))
         file = root / "Annotations" / f"{name}.xml"
-        found = _boxes(file, _parsed(file), image.shape[1], image.shape[0])
+        annotation = _parsed(file)
+        _refuse_other_size(file, annotation, image.shape[1], image.shape[0])
+        found = _boxes(file, annotation, image.shape[1], image.shape[0])
         if self.size is None:
             return _Found(file, image, *found)
         scale = np.array([self.size[1] / image.shape[1], self.size[0] / image.shape[0]] * 2, np.float32)
@@ -105,7 +109,7 @@ class VOC(Data):
 
 
 def _lists(root: Path) -> dict[str, Path]:
-    folder = present(root / "ImageSets" / "Main")
+    folder = folder_of(root / "ImageSets" / "Main")
     found = {}
     for split, names in NAMES.items():
         file = next((folder / f"{name}.txt" for name in names if (folder / f"{name}.txt").is_file()), None)
@@ -114,6 +118,23 @@ def _lists(root: Path) -> dict[str, Path]:
     if "train" not in found:
         raise DataError(f"{folder}: no train.txt, which says what belongs to the training split")
     return found
+
+
+def _names(listed: Path) -> list[str]:
+    names = [line.split()[0] for line in read_text(listed).splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{listed}: no names")
+    return names
+
+
+def _refuse_other_size(file: Path, root: Element, width: int, height: int) -> None:
+    """DataError where the annotation says another size than the image has: its boxes would lie elsewhere."""
+    told = [(root.findtext(f"size/{name}") or "").strip() for name in ("width", "height")]
+    if all(each.isdecimal() and int(each) for each in told) and told != [str(width), str(height)]:
+        raise DataError(
+            f"{file}: it is about an image of {told[0]}x{told[1]} pixels, and the image (turned as its EXIF says) has "
+            f"{width}x{height}; annotate the image as it is now, or correct the size where the boxes fit"
+        )
 
 
 def _parsed(file: Path) -> Element:

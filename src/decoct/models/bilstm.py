@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.memory import Depth, Width
 from decoct.models.base import Interface, Model
 from decoct.models.checks import require_kind
 
@@ -24,9 +25,9 @@ class BiLSTM(Model):
 
     use: ClassVar[str] = "bilstm"
     becomes_onnx: ClassVar[bool] = True
-    embedding: PositiveInt = 128
-    hidden: PositiveInt = 128
-    layers: PositiveInt = 1
+    embedding: Width = 128
+    hidden: Width = 128
+    layers: Depth = 1
     dropout: float = Field(default=0.3, ge=0, lt=1)
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

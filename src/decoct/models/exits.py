@@ -33,7 +33,7 @@ class WithExits(Model):
     use: ClassVar[str] = "exits"
     model: Annotated[Model, Choice("decoct.models"), BeforeValidator(shorthand)]
     at: tuple[str, ...] = Field(min_length=1)
-    pool: int = Field(default=1, ge=1)
+    pool: int = Field(default=1, ge=1, le=1024)
     exit: str | None = None
     threshold: float | None = Field(default=None, gt=0, le=1)
 

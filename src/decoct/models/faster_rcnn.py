@@ -9,10 +9,11 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.memory import MOST_STAGES, Side, Width
 from decoct.models.base import Interface, Model
 from decoct.models.boxes import padded
 from decoct.models.checks import require_kind
@@ -31,11 +32,11 @@ class FasterRCNN(Model):
     """
 
     use: ClassVar[str] = "faster_rcnn"
-    widths: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=3)
-    features: PositiveInt = 48
-    anchors: tuple[tuple[PositiveInt, ...], tuple[PositiveInt, ...]] = ((8, 16), (24, 40))
-    hidden: PositiveInt = 128
-    most: PositiveInt = 100
+    widths: tuple[Width, ...] = Field(default=(16, 32, 64), min_length=3, max_length=MOST_STAGES)
+    features: Width = 48
+    anchors: tuple[tuple[Side, ...], tuple[Side, ...]] = ((8, 16), (24, 40))
+    hidden: Width = 128
+    most: Width = 100
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
         require_kind(interface, self.use, "image", boxes=True)

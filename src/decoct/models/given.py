@@ -15,6 +15,7 @@ from decoct.errors import RecipeError, did_you_mean
 from decoct.models.base import Interface, Model, Network
 from decoct.models.interface import InputKind, Port
 from decoct.models.kinds import copyable
+from decoct.models.weighed import weighed
 
 
 class GivenModel(Model):
@@ -71,10 +72,13 @@ def plain_network(module: nn.Module, kind: InputKind, *, per_pixel: bool = False
 
 
 def fresh(spec: Model, interface: Interface, given: Mapping[str, Any], *, pretrained: bool = True) -> nn.Module:
-    """The network of any Model Spec: built, or for a GivenModel taken from `given`."""
+    """The network of any Model Spec: built, or for a GivenModel taken from `given`.
+
+    ResourceError, before it is done, where its weights would not fit into memory.
+    """
     if isinstance(spec, GivenModel):
         return instance(spec, given)
-    return spec.build(interface, pretrained=pretrained)
+    return weighed(spec.use, lambda wanted: spec.build(interface, pretrained=wanted), pretrained=pretrained)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -6,9 +6,10 @@ import itertools
 import math
 from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from decoct.memory import Width
 from decoct.models.base import Interface, Model
 from decoct.models.checks import require_kind
 
@@ -22,7 +23,7 @@ class MLP(Model):
 
     use: ClassVar[str] = "mlp"
     becomes_onnx: ClassVar[bool] = True
-    hidden: tuple[PositiveInt, ...] = (128, 64)
+    hidden: tuple[Width, ...] = Field(default=(128, 64), max_length=1024)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

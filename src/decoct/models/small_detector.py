@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.memory import MOST_STAGES, Width
 from decoct.models.base import Interface, Model
 from decoct.models.boxes import box_target_loss
 from decoct.models.calls import call
@@ -31,8 +32,8 @@ class SmallDetector(Model):
 
     use: ClassVar[str] = "small_detector"
     becomes_onnx: ClassVar[bool] = True
-    widths: tuple[PositiveInt, ...] = Field(default=(16, 24, 32, 48), min_length=3)
-    head: PositiveInt = 32
+    widths: tuple[Width, ...] = Field(default=(16, 24, 32, 48), min_length=3, max_length=MOST_STAGES)
+    head: Width = 32
     finest: Literal[4, 8] = 8
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from decoct.errors import RecipeError
+from decoct.memory import Depth, Width
 from decoct.models.base import Interface, Model
 from decoct.models.checks import require_kind
 
@@ -27,10 +27,10 @@ class SmallGPT(Model):
 
     use: ClassVar[str] = "small_gpt"
     becomes_onnx: ClassVar[bool] = True
-    width: PositiveInt = 128
-    depth: PositiveInt = 4
-    heads: PositiveInt = 4
-    expansion: PositiveInt = 4
+    width: Width = 128
+    depth: Depth = 4
+    heads: Width = 4
+    expansion: Depth = 4
     tied: bool = True
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

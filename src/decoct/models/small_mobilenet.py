@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from decoct.memory import MOST_STAGES, Depth, Width
 from decoct.models.base import Interface, Model
 from decoct.models.checks import require_kind
 
@@ -21,9 +22,9 @@ class SmallMobileNet(Model):
 
     use: ClassVar[str] = "small_mobilenet"
     becomes_onnx: ClassVar[bool] = True
-    width: PositiveInt = 16
-    depths: tuple[PositiveInt, ...] = Field(default=(1, 2, 1), min_length=1)
-    expansion: PositiveInt = 3
+    width: Width = 16
+    depths: tuple[Depth, ...] = Field(default=(1, 2, 1), min_length=1, max_length=MOST_STAGES)
+    expansion: Depth = 3
     stem_stride: Literal[1, 2] = 2
     activation: Literal["relu", "relu6"] = "relu"
 

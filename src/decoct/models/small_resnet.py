@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from decoct.memory import MOST_STAGES, Depth, Width
 from decoct.models.base import Interface, Model
 from decoct.models.checks import require_kind
 
@@ -21,8 +22,8 @@ class SmallResNet(Model):
 
     use: ClassVar[str] = "small_resnet"
     becomes_onnx: ClassVar[bool] = True
-    width: PositiveInt = 32
-    depths: tuple[PositiveInt, ...] = Field(default=(1, 1, 1), min_length=1)
+    width: Width = 32
+    depths: tuple[Depth, ...] = Field(default=(1, 1, 1), min_length=1, max_length=MOST_STAGES)
     stem_stride: Literal[1, 2] = 1
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

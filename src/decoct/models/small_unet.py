@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from decoct.memory import MOST_STAGES, Width
 from decoct.models.base import Interface, Model
 from decoct.models.checks import require_kind
 
@@ -25,7 +26,7 @@ class SmallUNet(Model):
 
     use: ClassVar[str] = "small_unet"
     becomes_onnx: ClassVar[bool] = True
-    widths: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)
+    widths: tuple[Width, ...] = Field(default=(16, 32, 64), min_length=1, max_length=MOST_STAGES)
     stem_stride: Literal[1, 2] = 1
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from decoct.errors import RecipeError
+from decoct.memory import Depth, Side, Width
 from decoct.models.base import Interface, Model
 from decoct.models.checks import require_kind
 
@@ -26,11 +26,11 @@ class SmallViT(Model):
 
     use: ClassVar[str] = "small_vit"
     becomes_onnx: ClassVar[bool] = True
-    patch: PositiveInt = 2
-    width: PositiveInt = 64
-    depth: PositiveInt = 4
-    heads: PositiveInt = 4
-    expansion: PositiveInt = 2
+    patch: Side = 2
+    width: Width = 64
+    depth: Depth = 4
+    heads: Width = 4
+    expansion: Depth = 2
     activation: Literal["relu", "gelu"] = "relu"
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

@@ -30,6 +30,9 @@ NOT_STRUCTURE = (
 """Settings of a config that are the interface's or say nothing about the structure."""
 
 
+MOST_LAYERS = 1024
+
+
 class Transformers(OutsideModel):
     """A network of the transformers library with a head for classification or regression of sequences or tokens.
 
@@ -49,6 +52,9 @@ class Transformers(OutsideModel):
             raise ValueError("give one of path (a local folder) and config ({model_type: bert, ...})")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config.model_type is missing; name an architecture, as model_type: bert")
+        for name, value in (self.config or {}).items():
+            if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+                raise ValueError(f"config.{name} is {value}; at most {MOST_LAYERS} layers are built")
         return self
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from decoct.artifact import is_full, no_space
 from decoct.errors import DataError, RecipeError, nearest
+from decoct.memory import require_memory, require_unzipped
 
 SHOWN = 6
 """At most so many keys of each sort are named in an error."""
@@ -23,12 +25,14 @@ SHOWN = 6
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a torch file, which another process converts first.
 
-    DataError where the file is absent or damaged.
+    DataError where the file is absent or damaged, ResourceError where its tensors would not fit into memory.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file of weights; check `path`")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    if zipfile.is_zipfile(path):
+        require_unzipped(path)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "weights.safetensors"
         script = Path(__file__).with_name("convert.py")
@@ -47,6 +51,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, in memory of their own."""
+    require_memory(path.stat().st_size, f"{path}: reading it", "take weights that fit into memory")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

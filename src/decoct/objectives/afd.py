@@ -72,7 +72,7 @@ class AFD(Objective):
     splittable: ClassVar[bool] = False
     student_layers: tuple[str, ...] | Literal["auto"] = Field(min_length=1)
     teacher_layers: tuple[str, ...] | Literal["auto"] = Field(min_length=1)
-    dim: int = Field(default=128, ge=1)
+    dim: int = Field(default=128, ge=1, le=65_536)
 
     @property
     def undecided(self) -> bool:

@@ -39,7 +39,7 @@ class AttentionTransfer(FeatureObjective):
 
     use: ClassVar[str] = "attention_transfer"
     places: ClassVar[bool] = False
-    p: int = Field(default=2, ge=1)
+    p: int = Field(default=2, ge=1, le=64)
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return attention_transfer_loss(student, teacher, p=self.p)

@@ -50,7 +50,7 @@ class CorrelationCongruence(FeatureObjective):
     reshaped: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
     gamma: float = Field(default=0.4, gt=0)
-    order: int = Field(default=2, ge=0)
+    order: int = Field(default=2, ge=0, le=64)
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         return correlation_congruence_loss(student, teacher, gamma=self.gamma, order=self.order)

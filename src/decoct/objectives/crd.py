@@ -105,8 +105,8 @@ class CRD(PairedObjective):
     reshaped: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
     temperature: Temperature = 0.07
-    dim: int = Field(default=128, ge=1)
-    bank: int = Field(default=16384, ge=1)
+    dim: int = Field(default=128, ge=1, le=65_536)
+    bank: int = Field(default=16384, ge=1, le=1 << 24)
     momentum: float = Field(default=0.5, ge=0, lt=1)
     by_class: bool = False
 

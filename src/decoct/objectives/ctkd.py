@@ -62,7 +62,7 @@ class CTKD(Objective):
     span: float = Field(default=20.0, gt=0)
     reversal: Scalar = Linear(start=0.0, end=1.0, finish=0.1)
     per: Literal["run", "sample"] = "run"
-    hidden: int = Field(default=64, ge=1)
+    hidden: int = Field(default=64, ge=1, le=65_536)
 
     def suits(self) -> Suits:
         """Distributions over classes."""

@@ -77,7 +77,7 @@ class FeatureDiscriminator(PairedObjective):
     use: ClassVar[str] = "feature_discriminator"
     widths: ClassVar[Widths] = "linear"
     adapter: Adapter = "pool"
-    hidden: int = Field(default=128, ge=1)
+    hidden: int = Field(default=128, ge=1, le=65_536)
     reversal: Scalar = 1.0
 
     def network(self, student: Tensor, teacher: Tensor, probe: Probe, path: str) -> PairNetwork:

@@ -77,7 +77,7 @@ class Relation(FeatureObjective):
     reshaped: ClassVar[bool] = False
     positions: ClassVar[Literal["all", "kept", "pairs kept"]] = "kept"
 
-    heads: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1, le=65_536)
 
     def pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None, clock: Clock) -> Tensor:
         if self.heads is not None:

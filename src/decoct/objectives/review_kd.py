@@ -32,7 +32,7 @@ class ReviewKD(LayeredObjective):
 
     use: ClassVar[str] = "review_kd"
     splittable: ClassVar[bool] = False
-    width: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1, le=65_536)
 
     def build(self, probe: Probe) -> Term:
         """The running term; RecipeError for fewer than two pairs."""

@@ -205,6 +205,11 @@ def _calibrated_by(origin: Recipe, data: Dataset, folder: Path, offline: bool) -
     """The data with the training split of another folder, read as the recipe's data are."""
     if not any(each.is_file() for each in folder.rglob("*")):
         raise DataError(f"--calibration {folder}: the folder holds no file; give data, or one of {', '.join(SPLITS)}")
+    if not origin.data.reads_files:
+        raise DataError(
+            f"--calibration {folder}: {origin.data.use} has no files, so that no folder of them can be read; calibrate "
+            f"on one of its splits ({', '.join(SPLITS)})"
+        )
     other = origin.data.replace(path=folder).open(offline=offline)
     own = origin.data.path
     if other.fingerprint == data.fingerprint and (own is None or folder.resolve() != own.resolve()):

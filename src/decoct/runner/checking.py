@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from decoct.artifact import Artifact
-from decoct.errors import PathError, Problem, RecipeError
+from decoct.errors import PathError, Problem, RecipeError, ResourceError
+from decoct.memory import within_memory
 from decoct.models.base import KeptModel, Model
 from decoct.models.exits import WithExits
 from decoct.objectives.criterion import needs_of
@@ -28,7 +29,7 @@ from decoct.steps.labelling.answers import label_views
 from decoct.steps.labelling.step import Label
 from decoct.steps.learning.batches import class_counts, few
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
-from decoct.steps.learning.refusals import refuse_what_cannot_mix
+from decoct.steps.learning.refusals import refuse_large_batches, refuse_what_cannot_mix
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student
 from decoct.steps.learning.settings import Learning
 from decoct.steps.learning.sources import answering, at_source, read_by, refuse_other_classes, with_few
@@ -99,11 +100,14 @@ def check(recipe: Recipe, *, offline: bool = False, given: Mapping[str, Any] | N
     for index, step in enumerate(recipe.steps):
         seed_everything(recipe.seed)
         try:
-            made[step.name], note = _step(recipe, step, made, task, batch, context)
+            with within_memory("one small batch"):
+                made[step.name], note = _step(recipe, step, made, task, batch, context)
             checked.append(Checked(step.name, note))
         except RecipeError as error:
             problems += _under(error, index)
             made[step.name] = StandIn(_zeros(task))
+        except ResourceError as error:
+            raise ResourceError(f"steps[{index}] ({step.name}): {error}") from None
     torch.set_rng_state(randomness)
     if problems:
         raise RecipeError("\n".join(str(each) for each in problems), problems)
@@ -124,6 +128,7 @@ def _step(
     if not isinstance(step, Learning) or objective is None or "model" not in inputs:
         first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
         return first, "its inputs fit"
+    refuse_large_batches(step, context)
     student = _student(recipe, step, inputs["model"], made, context)
     views_with(step, _stores(recipe, inputs, made), context)
     size = sum(each.numel() for each in student.module.parameters())

@@ -18,6 +18,7 @@ from decoct.data.base import Split
 from decoct.data.saving import with_train
 from decoct.data.sources import Collate
 from decoct.errors import RecipeError, dotted
+from decoct.memory import within_memory
 from decoct.models.base import identity
 from decoct.spec import Spec
 from decoct.tasks.inputs.base import STUDENT
@@ -108,10 +109,15 @@ class Context:
         """Runs a step whose own context this is: in all processes, or in the first while the others wait for it.
 
         An artifact of kind `data` under the role "train" stands for the training split, for this step alone.
+        ResourceError where memory is full.
         """
+        with within_memory(self.name):
+            return self._carried_out(step, inputs)
+
+    def _carried_out(self, step: Step, inputs: Inputs) -> Artifact:
         if TRAIN in step.optional and TRAIN in inputs:
             others = {role: each for role, each in inputs.items() if role != TRAIN}
-            return replace(self, data=with_train(self.data, inputs[TRAIN])).carry_out(step, others)
+            return replace(self, data=with_train(self.data, inputs[TRAIN]))._carried_out(step, others)
         step = _suited(step, self.task.answer)
         if step.everywhere or not self.processes.several:
             return step.run(inputs, self)

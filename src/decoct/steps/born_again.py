@@ -38,7 +38,7 @@ class BornAgain(Learning):
         "*": ("model", "estimator", "exported", "store", "spec"),
     }
 
-    generations: int = Field(default=2, ge=1)
+    generations: int = Field(default=2, ge=1, le=1024)
     objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = (
         0.5 * KD(temperature=1.0) + 0.5 * TaskLoss()
     )

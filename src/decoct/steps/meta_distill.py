@@ -52,7 +52,7 @@ class MetaDistill(Learning):
     )
     tune: tuple[Literal["weights", "temperature"], ...] = Field(default=("weights",), min_length=1)
     held_out: float = Field(default=0.2, gt=0, lt=1)
-    held_out_batch: int = Field(default=64, ge=1)
+    held_out_batch: int = Field(default=64, ge=1, le=1 << 24)
     meta_optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = AdamW(lr=0.01, weight_decay=0.0)
     samples: Literal["all", "labelled"] = "all"
 

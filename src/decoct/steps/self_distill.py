@@ -42,7 +42,7 @@ class SelfDistill(Learning):
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("spec",)}
 
     exits: tuple[str, ...] = Field(min_length=1)
-    pool: int = Field(default=1, ge=1)
+    pool: int = Field(default=1, ge=1, le=1024)
     objective: Annotated[Objective, Choice("decoct.objectives"), BeforeValidator(as_objective)] = (
         0.7 * TaskLoss() + 0.3 * KD(temperature=3.0)
     )

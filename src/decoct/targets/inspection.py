@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from decoct.memory import require_unzipped
+
 MEMBERS = re.compile(
     r"[^/]+/(data/weights/(weight_\d+|\w+_weights_config\.json)|data/constants/(tensor_\d+|\w+_constants_config\.json)"
     r"|models/\w+\.json|data/sample_inputs/\w+\.pt|archive_format|archive_version|byteorder|extra/output|\.data/\w+)"
@@ -42,6 +44,7 @@ SIZES = frozenset((*NUMBERS, *ARITHMETIC, *RELATIONS, *LOGIC))
 
 def why_unsafe(path: Path) -> str:
     """What opening the file would do beyond reading numbers and a graph of tensor operators; empty where nothing."""
+    require_unzipped(path)
     with zipfile.ZipFile(path) as archive:
         for each in archive.infolist():
             if not MEMBERS.fullmatch(each.filename):

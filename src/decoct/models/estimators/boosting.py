@@ -20,10 +20,10 @@ class GradientBoosting(Estimator):
     """
 
     use: ClassVar[str] = "gradient_boosting"
-    max_iter: int = Field(default=300, ge=1)
+    max_iter: int = Field(default=300, ge=1, le=100_000)
     learning_rate: float = Field(default=0.1, gt=0)
-    max_leaf_nodes: int = Field(default=31, ge=2)
-    max_depth: int | None = Field(default=None, ge=1)
+    max_leaf_nodes: int = Field(default=31, ge=2, le=65_536)
+    max_depth: int | None = Field(default=None, ge=1, le=1024)
     min_samples_leaf: int = Field(default=20, ge=1)
     l2_regularization: float = Field(default=0.0, ge=0)
     early_stopping: bool = True

@@ -16,8 +16,8 @@ from decoct.models.estimators.trees import Tree, TreeEnsemble
 class Forest(Estimator):
     """What the forests share: `n_estimators` trees, each split choosing among `max_features` columns (None: all)."""
 
-    n_estimators: int = Field(default=200, ge=1)
-    max_depth: int | None = Field(default=None, ge=1)
+    n_estimators: int = Field(default=200, ge=1, le=100_000)
+    max_depth: int | None = Field(default=None, ge=1, le=1024)
     min_samples_leaf: int = Field(default=1, ge=1)
     max_features: Literal["sqrt", "log2"] | float | None = "sqrt"
 

@@ -19,7 +19,7 @@ class LogisticRegression(Estimator):
     use: ClassVar[str] = "logistic_regression"
     predicts_numbers: ClassVar[bool] = False
     C: float = Field(default=1.0, gt=0)
-    max_iter: int = Field(default=1000, ge=1)
+    max_iter: int = Field(default=1000, ge=1, le=10_000_000)
 
     def fit(self, features: np.ndarray, target: np.ndarray, *, seed: int) -> Any:
         from sklearn import linear_model

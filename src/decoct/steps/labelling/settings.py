@@ -43,11 +43,11 @@ class Labelling(Step):
     teachers: dict[str, Annotated[Teacher, Choice("decoct.teachers")]] = {}
     combine: Annotated[Combination, Choice("decoct.teachers.combinations")] | None = None
     folds: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
-    batch_size: int = Field(default=128, ge=2)
-    shard: int = Field(default=8192, ge=2)
+    batch_size: int = Field(default=128, ge=2, le=1 << 24)
+    shard: int = Field(default=8192, ge=2, le=1 << 24)
     precision: Literal["no", "bf16", "fp16"] | None = None
-    workers: int = Field(default=1, ge=1)
-    threads: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=1, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     ray: str | None = None
 
     def problems_with(self, answer: Answer) -> Iterator[StepProblem]:

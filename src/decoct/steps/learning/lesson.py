@@ -28,7 +28,7 @@ from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import class_counts, has_split, scores, training_source
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
 from decoct.steps.learning.memorised import warn_of_memorised
-from decoct.steps.learning.refusals import observed, refuse_what_cannot_mix
+from decoct.steps.learning.refusals import observed, refuse_large_batches, refuse_what_cannot_mix
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student, save_student
 from decoct.steps.learning.settings import Learning
 from decoct.steps.learning.sources import answering, at_source, refuse_other_classes, with_few
@@ -310,6 +310,7 @@ def learn(
 
     `begin` may change the student first, and let a callback work while it trains.
     """
+    refuse_large_batches(step, context)
     roles = [role for role in inputs if role != "model"]
     if combine is not None:
         objective, roles = to_combined(objective), [*roles, COMBINED]

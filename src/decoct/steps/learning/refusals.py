@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact
 from decoct.errors import RecipeError
+from decoct.memory import require_memory
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import Criterion
 from decoct.steps.base import Context, Inputs
-from decoct.tasks.inputs.base import STUDENT
+from decoct.tasks.inputs.base import READERS, STUDENT
 
 if TYPE_CHECKING:
     from decoct.steps.learning.settings import Learning
 
 Scores = Callable[[], dict[str, float]]
+
+
+NUMBER_BYTES, AT_ONCE = 4, 3
+"""Of one number, and how often a batch of inputs is in memory: as read, prepared, and what the first layer makes."""
+
+
+def refuse_large_batches(step: Learning, context: Context) -> None:
+    """ResourceError where the inputs of one batch alone would not fit into memory."""
+    if context.task.inputs(STUDENT).raw or "train" not in context.data.splits:
+        return
+    samples = min(step.batch_size, len(context.data.splits["train"]))
+    for reader in READERS:
+        for port in context.task.inputs(reader).ports().values():
+            shape = [each or 1 for each in port.shape]
+            require_memory(
+                AT_ONCE * NUMBER_BYTES * samples * math.prod(shape),
+                f"{step.name}: a batch of {samples} inputs of {'x'.join(map(str, shape))} for the {reader}",
+                "lower batch_size (and raise accumulate), or the size of the inputs (task.size, data.size)",
+            )
 
 
 def refuse_what_cannot_mix(step: Learning, objective: Objective, inputs: Inputs, context: Context) -> None:

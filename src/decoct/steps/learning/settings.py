@@ -48,8 +48,8 @@ class Learning(Step):
 
     budget: Budget = Budget(epochs=10)
     optimizer: Annotated[Optimizer, Choice("decoct.training.optimizers")] = DEFAULT_OPTIMIZER
-    batch_size: int = Field(default=128, ge=1)
-    accumulate: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=128, ge=1, le=1 << 24)
+    accumulate: int = Field(default=1, ge=1, le=1 << 24)
     max_grad_norm: float | None = Field(default=None, gt=0)
     select: Literal["best", "last"] = "best"
     side: str = "student"
@@ -58,7 +58,7 @@ class Learning(Step):
     mix: Annotated[Mixing, Choice("decoct.tasks.mixing")] | None = Field(
         default=None, exclude_if=lambda value: value is None
     )
-    teacher_views: int = Field(default=1, ge=1, exclude_if=lambda value: value == 1)
+    teacher_views: int = Field(default=1, ge=1, le=65_536, exclude_if=lambda value: value == 1)
     views: ViewsSetting | None = Field(default=None, exclude_if=lambda value: value is None)
     precision: Literal["no", "bf16", "fp16"] | None = None
     log_every: int = Field(default=10, ge=1)

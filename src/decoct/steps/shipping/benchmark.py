@@ -58,10 +58,10 @@ class Benchmark(Step):
     machine_bound: ClassVar[bool] = True
 
     name: str = "benchmark"
-    threads: int = Field(default=1, ge=1)
-    batch: int = Field(default=1, ge=1)
-    repeats: int = Field(default=200, ge=1)
-    warmup: int = Field(default=20, ge=0)
+    threads: int = Field(default=1, ge=1, le=1024)
+    batch: int = Field(default=1, ge=1, le=1 << 20)
+    repeats: int = Field(default=200, ge=1, le=10_000_000)
+    warmup: int = Field(default=20, ge=0, le=10_000_000)
     seconds: float | None = Field(default=30.0, gt=0)
     split: str = "test"
     reference: str | None = "teacher"

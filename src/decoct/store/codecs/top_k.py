@@ -40,7 +40,7 @@ class TopKCodec(Codec):
     tail: Tail = "bucket"
     dtype: Literal["uint8", "float16", "float32"] = "uint8"
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
-    draws: int = Field(default=16, ge=1)
+    draws: int = Field(default=16, ge=1, le=65_536)
 
     @field_validator("temperatures")
     @classmethod

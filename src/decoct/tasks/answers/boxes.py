@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, RecipeError
+from decoct.memory import Width
 from decoct.models.boxes import detections, one_hot_scores, padded
 from decoct.models.calls import Postprocessing
 from decoct.models.interface import Port
@@ -41,7 +42,7 @@ class Boxes(Answer):
     classes: tuple[str, ...] = ()
     above: float = Field(default=0.05, ge=0, lt=1)
     overlap: float = Field(default=0.5, gt=0, le=1)
-    most: PositiveInt = 100
+    most: Width = 100
 
     @property
     def metric(self) -> tuple[str, Literal["max", "min"]]:

@@ -33,7 +33,7 @@ class NextTokens(Answer):
     use: ClassVar[str] = "next_tokens"
     item: ClassVar[str] = "token"
     target_columns: ClassVar[tuple[str, ...]] = ("next",)
-    tokens: int | None = Field(default=None, ge=2)
+    tokens: int | None = Field(default=None, ge=2, le=1 << 24)
 
     @property
     def metric(self) -> tuple[str, Literal["max", "min"]]:

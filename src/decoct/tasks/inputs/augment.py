@@ -13,7 +13,7 @@ class Augment(Spec):
     """How training images vary: `flip` mirrors half of them; `crop` shifts them by up to so many pixels."""
 
     flip: bool = False
-    crop: int = Field(default=0, ge=0)
+    crop: int = Field(default=0, ge=0, le=16_384)
 
     def __bool__(self) -> bool:
         return self.flip or self.crop > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -37,17 +37,21 @@ class Images(Inputs):
     shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=16_384)
     teacher_shape: tuple[int, ...] | None = None
     teacher_mean: tuple[float, ...] | None = None
     teacher_std: tuple[float, ...] | None = None
-    teacher_size: int | None = Field(default=None, ge=1)
+    teacher_size: int | None = Field(default=None, ge=1, le=16_384)
     augment: Augment = Augment()
 
     def resolve_inputs(self, data: Dataset) -> dict[str, Any]:
-        if self.raw or (self.shape and self.mean and self.std):
+        if self.raw:
+            return {}
+        if self.shape and self.mean and self.std:
+            self._refuse_wide_crop(self.shape[1:])
             return {}
         images = images_of(data.splits["train"])
+        self._refuse_wide_crop(images.shape[1:3])
         mean, std = (self.mean, self.std) if self.mean and self.std else channel_statistics(images)
         height, width, channels = images.shape[1:]
         for name in ("mean", "std", "teacher_mean", "teacher_std"):
@@ -55,6 +59,13 @@ class Images(Inputs):
             if value is not None and len(value) != channels:
                 raise RecipeError(f"task.{name}: {len(value)} numbers for images of {channels} channels")
         return {"shape": (channels, height, width), "mean": self.mean or mean, "std": self.std or std}
+
+    def _refuse_wide_crop(self, sides: Sequence[int]) -> None:
+        if sides and self.augment.crop and self.augment.crop >= min(sides):
+            raise RecipeError(
+                f"task.augment.crop: {self.augment.crop} for images of {'x'.join(map(str, sides))} pixels would push "
+                f"all of them out; give at most {min(sides) - 1}"
+            )
 
     def of(self, reader: str) -> Self:
         own = dict.fromkeys(("teacher_shape", "teacher_mean", "teacher_std", "teacher_size"))
@@ -171,9 +182,18 @@ def images_of(split: Split, indices: np.ndarray | None = None) -> np.ndarray:
         raise RecipeError(f"the data have {', '.join(split.columns)} and no images")
     images = split.columns["image"]
     if isinstance(images, np.ndarray):
+        _refuse_other_numbers(images)
         return images if indices is None else images[indices]
     if indices is not None:
         images = [images[i] for i in indices]
+    for image in images:
+        _refuse_other_numbers(image)
     if len({image.shape for image in images}) > 1:
         raise DataError("images differ in size; bring them to one size (data.size)")
     return np.stack(images)
+
+
+def _refuse_other_numbers(image: np.ndarray) -> None:
+    """DataError for pixels that are not of 8 bits: they would be divided by 255 all the same."""
+    if image.dtype != np.uint8:
+        raise DataError(f"the column image holds {image.dtype}; scale its numbers to 0 to 255, uint8")

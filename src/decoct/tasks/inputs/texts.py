@@ -57,9 +57,9 @@ class Tokenized(Inputs):
 
     kind: ClassVar[InputKind] = "text"
     tokenizer: AnyTokenizer = WordPiece()
-    max_length: int = Field(default=128, ge=1)
+    max_length: int = Field(default=128, ge=1, le=1 << 20)
     teacher_tokenizer: AnyTokenizer | None = None
-    teacher_max_length: int | None = Field(default=None, ge=1)
+    teacher_max_length: int | None = Field(default=None, ge=1, le=1 << 20)
     given_inputs: GivenInputs = Field(default_factory=dict, exclude_if=lambda value: not value)
     teacher_given_inputs: GivenInputs = Field(default_factory=dict, exclude_if=lambda value: not value)
 

@@ -85,7 +85,7 @@ class WordPiece(Tokenizer):
     """
 
     use: ClassVar[str] = "wordpiece"
-    size: int = Field(default=8000, ge=len(SPECIAL) + 1)
+    size: int = Field(default=8000, ge=len(SPECIAL) + 1, le=1 << 22)
     lowercase: bool = True
 
     def resolve(self, texts: Sequence[str]) -> Self:
@@ -124,7 +124,7 @@ class BytePair(Tokenizer):
     """
 
     use: ClassVar[str] = "byte_pair"
-    size: int = Field(default=8192, ge=257)
+    size: int = Field(default=8192, ge=257, le=1 << 22)
 
     def resolve(self, texts: Sequence[str]) -> Self:
         if self.text:

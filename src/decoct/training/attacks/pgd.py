@@ -23,7 +23,7 @@ class PGD(Attack):
 
     use: ClassVar[str] = "pgd"
     step: float = Field(default=2.0, gt=0, allow_inf_nan=False)
-    steps: int = Field(default=10, ge=1)
+    steps: int = Field(default=10, ge=1, le=10_000)
     random_start: bool = True
 
     def perturb(self, loss: Callable[[Tensor], Tensor], clean: Tensor) -> Tensor:
