@@ -134,8 +134,6 @@ def recipe(draw: random.Random, folder: Path) -> list[str]:
     if kind < 0.6:
         plain = value_changed(draw, yaml.safe_load(IMAGES))
         content = yaml.safe_dump(plain, allow_unicode=True).encode(errors="replace")
-            errors="replace"
-        )
     elif kind < 0.8:
         content = text_changed(draw, IMAGES).encode()
     else:
