@@ -20,8 +20,14 @@ class Tagging:
     """
 
     use: ClassVar[str] = "tagging"
+    head_names: ClassVar[tuple[str, ...]] = ()
+    numbers: bool = False
     output: ClassVar[str] = "logits"
     metric: ClassVar[tuple[str, str]] = ("accuracy", "max")
+
+    @property
+    def distribution(self) -> bool:
+        return not self.numbers
 
     @property
     def answer(self) -> "Tagging":

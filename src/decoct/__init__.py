@@ -23,6 +23,7 @@ _SURFACE = {
     "Catalogue": "decoct.spec:Catalogue",
     "Clock": "decoct.training.clock:Clock",
     "Data": "decoct.data.base:Data",
+    "GivenInput": "decoct.tasks.inputs.given_inputs:GivenInput",
     "Column": "decoct.tasks.inputs.columns:Column",
     "DecoctError": "decoct.errors:DecoctError",
     "Distiller": "decoct.api.distill:Distiller",

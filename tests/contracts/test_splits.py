@@ -127,6 +127,11 @@ def test_what_cannot_be_split_says_so(name: str) -> None:
     assert built(spec(name), task, said, said, batch).splittable == (name not in RELATING)
 
 
+def tagging(name: str) -> Tagging:
+    """A task of the kind of answer that a term is for."""
+    return Tagging(numbers=spec(name).suits() == "numbers")
+
+
 @pytest.mark.parametrize(("name", "on"), WAYS)
 def test_any_split_of_samples_gives_the_loss_of_the_batch(name: str, on: str) -> None:
     @EACH
@@ -156,7 +161,7 @@ def test_any_split_gives_the_loss_of_the_batch_where_positions_count(name: str, 
         if name not in BY_SAMPLE:
             batch = replace(batch, target=target)
         batch = replace(batch, inputs={"student": there.long(), "teacher": there.flip(1).long()}, labelled=labelled)
-        criterion = built(spec(name, on=on), Tagging(), student, teacher, batch)
+        criterion = built(spec(name, on=on), tagging(name), student, teacher, batch)
         if criterion.splittable:
             agree(criterion, student, teacher, batch, pieces, [*inputs, *criterion.parameters()])
 
@@ -170,7 +175,7 @@ def test_one_target_of_each_sample_is_not_read_off_positions(name: str) -> None:
     term = built(spec(name), CLASSIFICATION, said, said, batch).terms[0]
     there = Batch({"student": torch.ones(SIZE, PLACES)}, torch.zeros(SIZE, PLACES, dtype=torch.long))
     with pytest.raises(RecipeError, match="it reads one target of each sample, and task 'tagging' has one at each"):
-        Selection(spec(name), term, Tagging()).kept(there)
+        Selection(spec(name), term, tagging(name)).kept(there)
 
 
 REFINED = [

@@ -16,7 +16,7 @@ from decoct.data.files import read_bytes
 from decoct.data.parquet import read_columns
 from decoct.errors import DataError, DecoctError, RecipeError, ResourceError
 
-READERS = [use for use in CATALOGUE if CATALOGUE.resolve(use).files and use not in ("several", "given")]
+READERS = [use for use in CATALOGUE if CATALOGUE.resolve(use).reads_files and use not in ("several", "given")]
 
 
 @pytest.mark.parametrize("use", READERS)

@@ -73,7 +73,7 @@ def test_channels_of_zeros_leave_the_outputs_as_they_are(name: str, score: str) 
     made = Channels(score=score, protect=protect).apply(module, evidence(example))
     assert parameters(made.module).total < parameters(module).total
     assert float(before.std()) > 1e-4
-    torch.testing.assert_close(zoo.run(made.module, example), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(zoo.run(made.module, example), before, atol=5e-5, rtol=1e-5)
 
 
 def save(folder: Path, module: nn.Module, original: nn.Module, example: Any) -> Artifact:

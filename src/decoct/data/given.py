@@ -32,7 +32,7 @@ class GivenData(Data):
     """
 
     use: ClassVar[str] = "given"
-    files: ClassVar[bool] = False
+    reads_files: ClassVar[bool] = False
     name: str
     type: str
     fingerprint: str = ""
