@@ -16,7 +16,7 @@ from torch import nn
 from decoct.artifact import Artifact
 from decoct.data.base import Dataset
 from decoct.data.digits import Digits
-from decoct.errors import DataError, IntegrityError, RecipeError, ResourceError, TeacherChanged
+from decoct.errors import DataError, ForwardFailed, IntegrityError, RecipeError, ResourceError, TeacherChanged
 from decoct.models.given import given_model
 from decoct.models.mlp import MLP
 from decoct.models.small_resnet import SmallResNet
@@ -76,7 +76,7 @@ class Forgetful(Net):
 
 def test_a_module_is_put_back_after_an_error(data: Dataset, task: ImageClassification, tmp_path: Path) -> None:
     inputs, table_ = given(net := Broken().train())
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ForwardFailed, match="ZeroDivisionError"):
         done(label(views=2), inputs, tmp_path, data, task, given=table_)
     assert all(each.training for each in net.modules())
     assert all(each.requires_grad for each in net.parameters())
@@ -232,7 +232,7 @@ def test_what_is_no_store_is_left_alone(
     broken.mkdir()
     (broken / "manifest.json").write_text("{")
     (broken / "model.safetensors").write_text("weights")
-    with pytest.raises(RecipeError, match=r"model exists and holds no store \(.* is damaged\)"):
+    with pytest.raises(RecipeError, match=r"model exists and holds no store \(.* is damaged.*\)"):
         step.refuse_another({"teacher": teacher}, context(tmp_path, data, task, "model"))
 
 

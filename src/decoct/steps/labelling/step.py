@@ -36,7 +36,7 @@ from decoct.steps.labelling.answers import (
 from decoct.steps.labelling.settings import Labelling
 from decoct.steps.learning.batches import splits_of
 from decoct.steps.learning.folds import Folds
-from decoct.steps.learning.memorised import stands_here, warn_of_memorised, worth_a_look
+from decoct.steps.learning.memorised import warn_of_memorised, worth_a_look
 from decoct.steps.learning.teachers import folds_by, open_teachers, own_readers, task_of
 from decoct.store.codecs.base import Codec
 from decoct.store.finish import salvage, seal
@@ -97,11 +97,13 @@ class Label(Labelling):
         return Artifact.load(context.folder, verify=False)
 
     def _look(self, inputs: Inputs, context: Context) -> None:
-        """Warns of teachers that memorised what they are asked."""
+        """Warns of estimators that memorised what they are asked; asking networks twice would cost too much."""
         if not worth_a_look(context) or "train" not in self.splits:
             return
         engine = Engine(context.device, self.precision or context.precision)
-        wanted = {role: Needs() for role, value in inputs.items() if stands_here(value)}
+        wanted = {role: Needs() for role, value in inputs.items() if _is_estimator(value)}
+        if not wanted:
+            return
         with (
             torch.random.fork_rng(),
             open_teachers(inputs, wanted, context, engine, kinds=self.teachers, folds=self.folds) as found,
@@ -294,6 +296,10 @@ class _Packer:
         factored = outputs.distribution if isinstance(outputs.distribution, Factored) else None
         rest = replace(outputs, features={}, distribution=None if factored else outputs.distribution).map(Tensor.cpu)
         return replace(rest, features=features, distribution=factored or rest.distribution)
+
+
+def _is_estimator(value: Any) -> bool:
+    return isinstance(value, Artifact) and value.kind == "estimator"
 
 
 def _cast(feature: Tensor, dtype: torch.dtype, name: str) -> Tensor:
