@@ -223,7 +223,7 @@ def test_the_student_alone_is_trained_too(pair: tuple, tmp_path: Path) -> None:
     [
         ({"train": []}, DataError, "gave no batch"),
         ({"teacher": "resnet18"}, RecipeError, "timm/resnet18"),
-        ({"task": "image_clasification"}, RecipeError, "task: .*did you mean image_classification"),
+        ({"task": "image_clasification"}, RecipeError, r"task\.use: .*did you mean image_classification"),
         ({"epoch": 3}, RecipeError, "did you mean epochs"),
         ({"augmet": False}, RecipeError, "did you mean augment"),
         ({"teacher": nn.Sequential(nn.Flatten(), nn.Linear(36, 7))}, RecipeError, "7"),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from decoct.models.onnx_file import exact_options
+from decoct.models.onnx_file import exact_options, shares_weights
 from decoct.quantization._graph import Graph, attribute
 from decoct.training.compression import Change
 
@@ -193,12 +193,18 @@ def _optimised(path: Path) -> Any:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
-    options = exact_options()
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(out)
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for options in (exact_options(), onnxruntime.SessionOptions()):
+            options.log_severity_level = 4
+            options.optimized_model_filepath = str(out)
+            try:
+                onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                if not shares_weights(error):
+                    raise
+            else:
+                break
         return onnx.load(str(out))
 
 

@@ -111,11 +111,11 @@ class Crooked(Onnx):
     """A format whose files are wrong by a little."""
 
     use: ClassVar[str] = "crooked"
-    error: float = 0.01
+    error: str = "0.01"
 
     def load(self, path: Path, *, threads: int = 1) -> Session:
         session = super().load(path, threads=threads)
-        return lambda feed: {name: value + np.float32(self.error) for name, value in session(feed).items()}
+        return lambda feed: {name: value + np.float32(float(self.error)) for name, value in session(feed).items()}
 
 
 @pytest.mark.parametrize("error", [0.01, float("nan")])
@@ -123,7 +123,7 @@ def test_a_file_that_differs_is_refused_and_nothing_is_left(tmp_path: Path, erro
     context = digits(tmp_path)
     source = saved(context, SmallResNet(width=4))
     with pytest.raises(IntegrityError, match="differs from torch"):
-        Export(name="student_onnx", target=Crooked(error=error)).run({"model": source}, context)
+        Export(name="student_onnx", target=Crooked(error=str(error))).run({"model": source}, context)
     assert not context.folder.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model-0"]
     if error == 0.01:
@@ -184,7 +184,7 @@ def test_the_tolerance_is_the_most_that_a_file_may_differ_by(tmp_path: Path) -> 
     """The file is 0.01 off, give or take a rounding of float32."""
     context = digits(tmp_path)
     source = saved(context, MLP(hidden=(4,)))
-    target = Crooked(error=0.01)
+    target = Crooked(error="0.01")
     with pytest.raises(IntegrityError, match=r"differs from torch by 0.01 on 8 real samples; tolerance is 0.0099"):
         Export(name="student_onnx", target=target, tolerance=0.0099, samples=8).run({"model": source}, context)
     made = Export(name="student_onnx", target=target, tolerance=0.0101, samples=8).run({"model": source}, context)
