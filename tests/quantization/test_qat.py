@@ -20,6 +20,7 @@ from decoct.meters.parameters import parameters
 from decoct.models.base import Interface
 from decoct.models.bilstm import BiLSTM
 from decoct.models.mlp import MLP
+from decoct.models.onnx_file import exact_options
 from decoct.models.rewrites import rewritten, skeleton
 from decoct.models.saving import STRUCTURE, load_model, save_model
 from decoct.models.small_mobilenet import SmallMobileNet
@@ -73,7 +74,7 @@ def written(module: nn.Module, x: Tensor, folder: Path) -> tuple[np.ndarray, Cou
     """What the file says, and the operators that ONNX Runtime executes."""
     proto = graph(one(Program(module).eval(), {"image": x}, {"image": {0: "batch"}}), opset=20)
     path = save(proto, folder / "model.onnx")
-    options = onnxruntime.SessionOptions()
+    options = exact_options()
     options.log_severity_level, options.optimized_model_filepath = 3, str(folder / "optimized.onnx")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     [outputs] = session.run(None, {"image": x.numpy()})
@@ -285,7 +286,7 @@ def test_a_transformer_has_its_linear_layers_in_integers(tmp_path: Path) -> None
 
     axes = {name: {0: "batch", 1: "length"} for name in feeds}
     path = save(graph(one(Text().eval(), feeds, axes), opset=20), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), exact_options(), providers=["CPUExecutionProvider"])
     short = {name: each[:2, :7] for name, each in feeds.items()}
     for feed in (feeds, short):
         [outputs] = session.run(None, {name: each.numpy() for name, each in feed.items()})

@@ -15,6 +15,7 @@ import torch
 from decoct.artifact import Artifact
 from decoct.data.digits import Digits
 from decoct.errors import IntegrityError, RecipeError
+from decoct.models.onnx_file import exact_options
 from decoct.models.saving import load_model
 from decoct.quantization.aware.modules import QuantizedNet
 from decoct.runner.verify import _parity, verify_run
@@ -87,7 +88,7 @@ def test_the_file_runs_in_integers_and_agrees_with_the_model(finished: Path, tmp
     assert record["verified"]["max_abs_diff"] <= record["verified"]["tolerance"]
     assert record["audit"]["int8"] == 10
     assert record["audit"]["float"] == 0
-    options = onnxruntime.SessionOptions()
+    options = exact_options()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
     session = onnxruntime.InferenceSession(str(exported.file("model.onnx")), options, ["CPUExecutionProvider"])
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
