@@ -20,7 +20,7 @@ class Tagging:
     """
 
     use: ClassVar[str] = "tagging"
-    head_names: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[dict[str, Any]] = {}
     numbers: bool = False
     output: ClassVar[str] = "logits"
     metric: ClassVar[tuple[str, str]] = ("accuracy", "max")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from decoct.errors import ResourceError
-from decoct.memory import free_memory, is_full, require_memory, within_memory
+from decoct.memory import free_memory, lacks_memory, require_memory, within_memory
 
 
 def test_what_is_free_is_what_the_machine_says() -> None:
@@ -56,7 +56,7 @@ def test_full_memory_is_told_from_other_errors(take: object) -> None:
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="size of tensor a"), within_memory("labels"):
         torch.zeros(2) + torch.zeros(3)
-    assert not is_full(ValueError("out of memory"))
+    assert not lacks_memory(ValueError("out of memory"))
 
 
 def zip_bomb(path: Path, claimed: int) -> Path:

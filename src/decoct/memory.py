@@ -76,11 +76,13 @@ def gigabytes(size: float) -> str:
     return f"{number:,.0f} GB" if number >= 100 else f"{number:.2g} GB"
 
 
-def is_full(error: BaseException) -> bool:
+def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory is full: a MemoryError, or what torch raises in its place.
 
-    >>> is_full(MemoryError()), is_full(RuntimeError("CUDA out of memory. Tried ...")), is_full(RuntimeError("shape"))
-    (True, True, False)
+    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory. Tried ..."))
+    (True, True)
+    >>> lacks_memory(RuntimeError("shape"))
+    False
     """
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(each in str(error) for each in FULL)
@@ -102,7 +104,7 @@ def within_memory(where: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_full(error):
+        if not lacks_memory(error):
             raise
         raise memory_full(error, where) from error
 

@@ -80,3 +80,31 @@ def test_sums_of_int8_products_do_not_overflow(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
     found = open_session(path)({"x": x})["y"]
     np.testing.assert_array_equal(found, x.astype(np.int64) @ weight.astype(np.int64))
+
+
+def test_a_weight_that_serves_twice_does_not_overflow_either(tmp_path: Path) -> None:
+    """Two layers of one weight, each with its own DequantizeLinear, as in layers shared across depth."""
+    x, weight = np.full((1, 64), 255, np.float32), np.full((64, 64), 127, np.int8)
+    zero = {"z": np.uint8(0), "wz": np.int8(0), "one": np.float32(1), "small": np.float32(1 / 8192)}
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in zero.items()]
+    quantized = [
+        helper.make_node("QuantizeLinear", ["x", "one", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "one", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "small", "wz"], ["w1"]),
+        helper.make_node("MatMul", ["xd", "w1"], ["a"]),
+        helper.make_node("QuantizeLinear", ["a", "one", "z"], ["aq"]),
+        helper.make_node("DequantizeLinear", ["aq", "one", "z"], ["ad"]),
+        helper.make_node("DequantizeLinear", ["w", "small", "wz"], ["w2"]),
+        helper.make_node("MatMul", ["ad", "w2"], ["b"]),
+        helper.make_node("QuantizeLinear", ["b", "one", "z"], ["bq"]),
+        helper.make_node("DequantizeLinear", ["bq", "one", "z"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 64)) for name in ("x", "y")]
+    graph = helper.make_graph(quantized, "g", ends[:1], ends[1:], [*constants, numpy_helper.from_array(weight, "w")])
+    path = tmp_path / "twice.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    found = open_session(path)({"x": x})["y"]
+    once = np.clip(np.rint(x.astype(np.float64) @ weight.astype(np.float64) / 8192), 0, 255)
+    expected = np.clip(np.rint(once @ weight.astype(np.float64) / 8192), 0, 255)
+    assert 0 < expected.max() < 255
+    np.testing.assert_array_equal(found, expected)

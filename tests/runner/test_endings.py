@@ -348,3 +348,24 @@ def test_a_file_whose_step_moved_is_found_where_it_is_now(tmp_path: Path) -> Non
         assert (tmp_path / model["artifact"]).is_file()
         assert model["path"].endswith(f"-{model['name']}")
     assert wrongs(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["../thesis", "..", "/tmp", "01-x/../../thesis", ""])
+def test_a_manifest_that_names_folders_outside_of_its_run_moves_nothing(run: Path, name: str) -> None:
+    """A run folder that somebody gave away: to go on in it must not move what lies beside it."""
+    thesis = run.parent / "thesis"
+    thesis.mkdir()
+    content = json.loads((run / RUN_MANIFEST).read_text(encoding="utf-8"))
+    resealed(run / RUN_MANIFEST, {**content, "folders": [*content["folders"], name]})
+    before = sorted(run.parent.iterdir())
+    assert "damaged" in "".join(wrongs(run).values())
+    recipe(SMALL).run(run)
+    assert sorted(run.parent.iterdir()) == before
+    assert wrongs(run) == {}
+
+
+def test_results_nested_without_end_are_damage(run: Path) -> None:
+    (run / "results.json").write_text("[" * 100_000, encoding="utf-8")
+    assert wrongs(run)
+    (run / RUN_MANIFEST).unlink()
+    assert wrongs(run)

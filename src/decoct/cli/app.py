@@ -405,10 +405,9 @@ def call(words: Sequence[str]) -> int:
         found = no_space(Path(str(error.filename or "."))) if is_full(error) else ResourceError(in_words(error))
         return _failed(session, found, ResourceError.exit_code)
     except (MemoryError, RuntimeError) as error:
-        from decoct.memory import is_full as fills_memory
-        from decoct.memory import memory_full
+        from decoct.memory import lacks_memory, memory_full
 
-        if not fills_memory(error):
+        if not lacks_memory(error):
             raise
         return _failed(session, memory_full(error), ResourceError.exit_code)
     return _answered(session, answer) if isinstance(answer, Answer) else int(answer or 0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.errors import DecoctError, ForwardFailed
+from decoct.memory import lacks_memory
 from decoct.outputs import leaves
 
 CAUSES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
@@ -30,7 +31,7 @@ def telling(module: nn.Module, reader: str, inputs: Any) -> Iterator[None]:
     except DecoctError:
         raise
     except CAUSES as error:
-        if _of_memory(error) or _of_decoct(error):
+        if lacks_memory(error) or _of_decoct(error):
             raise
         lines = str(error).strip().splitlines()
         cause = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
@@ -126,10 +127,6 @@ REMEDIES: dict[str, Callable[[nn.Module, Any], str]] = {
     r"shape|size|channels|dimension|dims": _shape,
 }
 """By what an error says, in this order: what to do."""
-
-
-def _of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _of_decoct(error: BaseException) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from decoct.artifact import sha256
 from decoct.errors import IntegrityError, RecipeError
+
+if TYPE_CHECKING:
+    import onnx
 
 # The session entry of ONNX Runtime under which int8 products do not overflow (see exact_options).
 EXACT = ("session.x64quantprecision", "1")
@@ -53,9 +56,40 @@ def exact_options() -> Any:
     return options
 
 
-def shares_weights(error: Exception) -> bool:
-    """Whether a session failed since one weight in int8 serves twice, which `exact_options` cannot take."""
-    return "AddInitializerWithOrtValue" in str(error) or "replace the existing tensor" in str(error)
+def exactly(path: Path, make: Callable[[str | bytes], Any]) -> Any:
+    """`make(path)`, a session under `exact_options`; of bytes in its place where one int8 weight serves twice.
+
+    ONNX Runtime gives such a weight the name of its unsigned form twice, and fails: in memory each use gets its own.
+    """
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    try:
+        return make(str(path))
+    except (state.Fail, state.RuntimeException) as error:
+        if "AddInitializerWithOrtValue" not in str(error):
+            raise
+    import onnx
+
+    proto = onnx.load(str(path))
+    unshare(proto, (0, 2))
+    return make(proto.SerializeToString())
+
+
+def unshare(proto: onnx.ModelProto, places: Sequence[int]) -> None:
+    """Gives each DequantizeLinear tensors in int8 of its own at these inputs: 0 the weight, 2 the zero point."""
+    import onnx
+
+    int8 = {each.name: each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT8}
+    seen: set[str] = set()
+    for number, node in enumerate(proto.graph.node):
+        for place in places if node.op_type == "DequantizeLinear" else ():
+            name = node.input[place] if place < len(node.input) else ""
+            if name in seen and name in int8:
+                copied = onnx.TensorProto()
+                copied.CopyFrom(int8[name])
+                copied.name = node.input[place] = f"{name}_of_{number}"
+                proto.graph.initializer.append(copied)
+            seen.add(name)
 
 
 def open_session(path: Path, *, threads: int = 1) -> FileSession:
@@ -69,15 +103,14 @@ def open_session(path: Path, *, threads: int = 1) -> FileSession:
     if not path.is_file():
         raise IntegrityError(f"{path} is missing; make the artifact again (decoct run does that)")
     onnxruntime.disable_telemetry_events()
+    options = exact_options()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    providers = ["CPUExecutionProvider"]
     try:
-        try:
-            session = _session(path, exact_options(), threads)
-        except (state.Fail, state.RuntimeException) as error:
-            if not shares_weights(error):
-                raise
-            # two weights of a foreign file share a zero point, which that option cannot take
-            session = _session(path, onnxruntime.SessionOptions(), threads)
-        return FileSession(session)
+        return FileSession(exactly(path, lambda source: onnxruntime.InferenceSession(source, options, providers)))
     except (state.InvalidProtobuf, state.NoSuchFile, state.NoModel) as error:
         raise IntegrityError(f"{path} is no readable ONNX file: {_first_line(error)}") from None
     except (
@@ -91,16 +124,6 @@ def open_session(path: Path, *, threads: int = 1) -> FileSession:
             f"{path}: ONNX Runtime {onnxruntime.__version__} cannot run it: {_first_line(error)}; "
             "export with a lower opset, or install a newer onnxruntime"
         ) from None
-
-
-def _session(path: Path, options: Any, threads: int) -> Any:
-    import onnxruntime
-
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def opset(path: Path) -> int:

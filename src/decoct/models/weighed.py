@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from decoct.errors import ResourceError
-from decoct.memory import free_memory, gigabytes, is_full, memory_full
+from decoct.memory import free_memory, gigabytes, lacks_memory, memory_full
 
 HEAVY = 1 << 30
 """Bytes of weights from which a network is weighed first, without numbers in it."""
@@ -87,7 +87,7 @@ class Weighed(TorchFunctionMode):
         try:
             self.taken += func(*args, **sizes, device="meta").nbytes
         except RuntimeError as error:
-            if is_full(error):
+            if lacks_memory(error):
                 raise memory_full(error, f"{self.use}: its weights") from None
             return  # the call itself says what is wrong
         if self.taken > self.free:

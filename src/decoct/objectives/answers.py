@@ -20,15 +20,15 @@ def problem_with(term: Objective, answer: Answer) -> str | None:
     """
     suits = term.suits()
     readers = [each.use for each in term.refine if each.classes]
-    if answer.head_names and term.head is not None:
-        if term.head not in answer.head_names:
+    if answer.parts and term.head is not None:
+        if term.head not in answer.parts:
             return None  # a head that the model adds, or one that does not exist, which is said elsewhere
         answer = answer.head(term.head)
-    if answer.head_names:
+    if answer.parts:
         if suits == "any" and not readers:
             return None
         return f"{term.label} compares one answer, and the task has several heads; give it a `head`: " + ", ".join(
-            answer.head_names
+            answer.parts
         )
     if answer.distribution:
         if suits != "numbers":

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from decoct.models.onnx_file import exact_options, shares_weights
+from decoct.models.onnx_file import exact_options, exactly
 from decoct.quantization._graph import Graph, attribute
 from decoct.training.compression import Change
 
@@ -195,16 +195,10 @@ def _optimised(path: Path) -> Any:
     onnxruntime.disable_telemetry_events()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "optimised.onnx"
-        for options in (exact_options(), onnxruntime.SessionOptions()):
-            options.log_severity_level = 4
-            options.optimized_model_filepath = str(out)
-            try:
-                onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:
-                if not shares_weights(error):
-                    raise
-            else:
-                break
+        options = exact_options()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(out)
+        exactly(path, lambda source: onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"]))
         return onnx.load(str(out))
 
 

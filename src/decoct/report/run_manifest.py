@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from decoct.artifact import read_sealed, sealed, sha256, write_whole
-from decoct.errors import IntegrityError, RecipeError
+from pydantic import AfterValidator, Field
+
+from decoct.artifact import Strict, check_shape, read_sealed, sealed, sha256, write_whole
+from decoct.errors import RecipeError
 
 RUN_MANIFEST = "run.json"
 PAGE, CARD = "report.html", "model_card.md"
@@ -19,7 +22,45 @@ FILES = (*RECORDS, PAGE, CARD)
 """The files of a run as a whole; those of its steps stand in their own manifests."""
 AGAIN = "decoct run writes it again"
 
+STEP_FOLDER = re.compile(r"\d\d+-[^/\\]+")
+"""What the folders of steps are called."""
+
 State = Literal["running", "failed", "finished"]
+
+
+def _of_a_step(name: str) -> str:
+    if not STEP_FOLDER.fullmatch(name):
+        raise ValueError("no folder of a step is called so")
+    return name
+
+
+Folder = Annotated[str, AfterValidator(_of_a_step)]
+"""A folder inside the run: what a manifest names is moved and read, and must lie nowhere else."""
+
+
+class _Step(Strict):
+    folder: Folder
+    name: str
+    use: str
+    seed: int
+    inputs: dict[str, list[str]]
+    manifest: str
+    hash: str
+
+
+class _Sums(Strict):
+    bytes: int
+    sha256: str
+
+
+class _Shape(Strict):
+    """Shape of run.json."""
+
+    state: State
+    folders: list[Folder]
+    steps: list[_Step]
+    files: dict[str, list[_Sums]]
+    failed: dict[str, Any] = Field(default={})
 
 
 @dataclass(frozen=True)
@@ -83,14 +124,12 @@ def read_run_manifest(run: Path) -> RunManifest | None:
     """The manifest of a run; None where it has none (0.1.0 wrote none), IntegrityError where it is damaged."""
     path = Path(run) / RUN_MANIFEST
     try:
-        content = read_sealed(path)
+        content = check_shape(read_sealed(path), str(path), _Shape)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        steps = tuple(MadeStep(**each) for each in content["steps"])
-        return RunManifest(content["state"], tuple(content["folders"]), steps, content["files"], content["failed"])
-    except (KeyError, TypeError):
-        raise IntegrityError(f"{path} is damaged: it is not what a run writes; {AGAIN}") from None
+    known = [each.name for each in fields(MadeStep)]
+    steps = tuple(MadeStep(**{name: each[name] for name in known}) for each in content["steps"])
+    return RunManifest(content["state"], tuple(content["folders"]), steps, content["files"], content.get("failed", {}))
 
 
 def seal(run: Path, manifest: RunManifest) -> RunManifest:

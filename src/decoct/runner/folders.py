@@ -12,12 +12,11 @@ from pathlib import Path
 
 from decoct.artifact import MANIFEST, write_whole
 from decoct.errors import IntegrityError, RecipeError, ResourceError
-from decoct.report.run_manifest import read_run_manifest
+from decoct.report.run_manifest import STEP_FOLDER, read_run_manifest
 
 LOCK = ".lock"
 EARLIER = "earlier"
 """The folder in a run's folder where artifacts stand that are of another recipe, or of seeds not asked for."""
-STEP_FOLDER = re.compile(r"\d\d+-[^/\\]+$")
 
 
 @contextlib.contextmanager
@@ -86,7 +85,7 @@ def folders_of(run: Path) -> list[str]:
         manifest = read_run_manifest(run)
         if manifest is not None:
             return list(manifest.folders)
-    return sorted(path.parent.name for path in run.glob(f"*/{MANIFEST}") if STEP_FOLDER.match(path.parent.name))
+    return sorted(path.parent.name for path in run.glob(f"*/{MANIFEST}") if STEP_FOLDER.fullmatch(path.parent.name))
 
 
 def put_aside(folder: Path) -> None:

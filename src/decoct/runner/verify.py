@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,7 @@ from decoct.artifact import MANIFEST, Artifact, damaged, described_by, read_json
 from decoct.errors import DataError, DecoctError, IntegrityError
 from decoct.recipe import file as recipe_file
 from decoct.recipe.graph import folder_name
-from decoct.report.run_manifest import AGAIN, FILES, RUN_MANIFEST, read_run_manifest
-from decoct.runner.folders import STEP_FOLDER
+from decoct.report.run_manifest import AGAIN, FILES, RUN_MANIFEST, STEP_FOLDER, read_run_manifest
 from decoct.runner.vouching import unvouched
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ def verify_run(folder: Path | str, *, offline: bool = False) -> list[Verified]:
     whole: list[Verified] = []
     if any((folder / name).exists() for name in (RECIPE, RESULTS, RUN_MANIFEST)):
         named, run = _run(folder)
-        found |= {path.name for path in folder.iterdir() if path.is_dir() and STEP_FOLDER.match(path.name)} | named
+        found |= {path.name for path in folder.iterdir() if path.is_dir() and STEP_FOLDER.fullmatch(path.name)} | named
         whole = [run]
     if not found and not whole:
         raise DataError(f"{folder}: holds no artifact; give the folder of a run or of one artifact")
@@ -95,8 +93,8 @@ def _without_manifest(folder: Path) -> tuple[set[str], Verified]:
     wrong: list[str] = []
     named = _named(folder, wrong)
     try:
-        sealed = bool(json.loads((folder / RESULTS).read_text(encoding="utf-8")).get("sealed"))
-    except (OSError, ValueError, AttributeError):
+        sealed = bool(read_json(folder / RESULTS, dict[str, Any]).get("sealed"))
+    except (OSError, IntegrityError):
         sealed = False
     if sealed:
         wrong.append(f"{RUN_MANIFEST} is missing, which {RESULTS} names; {AGAIN}")
@@ -107,7 +105,7 @@ def _without_manifest(folder: Path) -> tuple[set[str], Verified]:
 
 
 def _in_run(folder: Path) -> bool:
-    return bool(STEP_FOLDER.match(folder.resolve().name)) and (folder.resolve().parent / RECIPE).is_file()
+    return bool(STEP_FOLDER.fullmatch(folder.resolve().name)) and (folder.resolve().parent / RECIPE).is_file()
 
 
 def _named(run: Path, wrong: list[str]) -> set[str]:
@@ -128,7 +126,7 @@ def _named(run: Path, wrong: list[str]) -> set[str]:
         if gone:
             wrong.append(f"{RESULTS} is damaged: it has no {', '.join(gone)}; decoct run writes it again")
             return folders
-        folders |= {each["path"] for each in results["models"] if STEP_FOLDER.match(each.get("path") or "")}
+        folders |= {each["path"] for each in results["models"] if STEP_FOLDER.fullmatch(each.get("path") or "")}
         for each in results["steps"]:
             if names and each["name"] not in names:
                 wrong.append(f"{RESULTS} has a step {each['name']!r}, {RECIPE} has not; decoct run makes both agree")
@@ -217,7 +215,7 @@ def _source(exported: Artifact) -> Artifact:
         if neighbour.hash in wanted:
             return neighbour
     made = [each.get("from", "") for each in exported.lineage.get("model", [])]
-    if _in_run(exported.folder) and any(STEP_FOLDER.match(each) for each in made):
+    if _in_run(exported.folder) and any(STEP_FOLDER.fullmatch(each) for each in made):
         raise IntegrityError(f"the model that it was made from ({', '.join(made)}) is missing; decoct run makes it")
     raise DataError("the model that it was made from does not stand beside it")
 

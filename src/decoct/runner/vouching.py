@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decoct.artifact import MANIFEST, Artifact, read_manifest, sha256
+from decoct.artifact import MANIFEST, Artifact, read_json, read_manifest, sha256
 from decoct.errors import DecoctError, IntegrityError
 from decoct.report.run_manifest import AGAIN, MadeStep, RunManifest, read_run_manifest
 from decoct.runner.results import gathered, joined_log
@@ -61,7 +61,7 @@ def unvouched(run: Path, manifest: RunManifest) -> list[str]:
         return wrong
     nodes: Any = [_node(made) for made in manifest.steps]
     try:
-        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        results = read_json(run / RESULTS, dict[str, Any])
         found = json.loads(json.dumps(gathered(nodes, artifacts)))
         log = joined_log(nodes, artifacts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DecoctError) as error:

@@ -17,7 +17,7 @@ from pydantic import Field
 from decoct.artifact import write_whole
 from decoct.errors import RecipeError
 from decoct.models.interface import MAIN, Program
-from decoct.models.onnx_file import FileSession, open_session
+from decoct.models.onnx_file import FileSession, open_session, unshare
 from decoct.targets.base import Target
 from decoct.targets.lowering import with_onnx_forms
 from decoct.targets.recurrent import with_onnx_recurrence
@@ -75,7 +75,7 @@ def save(proto: onnx.ModelProto, path: Path) -> Path:
     """Checks a graph and writes it, whole or not at all."""
     import onnx
 
-    _own_zero_points(proto)
+    unshare(proto, (2,))  # the exporter merges equal zero points, which sessions with exact sums cannot take
     size = proto.ByteSize()
     if size > LARGEST:
         raise RecipeError(
@@ -84,28 +84,6 @@ def save(proto: onnx.ModelProto, path: Path) -> Path:
     onnx.checker.check_model(proto, full_check=True)
     write_whole(path, proto.SerializeToString(deterministic=True))
     return path
-
-
-def _own_zero_points(proto: onnx.ModelProto) -> None:
-    """Gives each weight in int8 a zero point of its own, where the exporter merged equal ones.
-
-    With `session.x64quantprecision` ONNX Runtime turns a weight and its zero point into unsigned bytes, each under a
-    name made from its old one, and fails where it meets one for the second time.
-    """
-    import onnx
-
-    int8 = {each.name: each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT8}
-    seen: set[str] = set()
-    for number, node in enumerate(proto.graph.node):
-        if node.op_type != "DequantizeLinear" or len(node.input) < 3:
-            continue
-        name = node.input[2]
-        if name in seen and name in int8:
-            copied = onnx.TensorProto()
-            copied.CopyFrom(int8[name])
-            copied.name = node.input[2] = f"{name}_of_{number}"
-            proto.graph.initializer.append(copied)
-        seen.add(name)
 
 
 def of_two(value: Tensor, axes: Mapping[int, str]) -> Tensor:

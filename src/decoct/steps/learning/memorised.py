@@ -58,7 +58,7 @@ def warn_of_memorised(inputs: Inputs, teachers: Mapping[str, Predictor], context
 def worth_a_look(context: Context) -> bool:
     """Whether the training samples can be asked about by themselves, and have one answer each."""
     answer = context.task.answer
-    known = answer.item == "sample" and not answer.head_names and (answer.distribution or answer.numbers)
+    known = answer.item == "sample" and not answer.parts and (answer.distribution or answer.numbers)
     return known and isinstance(splits_of(context).get("train"), Split)
 
 

@@ -119,11 +119,6 @@ class Answer(Spec):
             return torch.zeros(len(indices), dtype=torch.bool)
         return None if split.labelled is None else torch.from_numpy(split.labelled[indices])
 
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """The names of the heads that it joins; empty for an answer of one head."""
-        return ()
-
     def head(self, name: str) -> Answer:
         """What one head answers; a network's own (early exits, say) answer as it does."""
         return self

@@ -50,10 +50,6 @@ class Heads(Answer):
     def parts(self) -> Mapping[str, Answer]:
         return self.heads
 
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        return tuple(self.heads)
-
     def head(self, name: str) -> Answer:
         if name not in self.heads:
             raise RecipeError(f"head is {name!r}; {did_you_mean(name, self.heads)}")
