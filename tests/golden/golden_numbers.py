@@ -10,9 +10,10 @@ from typing import Any
 from golden_inside import this_machine
 
 FOLDER = Path(__file__).parent
-TOLERANCE: Mapping[str, tuple[float, float]] = {"float32": (1e-5, 1e-6), "bf16": (3e-2, 1e-3), "int8": (0.0, 0.05)}
+TOLERANCE: Mapping[str, tuple[float, float]] = {"float32": (2e-3, 1e-5), "bf16": (1e-1, 1e-2), "int8": (0.0, 0.05)}
 """Relative and absolute, for machines other than the one that recorded; on that one every bit must be equal. Steps that
-end in the name of a kind are of that kind, all others float32."""
+end in the name of a kind are of that kind, all others float32. Processors without AVX-512 sum in another order, which
+a few steps of training and bins of a calibration error enlarge to 7e-4, and add bfloat16 by other kernels."""
 
 
 def fingerprint() -> str:

@@ -21,7 +21,7 @@ def test_schemes_by_name_and_by_mapping_are_the_specs() -> None:
         found, wanted = (dc.prune(net, example=X, scheme=each) for each in (given, spec))
         assert torch.equal(found(X), wanted(X))
     for wrong, words in (
-        ("head", "scheme: 'head' is no pruning scheme; did you mean heads"),
+        ("head", "scheme.use: 'head' is no pruning scheme; did you mean heads"),
         ({"use": "heads", "ratio": 2}, r"scheme\.ratio: Input should be less than 1"),
         ({"ratio": 0.5}, "scheme: `use` is missing"),
         (3, "scheme: 3 is no pruning scheme"),

@@ -20,7 +20,7 @@ from decoct.meters.parameters import parameters
 from decoct.models.base import Interface
 from decoct.models.bilstm import BiLSTM
 from decoct.models.mlp import MLP
-from decoct.models.onnx_file import exact_options
+from decoct.models.onnx_file import exact_options, open_session
 from decoct.models.rewrites import rewritten, skeleton
 from decoct.models.saving import STRUCTURE, load_model, save_model
 from decoct.models.small_mobilenet import SmallMobileNet
@@ -286,10 +286,10 @@ def test_a_transformer_has_its_linear_layers_in_integers(tmp_path: Path) -> None
 
     axes = {name: {0: "batch", 1: "length"} for name in feeds}
     path = save(graph(one(Text().eval(), feeds, axes), opset=20), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(str(path), exact_options(), providers=["CPUExecutionProvider"])
+    session = open_session(path)
     short = {name: each[:2, :7] for name, each in feeds.items()}
     for feed in (feeds, short):
-        [outputs] = session.run(None, {name: each.numpy() for name, each in feed.items()})
+        [outputs] = session({name: each.numpy() for name, each in feed.items()}).values()
         with torch.no_grad():
             np.testing.assert_allclose(outputs, module(**feed).logits.numpy(), atol=0.05 * expected.std().item())
 

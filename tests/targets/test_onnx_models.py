@@ -48,7 +48,7 @@ def test_text_nets_at_any_length_and_padding(tmp_path: Path, spec: Model) -> Non
         ids = torch.randint(1, 30, (batch, length))
         mask = (torch.arange(length) < torch.randint(1, length + 1, (batch, 1))).long()
         with torch.no_grad():
-            expected = program(ids * mask, mask).numpy()
+            expected = program(input_ids=ids * mask, attention_mask=mask).numpy()
         found = session({"input_ids": (ids * mask).numpy(), "attention_mask": mask.numpy()})["logits"]
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

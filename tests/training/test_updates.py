@@ -260,3 +260,16 @@ def test_a_term_with_one_item_in_the_whole_window_counts_it_in_full():
         predictor(student), {"t": predictor(teacher)}, HandCriterion(), torch.optim.SGD(student.parameters(), lr=0.1)
     )
     torch.testing.assert_close(update(window, Clock())["cross_entropy"], expected)
+
+
+def test_bf16_runs_recurrent_layers_on_every_processor_and_leaves_its_switches_as_they_were():
+    """oneDNN has no LSTM of bfloat16 where the processor lacks AVX-512."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.LSTM(6, 5, batch_first=True, bidirectional=True), torch.randn(4, 7, 6)
+    before = torch.backends.mkldnn.enabled
+    with Engine("cpu", "bf16").autocast():
+        found = layer(x)[0]
+    assert torch.backends.mkldnn.enabled == before
+    found.float().sum().backward()
+    assert layer.weight_ih_l0.grad is not None
+    torch.testing.assert_close(found.float(), layer(x)[0], atol=2e-2, rtol=2e-2)

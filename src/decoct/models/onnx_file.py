@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 # The session entry of ONNX Runtime under which int8 products do not overflow (see exact_options).
 EXACT = ("session.x64quantprecision", "1")
+# Where operators take a weight in int8 and its zero point.
+INT8_INPUTS = {
+    "DequantizeLinear": (0, 2),
+    "MatMulInteger": (1, 3),
+    "ConvInteger": (1, 3),
+    "QLinearMatMul": (3, 5),
+    "QLinearConv": (3, 5),
+}
 
 
 @dataclass(frozen=True)
@@ -71,18 +79,21 @@ def exactly(path: Path, make: Callable[[str | bytes], Any]) -> Any:
     import onnx
 
     proto = onnx.load(str(path))
-    unshare(proto, (0, 2))
+    unshare(proto, weights=True)
     return make(proto.SerializeToString())
 
 
-def unshare(proto: onnx.ModelProto, places: Sequence[int]) -> None:
-    """Gives each DequantizeLinear tensors in int8 of its own at these inputs: 0 the weight, 2 the zero point."""
+def unshare(proto: onnx.ModelProto, *, weights: bool) -> None:
+    """Gives each operator over int8 weights a zero point of its own, and with `weights` a weight of its own too."""
     import onnx
 
     int8 = {each.name: each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT8}
     seen: set[str] = set()
     for number, node in enumerate(proto.graph.node):
-        for place in places if node.op_type == "DequantizeLinear" else ():
+        weight, zero_point = INT8_INPUTS.get(node.op_type, (None, None))
+        for place in (weight if weights else None, zero_point):
+            if place is None:
+                continue
             name = node.input[place] if place < len(node.input) else ""
             if name in seen and name in int8:
                 copied = onnx.TensorProto()

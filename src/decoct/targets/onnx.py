@@ -75,7 +75,7 @@ def save(proto: onnx.ModelProto, path: Path) -> Path:
     """Checks a graph and writes it, whole or not at all."""
     import onnx
 
-    unshare(proto, (2,))  # the exporter merges equal zero points, which sessions with exact sums cannot take
+    unshare(proto, weights=False)  # the exporter merges equal zero points, which sessions with exact sums cannot take
     size = proto.ByteSize()
     if size > LARGEST:
         raise RecipeError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,7 +55,10 @@ class Engine:
         """The context in which models run in this precision."""
         if self.precision == "no":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=_TYPES[self.precision])
+        found = torch.autocast(self.device.type, dtype=_TYPES[self.precision])
+        if self.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return _native(found)
+        return found
 
     def move(self, batch: Batch) -> Batch:
         """The batch on the device; batches are collated on the CPU."""
@@ -162,6 +165,18 @@ class Engine:
         """Goes back to a loss scale."""
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state))
+
+
+@contextmanager
+def _native(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Autocast by torch's own kernels alone: processors without AVX-512 have no LSTM of bfloat16 in oneDNN."""
+    enabled: bool = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with context:
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def _squares(parameters: Sequence[Tensor], device: torch.device) -> Tensor:

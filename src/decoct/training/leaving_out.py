@@ -85,7 +85,11 @@ class Soundness:
             return list(window)
         several = self.loop.options.processes.several
         found = [(batch, self._rest(batch)) for batch in window]
-        return [emptied(batch) if left is None else left for batch, left in found if left is not None or several]
+        return [
+            emptied(batch) if left is None or isinstance(batch, Padding) else left  # padding repeats a sample
+            for batch, left in found
+            if left is not None or several
+        ]
 
     def _rest(self, batch: Batch) -> Batch | None:
         """The batch without what is left out; None where nothing is left, or one sample, which has no statistics."""

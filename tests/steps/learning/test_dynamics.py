@@ -17,6 +17,7 @@ from decoct.models.small_resnet import SmallResNet
 from decoct.outputs import Batch, Needs, Outputs
 from decoct.recipe.recipe import Recipe
 from decoct.report.charts import training
+from decoct.report.colours import Colours
 from decoct.report.curves import read_log
 from decoct.steps.base import Context
 from decoct.steps.distill import Distill
@@ -59,7 +60,7 @@ def test_the_shipped_recipe_runs_shrunk(tmp_path):
     assert temperatures[0] == 6.0
     assert temperatures == sorted(temperatures, reverse=True)
     assert len({each["weights"]["kd"] for each in records}) > 4
-    titles = [chart.title for chart in training(read_log(run.folder))]
+    titles = [chart.title for chart in training(read_log(run.folder), Colours({}, []))]
     assert {"Weights of student", "Temperature of student"} <= set(titles)
     assert all(np.isfinite(each["loss"]) for each in records)
 
