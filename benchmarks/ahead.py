@@ -51,8 +51,9 @@ class Endless(Source):
     def __init__(self, batches: list[Batch]) -> None:
         self._batches, self._at = batches, 0
 
-    def __len__(self) -> int:
-        return 1 << 30
+    @property
+    def length(self) -> None:
+        return None
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

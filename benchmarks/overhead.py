@@ -51,7 +51,8 @@ class Ready(Source):
     def __init__(self, batches: list[Batch]) -> None:
         self.batches, self.epoch, self.batch = batches, 0, 0
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -88,7 +89,7 @@ class Case:
 class PlainReading:
     """Module calls and nothing else, in place of what a teacher is asked by."""
 
-    kind, reader = "tabular", "teacher"
+    kind, reader, per_pixel = "tabular", "teacher", False
 
     def forward(self, network: Network, batch: Batch, needs: Needs) -> Outputs:
         return Outputs(network.module(batch.inputs["teacher"]))

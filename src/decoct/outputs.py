@@ -654,6 +654,8 @@ def leaves(value: Any) -> Iterator[Leaf]:
     >>> [each.shape for each in leaves({"a": (torch.ones(2), None), "b": [np.ones(3)]})]
     [torch.Size([2]), (3,)]
     """
+    if value is None:
+        return
     if isinstance(value, Tensor | np.ndarray):
         yield value
     elif isinstance(value, Mapping):

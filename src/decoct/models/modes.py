@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,14 @@ class _FastPath:
     def __init__(self) -> None:
         self.lock, self.users, self.before = threading.Lock(), 0, True
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         with self.lock:
             if self.users == 0:
                 self.before = torch.backends.mha.get_fastpath_enabled()
                 torch.backends.mha.set_fastpath_enabled(False)
             self.users += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *error: object) -> None:
         with self.lock:
             self.users -= 1
             if self.users == 0:
@@ -34,8 +34,7 @@ class _FastPath:
 _FAST_PATH = _FastPath()
 
 
-@contextmanager
-def as_in_training() -> Iterator[None]:
+def as_in_training() -> AbstractContextManager[None]:
     """While the body runs, `nn.TransformerEncoder` and `nn.MultiheadAttention` compute as they do in training.
 
     In eval mode torch takes a fast path, which gives zeros at padded places where training, and every exported file,
@@ -45,11 +44,7 @@ def as_in_training() -> Iterator[None]:
     ...     torch.backends.mha.get_fastpath_enabled()
     False
     """
-    _FAST_PATH.enter()
-    try:
-        yield
-    finally:
-        _FAST_PATH.leave()
+    return _FAST_PATH
 
 
 @contextmanager

@@ -60,6 +60,8 @@ def copy_of(inputs: Any) -> Any:
 
 def _versions(value: Any) -> list[int | None]:
     """How often each tensor was written to; None for what does not count it (arrays, tensors of inference mode)."""
+    if type(value) is tuple and len(value) == 2 and isinstance(value[0], Tensor) and value[1] is None:  # as mostly
+        return [None if value[0].is_inference() else value[0]._version]
     return [each._version if isinstance(each, Tensor) and not each.is_inference() else None for each in leaves(value)]
 
 
