@@ -101,6 +101,11 @@ def cases() -> list[Case]:
     ]
 
 
+def _logits(outputs: Outputs) -> Tensor:
+    assert outputs.logits is not None
+    return outputs.logits
+
+
 @dataclass
 class Timed:
     """Wall and own CPU seconds a step, and seconds a step for which the student waited."""
@@ -130,9 +135,9 @@ class Lesson:
         """What is timed."""
         return {
             "alone": partial(self._turn, "alone", lambda batch: self.targets),
-            "online": partial(self._turn, "online", lambda batch: self.live(batch).logits),
-            "process": partial(self._turn, "process", lambda batch: self.far(batch).logits),
-            "ahead": partial(self._turn, "ahead", lambda batch: self.far(batch).logits),
+            "online": partial(self._turn, "online", lambda batch: _logits(self.live(batch))),
+            "process": partial(self._turn, "process", lambda batch: _logits(self.far(batch))),
+            "ahead": partial(self._turn, "ahead", lambda batch: _logits(self.far(batch))),
         }
 
     def _turn(self, name: str, say: Say) -> float:

@@ -97,12 +97,15 @@ def row(given: Namespace, tokens: int) -> tuple[list[tuple[str, ...]], str]:
     losses = {way: step.run(way) for way in WAYS}
 
     def runs(way: str) -> Callable[[], None]:
-        return lambda: step.run(way) and None
+        def run() -> None:
+            step.run(way)
+
+        return run
 
     times = interleaved({way: runs(way) for way in WAYS}, given.rounds, clock=cpu_or_wall(given.threads))
     rise = {way: memory(given, way, tokens) for way in WAYS}
     gradient = given.classes * 512 * getattr(torch, given.dtype).itemsize / 2**20
-    rows, short = [], ""
+    rows, short = list[tuple[str, ...]](), ""
     for way in WAYS:
         ratio = paired(times[way], times[WAYS[0]], how="ratio")
         share = rise[way] / rise[WAYS[0]]

@@ -20,6 +20,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ def liger_loss(x: Inputs, beta: float) -> Tensor:
     return found
 
 
-def ours(x: Inputs, **options: object) -> Tensor:
+def ours(x: Inputs, **options: Any) -> Tensor:
     return linear_kd_loss(x.hidden, x.weight, x.teacher, x.teacher_weight, **options)
 
 

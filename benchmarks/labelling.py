@@ -47,7 +47,7 @@ def resnet(classes: int) -> nn.Module:
 
     torch.manual_seed(0)
     net = resnet18(num_classes=classes)
-    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # type: ignore[assignment]
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     return net.eval()
 
 

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def pictures(size: int, count: int) -> Pair:
     stages = tuple(f"layer{i}" for i in range(1, 5))
     embedding = {"layers": {"fc@input": "fc@input"}}
     pre = "layer3.1.relu#1@input"
-    special = {
+    special: dict[str, dict[str, Any]] = {
         "afd": {"student_layers": stages, "teacher_layers": stages},
         "review_kd": {"layers": dict(zip(stages, stages))},
         "fsp": {"student_layers": ("layer1", "layer2"), "teacher_layers": ("layer1", "layer2")},
@@ -131,13 +132,13 @@ def pictures(size: int, count: int) -> Pair:
         "other": one,
     }
     tokens = ("attention_mse", "head_alignment", "relation", "patient", "hidden_mse", "hidden_cosine", "layer_fusion")
-    left_out = {key: {"skip": True} for key in tokens}
+    left_out: dict[str, dict[str, Any]] = {key: {"skip": True} for key in tokens}
     pair = answered(
         "ResNet-34 / ResNet-18", task, batch, (resnet18(), own), (resnet34(), theirs), {**special, **left_out}
     )
     boxes = torch.rand(count, 8, 2, 2).sort(2).values.flatten(2) * size
     edges = {side: {"edges": torch.randn(count, 100, 4, 17)} for side in ("student", "teacher")}
-    heads = {"adversarial": Outputs(torch.randn(count, 1000))}
+    heads = {"adversarial": Outputs(Dense(torch.randn(count, 1000)))}
     pair.student = replace(pair.student, values=edges["student"], heads=heads)
     pair.teacher = replace(pair.teacher, values=edges["teacher"])
     pair.layers["focal_global"] = {**one, "boxes": boxes}
@@ -204,7 +205,7 @@ def answered(
         with torch.no_grad():
             outputs[side] = answer()
         with torch.set_grad_enabled(side == "student"):
-            passes[side] = timed(lambda network=network: model_only(task, network, batch), 2)
+            passes[side] = timed(partial(model_only, task, network, batch), 2)
     return Pair(name, task, batch, outputs["student"], outputs["teacher"], passes, layers)
 
 

@@ -149,7 +149,7 @@ def main() -> None:
     started = [
         subprocess.Popen([sys.executable, *sys.argv], env=environment(rank, 2, port, os.environ)) for rank in range(2)
     ]
-    return sys.exit(max(each.wait() for each in started))
+    sys.exit(max(each.wait() for each in started))
 
 
 if __name__ == "__main__":

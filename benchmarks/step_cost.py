@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         super().__init__()
         from transformers import BertConfig, BertForSequenceClassification
 
-        sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
+        sizes: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
         self.model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers, **sizes))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -211,9 +211,9 @@ def stored(case: Case) -> Step:
     folder = Path(tempfile.mkdtemp(prefix="step-cost-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with Frozen().open(case.teacher.eval(), case.task.reading("teacher"), Needs()) as predict:
-        answers = [predict(batch).logits for batch in case.batches]
-    layout = Layout.of(Outputs(answers[0]), DenseCodec(dtype="float32"))
-    rows = [layout.encode(Outputs(s), seen=b.seen, keys=b.keys) for s, b in zip(answers, case.batches)]
+        answers = [Outputs(predict(batch).distribution) for batch in case.batches]
+    layout = Layout.of(answers[0], DenseCodec(dtype="float32"))
+    rows = [layout.encode(s, seen=b.seen, keys=b.keys) for s, b in zip(answers, case.batches)]
     shards = {0: write_shard(folder / "work" / "00000.arrow", rows, layout)}
     with writing(folder / "store", kind="store", name="labels", meta={"features": []}) as draft:
         seal(draft, folder / "work", shards, {})

@@ -14,6 +14,7 @@ softmax; "both renormalised" compares softmaxes over the kept classes alone; "ta
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,10 +74,14 @@ def wrong(top: TopK) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
+def _forward_kl(logits: Tensor, temperature: float, student: Tensor) -> Tensor:
+    return forward_kl_loss(student, logits, temperature=temperature)
+
+
 def errors(logits: Tensor, k: int) -> dict[str, list[str]]:
     """By name: error at temperature 1, its bias, error at temperature 4."""
     student = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-    exact = {t: gradient(lambda s, t=t: forward_kl_loss(s, logits, temperature=t), student) for t in (1.0, 4.0)}
+    exact = {t: gradient(partial(_forward_kl, logits, t), student) for t in (1.0, 4.0)}
 
     def error(found: Tensor, temperature: float) -> str:
         return f"{((found - exact[temperature]).norm() / exact[temperature].norm()).item():.3f}"
@@ -111,7 +116,7 @@ def main() -> None:
         for name, cells in errors(logits, given.k).items():
             size = "–"
             if name in TAILS:
-                columns = TopKCodec(k=given.k, tail=name, draws=given.k).columns(given.classes)  # type: ignore[arg-type]
+                columns = TopKCodec(k=given.k, tail=name, draws=given.k).columns(given.classes)
                 count = sum(columns.values())
                 size = f"{count} (1/{4 * given.classes / count:.0f})"
             rows.append((name, *cells, size))

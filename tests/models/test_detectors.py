@@ -1,7 +1,9 @@
 """Detectors: both build, run, save and load alike; what they give in train and in eval mode."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from decoct.models.faster_rcnn import FasterRCNN
 from decoct.models.interface import Interface
 from decoct.models.saving import load_model, save_model
 from decoct.models.small_detector import SmallDetector
-from decoct.outputs import Needs
+from decoct.outputs import Batch, Needs
 from decoct.spec import Choice
 from decoct.tasks.detection import Detection
 
@@ -83,3 +85,19 @@ def test_the_interface_of_boxes_knows_its_classes() -> None:
     assert BOXES.boxes
     assert BOXES.classes == 3
     assert not Interface(kind="image", shape=(3, 8, 8), outputs=2).boxes
+
+
+def test_features_of_regions_are_not_taken_for_those_of_samples() -> None:
+    """Of 2 images there are as many regions as are found: their features do not go by sample."""
+    task = Detection(classes=("a", "b", "c"), shape=(3, 40, 56), raw=True)
+    torch.manual_seed(0)
+    network = Network(SPECS[2].build(BOXES).eval(), SPECS[2], BOXES)
+    batch = Batch({"student": IMAGES}, task.answer.missing(2))
+    paths = frozenset({"net.backbone@input", "net.roi_heads.box_head"})
+    with torch.no_grad():
+        found = task.forward(network, batch, Needs(features=paths), "student")
+    assert found.apart == {"net.roi_heads.box_head"}
+    regions = found.features["net.roi_heads.box_head"]
+    first = replace(found, features=found.features | {"net.roi_heads.box_head": regions[:2]}).take(np.array([0]), 2)
+    assert len(first.features["net.backbone@input"]) == 1
+    assert "net.roi_heads.box_head" not in first.features

@@ -51,7 +51,11 @@ class FasterRCNN(Model):
             if needs.losses:
                 losses = module.losses(inputs, target)
             values = {} if module.training else padded(module(inputs), self.most)
-        return Outputs(values=values, features=dict(features), losses=losses)
+        regions = frozenset(name for name in features if name.startswith(REGIONS))
+        return Outputs(values=values, features=dict(features), losses=losses, apart=regions)
+
+
+REGIONS = "net.roi_heads"  # whose features have a row for each region
 
 
 class FasterRCNNNet(nn.Module):

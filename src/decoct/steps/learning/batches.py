@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -18,9 +19,12 @@ from decoct.data.views import Views
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.outputs import Batch, Predictor
 from decoct.steps.base import Context
+from decoct.tasks.inputs.base import STUDENT
 from decoct.tasks.mixing.base import Mixer, Mixing
 
 EVALUATION_BATCH = 256
+EVALUATION_VALUES = 2**26
+"""At most so many numbers go in and come out at once where all samples of a split are scored: maps take more."""
 PREFETCH = 2
 
 
@@ -105,8 +109,17 @@ def evaluation_batches(context: Context, name: str) -> Iterator[Batch]:
     """All samples of a split, in their own order, unaugmented."""
     split = _split(context, name)
     if isinstance(split, Split):
-        return ordered(split, context.collate, batch_size=EVALUATION_BATCH)
+        return ordered(split, context.collate, batch_size=_evaluated_at_once(context))
     return (context.task.from_loader(item) for item in split)
+
+
+def _evaluated_at_once(context: Context) -> int:
+    """Samples in a batch that is scored: 256, fewer where what goes in and comes out is large."""
+    interface = context.task.reading(STUDENT).interface
+    values = math.prod(interface.shape) if interface.kind == "image" else 0
+    if interface.per_pixel:
+        values += interface.width * math.prod(interface.shape[1:])
+    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // max(1, values)))
 
 
 def few(context: Context, count: int, name: str = "train") -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -141,7 +142,7 @@ class Boxes(Answer):
             return raw
         values = {name: each for name, each in raw.values.items() if name not in RAW}
         chosen = self._chosen(*(raw.values[name] for name in RAW))
-        return Outputs(values=values | chosen, features=raw.features, losses=raw.losses)
+        return replace(raw, values=values | chosen)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         if not outputs.losses:

@@ -98,7 +98,7 @@ class Heads(Answer):
         (first, *more) = self.heads
         found = raw.heads if more else {first: replace(raw, features={})}
         heads = {name: answer.outputs(found[name], batch, reader) for name, answer in self.heads.items()}
-        return Outputs(heads=heads, features=raw.features, apart=raw.apart)
+        return replace(raw, distribution=None, heads=heads)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         total: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -124,7 +125,7 @@ class Maps(Answer):
         if logits.shape[1:3] == grid:
             return raw
         moved_logits = on_grid(logits.movedim(-1, 1), grid).movedim(1, -1)
-        return Outputs(Dense(moved_logits), features=raw.features, losses=raw.losses, values=raw.values)
+        return replace(raw, distribution=Dense(moved_logits))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert outputs.logits is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -69,13 +70,7 @@ class NextTokens(Answer):
                 f"the model answers at positions {list(shape)}, the target has {list(batch.target.shape)}; a causal "
                 "model gives logits [batch, length, tokens]"
             )
-        return Outputs(
-            raw.distribution,
-            mask=batch.target != IGNORED,
-            values=raw.values,
-            features=raw.features,
-            apart=raw.apart,
-        )
+        return replace(raw, mask=batch.target != IGNORED)
 
     @property
     def needs(self) -> Needs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -88,7 +89,7 @@ class Numbers(Answer):
 
     def outputs(self, raw: Outputs, batch: Batch, reader: str) -> Outputs:
         if raw.logits is not None and raw.logits.ndim == 1:
-            raw = Outputs(Dense(raw.logits.unsqueeze(-1)), features=raw.features)
+            raw = replace(raw, distribution=Dense(raw.logits.unsqueeze(-1)))
         return rows_checked(raw, len(self.target_mean))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
