@@ -48,6 +48,7 @@ _SURFACE = {
     "export": "decoct.api.export:export",
     "functional": "decoct.functional",
     "label": "decoct.api.label:label",
+    "load": "decoct.api.load:load",
     "prune": "decoct.api.prune:prune",
 }
 

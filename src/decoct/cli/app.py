@@ -16,7 +16,7 @@ import typer
 
 from decoct.artifact import is_full, no_space
 from decoct.cli.shell import Stopped, in_front, noting, stopping, traces_printable
-from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
+from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
 from decoct.network import offline as kept_offline
 from decoct.training import launching
 
@@ -216,6 +216,27 @@ def apply(
     rows = changed(made, artifact)
     shown = [f"{made.kind} in {made.folder}", *([table(rows)] if rows else [])]
     return Answer({**record, "changed": rows}, shown)
+
+
+@command
+def predict(
+    context: typer.Context,
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A run, a step's folder, or an ONNX file.")],
+    asked: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Photos or a folder; sentences; a .csv.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes are named.")] = 5,
+) -> Answer:
+    """Asks a model about photos, sentences or rows of a table; exported files without torch."""
+    from decoct.api.load import load
+    from decoct.serving.predict import Refused, asked_for, line, plain
+
+    model = load(artifact)
+    try:
+        pairs = asked_for(asked, model.kind)
+    except Refused as error:
+        raise DataError(str(error)) from None
+    said = model.predict([each for _, each in pairs], top=top)
+    record = [{"input": name, **plain(each)} for (name, _), each in zip(pairs, said)]
+    return Answer({"model": str(model.path), "answers": record}, [f"{n}: {line(s)}" for (n, _), s in zip(pairs, said)])
 
 
 @command

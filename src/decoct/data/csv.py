@@ -44,5 +44,5 @@ class CSV(Data):
         splits = columns.splits
         if "test" not in splits:
             splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
-        info = {"categories": columns.categories, "target": self.target}
+        info = {"categories": columns.categories, "target": self.target, "missing": self.missing}
         return assemble(self, splits, classes=columns.classes, features=columns.features, info=info)

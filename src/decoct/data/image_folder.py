@@ -57,7 +57,8 @@ class ImageFolder(Data):
         shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
         if len(set(shapes.values())) > 1:
             raise DataError(f"{root}: the splits differ in image size ({shapes}); give data.size")
-        return assemble(self, splits, classes=classes)
+        info = {} if self.value_range is None else {"value_range": self.value_range}
+        return assemble(self, splits, classes=classes, info=info)
 
     def _read(self, found: ClassFolders, classes: tuple[str, ...], pictures: Pictures) -> Split:
         unknown = sorted(set(found.files) - set(classes))

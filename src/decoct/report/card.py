@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def card(run: Run) -> str:
         figures=figures,
         limits=limits(run, model),
         snippet=snippet(run.folder, model) if model else "",
+        asking=asking(run.folder, model) if model else "",
         lineage=lineage(run.folder, model) if model else [],
         facts=facts(results),
         steps=step_views(results.steps),
@@ -103,6 +105,17 @@ def limits(run: Run, model: ModelRecord | None) -> list[str]:
     if model and not model.calibration:
         found.append("Calibration was not measured: do not read the outputs as probabilities.")
     return found
+
+
+def asking(folder: Path, model: ModelRecord) -> str:
+    """The commands that ask the model's file about a photo, a sentence or rows; empty where none can be asked."""
+    place = (folder / (model.artifact or "")).parent
+    if not model.artifact or not (place / "predict.py").is_file():
+        return ""
+    kind = _json(place / "manual.json").get("kind")
+    asked = {"image": "photo.jpg", "text": '"a sentence"', "tabular": "rows.csv"}.get(str(kind), "INPUT")
+    where = shlex.quote(str(Path(model.artifact).parent))
+    return f"python {where}/predict.py {asked}   # needs no decoct\ndecoct predict {where} {asked}"
 
 
 def snippet(folder: Path, model: ModelRecord) -> str:

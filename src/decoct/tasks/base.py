@@ -42,6 +42,10 @@ def read_task(artifact: Artifact) -> Task:
     return found
 
 
+WHOLE = ("maps", "boxes")
+"""Answers that are about all of a picture, of which nothing may be cut off."""
+
+
 class Task(Spec):
     """One kind of problem: Inputs joined to an Answer.
 
@@ -338,6 +342,20 @@ class Reading:
     def length(self, batch: Batch) -> int | None:
         """How many places answers about a batch are padded to; None where all samples have as many."""
         return self.answer.length(batch)
+
+    def manual(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """How an exported file is called on photos, texts or rows, and what its numbers mean, as plain data.
+
+        `info` of the data set. RecipeError where the model reads what only the program that trained it can make.
+        """
+        if self.inputs.raw:
+            raise RecipeError("the model reads what a program of its user made (raw)")
+        said = self.answer.meaning(self.inputs, info)
+        answers = said if self.answer.parts else {str(said.get("output", said["answer"])): said}
+        read = self.inputs.asked(info)
+        if "image" in read and any(each["answer"] in WHOLE for each in answers.values()):
+            read["image"]["fit"] = "stretch"
+        return {"format": 1, "task": self.task.use, "kind": self.kind, **read, "answers": answers}
 
     def assets(self) -> dict[str, str]:
         """Text files that must ship beside the graph, by name (a tokenizer)."""

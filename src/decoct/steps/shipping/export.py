@@ -27,6 +27,7 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches, has_split
 from decoct.steps.records import EXPORTED
+from decoct.steps.shipping.asking import beside, manual_of, put_into
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.parity import compare
 from decoct.steps.shipping.proof import refuse_other_file, refuse_other_program
@@ -78,6 +79,8 @@ class Export(Step, Budgets):
             facts |= {"budgets": kept} if kept else {}
             for name, text in context.task.reading(side).assets().items():
                 (draft.folder / name).write_text(text, encoding="utf-8")
+            if isinstance(target, Onnx):
+                beside(draft.folder, manual_of(context.task.reading(side), context.data.info))
             draft.meta.update({name: facts[name] for name in ("parameters", "macs", "verified")})
             draft.scores.update(source.scores if made else {})
             draft.write_json(EXPORTED, {**facts, "side": side, "source": origin, "target": target.plain()})
@@ -92,13 +95,15 @@ class Export(Step, Budgets):
             network = Network(fresh(source, interface, context.given), source, interface)
             return self._exported(network, context, side, folder)
         if source.kind == "estimator":
-            return _shipped(source, folder)
+            return _shipped(source, folder, manual_of(context.task.reading(side), context.data.info))
         return self._exported(load_model(source, given=context.given), context, side, folder)
 
     def _exported(self, network: Network, context: Context, side: str, folder: Path) -> dict[str, Any]:
         reading = context.task.reading(side)
         programs = reading.programs(network.module)
         paths = self.target.write(programs, folder)
+        if isinstance(self.target, Onnx):
+            put_into(paths[MAIN], manual_of(reading, context.data.info))
         path, program = paths[MAIN], programs[MAIN].module
         context.progress(1, 2, "comparing the file with torch")
         batches = verification(context, self.samples)
@@ -180,9 +185,10 @@ def describe(
     }
 
 
-def _shipped(source: Artifact, folder: Path) -> dict[str, Any]:
-    """An estimator's own file, verified when it was made."""
+def _shipped(source: Artifact, folder: Path, manual: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An estimator's own file, verified when it was made, with its manual."""
     shutil.copy(source.file(FILE), folder / FILE)
+    put_into(folder / FILE, manual)
     return {
         "verified": source.meta["verified"],
         "parameters": source.meta["parameters"],

@@ -32,6 +32,7 @@ from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import has_split, scores, splits_of
 from decoct.steps.records import EXPORTED, Exported
+from decoct.steps.shipping.asking import beside, manual_of, with_manual
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.export import describe, head, verification
@@ -93,7 +94,9 @@ class Quantize(Step, Budgets):
         ) as draft:
             self._prove(floating, context)
             found = self._quantized(floating.graph, context, side)
-            path = save(found.graph, draft.folder / FILE)
+            manual = manual_of(context.task.reading(side), context.data.info)
+            path = save(with_manual(found.graph, manual), draft.folder / FILE)
+            beside(draft.folder, manual)
             context.progress(2, 3, "comparing the file with the float model")
             record = {
                 **written(path, floating, context, self.samples, found.changes),

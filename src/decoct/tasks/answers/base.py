@@ -109,6 +109,10 @@ class Answer(Spec):
         """What a network returned -> what the program gives; None: its logits as they are."""
         return None
 
+    def meaning(self, inputs: Inputs, info: Mapping[str, Any]) -> dict[str, Any]:
+        """What the numbers of an exported file mean, as plain data. RecipeError where nobody can be told in a line."""
+        raise RecipeError(f"answers of kind {self.use} cannot be asked for one by one")
+
     def has_target(self, split: Split) -> bool:
         """Whether a split has targets at all."""
         return any(name in split.columns for name in self.target_columns)

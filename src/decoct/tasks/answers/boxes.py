@@ -85,6 +85,11 @@ class Boxes(Answer):
     def postprocessing(self) -> Postprocessing | None:
         return AllBoxes(len(self.classes), self.most)
 
+    def meaning(self, inputs: Inputs, info: Mapping[str, Any]) -> dict[str, Any]:
+        shape = next(iter(inputs.ports().values())).shape
+        own = {"above": self.above, "overlap": self.overlap, "most": self.most}
+        return {"answer": "boxes", "classes": list(self.classes), "height": shape[1], "width": shape[2], **own}
+
     def target(self, split: Split, indices: Any, traces: Traces) -> list[dict[str, Tensor]]:
         if "boxes" not in split.columns:
             return self.missing(len(indices))

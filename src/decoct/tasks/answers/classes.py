@@ -62,6 +62,9 @@ class OneClass(Answer):
             raise RecipeError("task.classes: not known; give the names of the classes")
         return {"logits": Port(kind="logits", shape=(len(self.classes),), axes={0: "batch"})}
 
+    def meaning(self, inputs: Inputs, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {"answer": "classes", "output": next(iter(self.shipped(inputs))), "classes": list(self.classes)}
+
     def target(self, split: Split, indices: np.ndarray, traces: Traces) -> Tensor:
         return class_target(split, indices)
 

@@ -77,6 +77,9 @@ class Heads(Answer):
     def postprocessing(self) -> Postprocessing | None:
         return HeadsOfProgram(self)
 
+    def meaning(self, inputs: Inputs, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: {**each.meaning(inputs, info), "output": name} for name, each in self.heads.items()}
+
     def has_target(self, split: Split) -> bool:
         return any(answer.has_target(head_split(split, name)) for name, answer in self.heads.items())
 

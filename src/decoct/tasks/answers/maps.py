@@ -80,6 +80,9 @@ class Maps(Answer):
     def postprocessing(self) -> Postprocessing | None:
         return OnGrid(self.grid)
 
+    def meaning(self, inputs: Inputs, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {"answer": "maps", "output": next(iter(self.shipped(inputs))), "classes": list(self.classes)}
+
     def target(self, split: Split, indices: np.ndarray, traces: Traces) -> Tensor:
         if "mask" not in split.columns:
             return self.missing(len(indices))

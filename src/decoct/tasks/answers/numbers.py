@@ -64,6 +64,11 @@ class Numbers(Answer):
     def postprocessing(self) -> Postprocessing | None:
         return Destandardise(*self._scale())
 
+    def meaning(self, inputs: Inputs, info: Mapping[str, Any]) -> dict[str, Any]:
+        name = info.get("target")
+        names = {"names": [name]} if isinstance(name, str) and len(self.target_mean) == 1 else {}
+        return {"answer": "numbers", "output": next(iter(self.shipped(inputs))), **names}
+
     def target(self, split: Split, indices: np.ndarray, traces: Traces) -> Tensor:
         if "value" not in split.columns:
             return self.missing(len(indices))

@@ -74,6 +74,9 @@ class Tags(Answer):
         axes = {0: "batch", 1: "length"}
         return {"logits": Port(kind="logits", shape=(None, len(self.classes)), axes=axes)}
 
+    def meaning(self, inputs: Inputs, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {"answer": "tags", "output": next(iter(self.shipped(inputs))), "classes": list(self.classes)}
+
     def target(self, split: Split, indices: np.ndarray, traces: Traces) -> Tensor:
         places = [trace.places for trace in traces.values() if trace is not None and trace.places is not None]
         width = max([1, *(len(split.columns["words"][index]) for index in indices)])

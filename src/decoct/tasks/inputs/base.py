@@ -124,6 +124,13 @@ class Inputs(Spec):
     def example(self, batch: int = 2) -> dict[str, Tensor]:
         """Made-up inputs of `program`, by name, right in shape and type."""
 
+    def asked(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """How a photo, a text or a row becomes the arrays of an exported file, as plain data; `info` of the data set.
+
+        RecipeError where only the program that trained it can make them.
+        """
+        raise RecipeError(f"inputs of kind {self.use} cannot be asked for one by one")
+
     @abstractmethod
     def axes(self) -> Mapping[str, Mapping[int, str]]:
         """Dynamic axes of each input of `program`: `{"image": {0: "batch"}}`."""

@@ -120,6 +120,13 @@ class Images(Inputs):
         shape = (batch, *self._raw_shape())
         return {"image": made_up(shape) if self.raw else made_up(shape, 256).to(torch.uint8)}
 
+    def asked(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        channels, height, width = self._raw_shape()
+        if channels not in (1, 3):
+            raise RecipeError(f"pictures of {channels} channels are no photos")
+        found = {"channels": channels, "height": height, "width": width, "fit": "crop"}
+        return {"image": found | {name: list(info[name]) for name in ("value_range",) if info.get(name)}}
+
     def axes(self) -> Mapping[str, Mapping[int, str]]:
         return {"image": {0: "batch"}}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
+from decoct.data.tables import MISSING
 from decoct.errors import RecipeError
 from decoct.models.calls import Postprocessing, TabularProgram
 from decoct.models.interface import InputKind, Port, input_ports
@@ -56,6 +57,14 @@ class Tables(Inputs):
     def example(self, batch: int = 2) -> dict[str, Tensor]:
         rows = torch.zeros(batch, *self._raw_shape()) if self.raw else table_example(self.columns, batch)
         return {"features": rows}
+
+    def asked(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        known: Mapping[str, Mapping[str, float]] = info.get("categories") or {}
+        columns: list[dict[str, Any]] = []
+        for each in self.columns:
+            codes = each.categories if each.categories is not None else known.get(each.name)
+            columns.append({"name": each.name} | ({} if codes is None else {"categories": dict(codes)}))
+        return {"table": {"columns": columns, "missing": list(info.get("missing") or MISSING)}}
 
     def axes(self) -> Mapping[str, Mapping[int, str]]:
         return {"features": {0: "batch"}}

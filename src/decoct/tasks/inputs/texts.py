@@ -120,6 +120,9 @@ class Tokenized(Inputs):
         standard = {"input_ids": ids, "attention_mask": mask}
         return given_example(self.given_inputs, standard) if self.given_inputs else standard
 
+    def asked(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {"text": {"inputs": list(self.given_inputs or STANDARD)}}
+
     def axes(self) -> Mapping[str, Mapping[int, str]]:
         return given_axes(self.given_inputs or STANDARD)
 

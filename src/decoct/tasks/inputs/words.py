@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,9 @@ class Words(Tokenized):
     The Trace says of which word each piece is. A word beyond `max_length` has no piece, nor has one of which the
     tokenizer leaves nothing: there is no answer for it, and a warning says how many there are.
     """
+
+    def asked(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {"text": {**super().asked(info)["text"], "words": True}}
 
     def resolve_inputs(self, data: Dataset) -> dict[str, Any]:
         if not self.open:
