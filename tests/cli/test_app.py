@@ -70,6 +70,7 @@ def test_every_command_of_the_interface_is_there_with_help(capsys: pytest.Captur
         "plan",
         "run",
         "apply",
+        "distill",
         "predict",
         "show",
         "label",

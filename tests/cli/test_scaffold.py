@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from decoct.cli import scaffold
-from decoct.errors import DataError
+from decoct.errors import DataError, RecipeError
 from decoct.recipe.file import read
 from decoct.recipe.recipe import Recipe
 from decoct.tasks import CATALOGUE
@@ -89,7 +93,12 @@ def test_a_named_task_decides_what_a_table_is(tmp_path: Path) -> None:
 
 
 def test_real_data_are_understood(data_root: Path) -> None:
-    for name, use in (("fashion-mnist", "fashion_mnist"), ("sst2", "tsv"), ("wine-quality", "csv")):
+    for name, use in (
+        ("fashion-mnist", "fashion_mnist"),
+        ("sst2", "tsv"),
+        ("adult", "csv"),
+        ("banking77", "text_files"),
+    ):
         _, data = scaffold.look_at(data_root / name)
         assert data["use"] == use
 
@@ -107,3 +116,81 @@ def test_a_shipped_recipe_is_found_by_name_and_a_file_by_path(tmp_path: Path) ->
     mine = tmp_path / "digits.yaml"
     mine.write_text("seed: 1")
     assert scaffold.find(str(mine)) == mine
+
+
+def tables(folder: Path) -> Path:
+    """Adult's habits: a test file beside the training file, whose classes end with a full stop; a column of ids."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, count, stop in (("people-test.csv", 60, "."), ("people-train.csv", 200, "")):
+        rows = ["id,age,work,income"]
+        for number in range(count):
+            age, work = int(rng.integers(18, 80)), ["state", "own"][int(rng.integers(2))]
+            rows.append(f"p{number}{count},{age},{work},{'high' if age > 50 else 'low'}{stop}")
+        (folder / name).write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def sentences(folder: Path, form: str) -> Path:
+    """Quoted texts with commas and a class each, in a training and a test file."""
+    folder.mkdir()
+    for name, count in (("train", 90), ("test", 30)):
+        rows = [
+            {"text": f'it is "{word}", number {i} of all', "category": word}
+            for i in range(count // 3)
+            for word in "abc"
+        ]
+        file = folder / f"{name}.{form}"
+        if form == "jsonl":
+            file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+        elif form == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+        else:
+            with file.open("w", newline="") as out:
+                writer = csv.DictWriter(out, ["text", "category"], delimiter="\t" if form == "tsv" else ",")
+                writer.writeheader()
+                writer.writerows(rows)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_texts_with_a_label_are_told_from_categories(form: str, tmp_path: Path) -> None:
+    data = load(scaffold.write(None, sentences(tmp_path / "mine", form))).data.open()
+    assert data.classes == ("a", "b", "c")
+    assert len(data.splits["test"]) == 30
+    texts = {each for split in data.splits.values() for each in split.columns["text"]}
+    assert 'it is "b", number 4 of all' in texts
+
+
+def test_a_test_file_is_never_trained_on_and_ids_are_left_out(tmp_path: Path) -> None:
+    recipe = load(scaffold.write(None, tables(tmp_path / "mine")))
+    with pytest.warns(UserWarning, match="full stop"):
+        data = recipe.data.open()
+    assert data.features == ("age", "work")
+    assert len(data.splits["test"]) == 60
+    assert data.classes == ("high", "low")
+
+
+def test_files_that_nobody_can_tell_apart_are_listed(tmp_path: Path) -> None:
+    for name in ("red", "white"):
+        numbers(tmp_path / name)
+        next((tmp_path / name).iterdir()).rename(tmp_path / f"{name}.csv")
+    with pytest.raises(DataError, match=r"red\.csv, white\.csv; give one of them"):
+        scaffold.write(None, tmp_path)
+
+
+def test_presets_lengthen_training_and_few_samples_are_seen_more_often(tmp_path: Path) -> None:
+    folder = sentences(tmp_path / "mine", "csv")
+    epochs = {}
+    for preset in scaffold.PRESETS:
+        recipe = load(scaffold.write(None, folder, scaffold.Wishes(preset)))
+        student = next(each for each in recipe.steps if each.name == "student")
+        epochs[preset] = student.budget.epochs
+        assert student.batch_size == scaffold.BATCH
+        assert ("student_int8" in {each.name for each in recipe.steps}) == (preset != "fast")
+    assert epochs["fast"] < epochs["balanced"] < epochs["best"]
+    assert epochs["balanced"] * 90 / scaffold.BATCH >= scaffold.STEPS - 40
+    with pytest.raises(RecipeError, match="did you mean fast"):
+        scaffold.write(None, folder, scaffold.Wishes("fasst"))
+    named = load(scaffold.write(None, folder, scaffold.Wishes("fast", "small_gpt", "bilstm")))
+    assert named.models["large"].use == "small_gpt"

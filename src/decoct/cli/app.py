@@ -119,6 +119,37 @@ def init(
 
 
 @command
+def distill(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of photos or tables, or one file.")],
+    teacher: Annotated[str | None, typer.Option("--teacher", metavar="MODEL", help="As timm/resnet50.")] = None,
+    student: Annotated[str | None, typer.Option("--student", metavar="MODEL", help="As small_mobilenet.")] = None,
+    preset: Annotated[str, typer.Option("--preset", metavar="fast|balanced|best", help="How long.")] = "balanced",
+    task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="Where the data leave it open.")] = None,
+    target: Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="Of a table; else the last.")] = None,
+    out: Out = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe and run nothing.")] = False,
+) -> Answer:
+    """Does the whole chain on your own data: teacher, student alone and taught, files, figures, page."""
+    from decoct.artifact import write_whole
+    from decoct.cli import scaffold
+
+    text = scaffold.write(task, data, scaffold.Wishes(preset, teacher, student, target))
+    folder = out or Path("runs") / (data.resolve().name.partition(".")[0] or "data")
+    recipe = folder.with_name(f"{folder.name}.yaml")
+    if show:
+        return Answer({"recipe": text, "out": str(folder)}, [text.rstrip("\n")])
+    if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
+        raise RecipeError(f"{recipe} is there and differs; decoct run {recipe} runs it, or give another --out")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(recipe, text)
+    if not context.obj.quiet and not context.obj.json:
+        for each in scaffold.found(recipe):
+            print(each, flush=True)
+    return _run(context.obj, str(recipe), folder, [])
+
+
+@command
 def check(context: typer.Context, recipe: RecipeName, settings: Settings = None) -> Answer:
     """Tests a recipe: its keys and values, its data, and one batch through the shapes of every step."""
     from decoct.runner.checking import check_file

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Start:
     objective: tuple[Mapping[str, Any], ...]
     epochs: int
     task: Mapping[str, Any] = field(default_factory=dict)
+    batch: Mapping[str, int] = field(default_factory=dict)
 
 
 _KD = ({"use": "kd", "weight": 0.9, "temperature": 4.0}, {"use": "cross_entropy", "weight": 0.1})
@@ -143,16 +145,98 @@ STARTS = {
 }
 
 
-def write(task: str | None = None, folder: Path | None = None) -> str:
+PRESETS = {"fast": 0.25, "balanced": 1.0, "best": 2.0}
+"""By how much each preset lengthens training; balanced and best write an int8 file of the student too."""
+STEPS, BATCH, FEW = 600, 32, 5000
+"""Training takes at least so many steps, by the preset's share; where samples are FEW, of BATCH of them."""
+LARGE_ENOUGH = 64
+_STATIC, _DYNAMIC = {"use": "static"}, {"use": "dynamic"}
+INTEGERS = {
+    "image_classification": _STATIC,
+    "segmentation": _STATIC,
+    "text_classification": _DYNAMIC,
+    "token_classification": _DYNAMIC,
+}
+"""How a student is written in int8, for the tasks where that makes a smaller file."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a first recipe is asked for: a preset, the names of the teacher's and the student's network, the target."""
+
+    preset: str | None = None
+    teacher: str | None = None
+    student: str | None = None
+    target: str | None = None
+
+    def of(self, start: Start, samples: int | None = None) -> Start:
+        """The start with these wishes; few `samples` are seen more often, so that there are STEPS of them."""
+        if self.preset not in (None, *PRESETS):
+            raise RecipeError(f"--preset {self.preset}: {did_you_mean(str(self.preset), PRESETS)}")
+        share = PRESETS[self.preset or "balanced"]
+        least = 0 if self.preset is None or not samples else math.ceil(STEPS * share * BATCH / samples)
+        models: dict[str, Any] = dict(start.models)
+        models |= {name: given for name, given in (("large", self.teacher), ("small", self.student)) if given}
+        teacher = dict(_NETWORK if self.teacher and "budget" not in start.teacher else start.teacher)
+        batch = {"batch_size": BATCH} if least and samples and samples < FEW else {}
+        if "budget" in teacher:
+            teacher |= batch
+            teacher["budget"] = {"epochs": max(least, _scaled(teacher["budget"]["epochs"], share))}
+        return replace(
+            start, models=models, teacher=teacher, batch=batch, epochs=max(least, _scaled(start.epochs, share))
+        )
+
+
+def _samples(data: Mapping[str, Any]) -> int | None:
+    """About how many samples there are to train on; None where counting would mean reading all."""
+    if data.get("use") == "image_folder":
+        from decoct.data.image_folder import class_folders
+
+        place = Path(str(data["path"]))
+        return class_folders(place / "train" if (place / "train").is_dir() else place).count
+    if data.get("use") in ("csv", "tsv", "text_files"):
+        from decoct.data.files import read_bytes
+        from decoct.data.text_files import ending, split_files
+
+        file = split_files(Path(str(data["path"])))["train"]
+        return None if ending(file) == ".parquet" else read_bytes(file).count(b"\n")
+    return None
+
+
+def _side(folder: Path) -> int:
+    """To which size pictures are brought: the shortest side of some of them, at most LARGE_ENOUGH."""
+    from PIL import Image
+
+    from decoct.data.image_folder import class_folders
+    from decoct.data.images import FORMATS
+
+    sides = [LARGE_ENOUGH]
+    for files in class_folders(folder / "train" if (folder / "train").is_dir() else folder).files.values():
+        for file in files[:3]:
+            try:
+                with Image.open(file, formats=FORMATS) as picture:
+                    sides.append(max(8, min(picture.size)))
+            except (OSError, ValueError, SyntaxError):
+                continue  # check names it
+    return min(sides)
+
+
+def _scaled(epochs: int, share: float) -> int:
+    return max(1, round(epochs * share))
+
+
+def write(task: str | None = None, folder: Path | None = None, wishes: Wishes | None = None) -> str:
     """The text of a commented recipe that passes `check`, for a task, for the data in `folder`, or for both."""
+    wishes = wishes or Wishes()
     data: dict[str, Any] = {}
     if folder is not None:
-        guessed, data = look_at(folder, task)
+        guessed, data = look_at(folder, task, wishes.target)
         task = task or guessed
     task = task or "image_classification"
     if task not in STARTS:
         raise RecipeError(f"--task {task}: there is no first recipe for it; {did_you_mean(task, STARTS)}")
-    start = STARTS[task]
+    start = wishes.of(STARTS[task], None if wishes.preset is None else _samples(data))
+    scheme = INTEGERS.get(task) if wishes.preset in ("balanced", "best") else None
     return _HEAD + "".join(
         [
             "version: 1\n",
@@ -163,7 +247,7 @@ def write(task: str | None = None, folder: Path | None = None) -> str:
             dump({"data": data or start.data}),
             "\n# Networks by name: decoct list models; any torchvision or timm name too, as timm/resnet18\n",
             dump({"models": start.models}),
-            _steps(start),
+            _steps(start, scheme),
         ]
     )
 
@@ -176,9 +260,9 @@ _HEAD = """\
 """
 
 
-def _steps(start: Start) -> str:
+def _steps(start: Start, scheme: Mapping[str, Any] | None = None) -> str:
     budget = {"epochs": start.epochs}
-    alone = {"use": "train", "name": "student_alone", "inputs": {"model": "small"}, "budget": budget}
+    alone = {"use": "train", "name": "student_alone", "inputs": {"model": "small"}, "budget": budget, **start.batch}
     inputs = {"model": "small", "teacher": "teacher"}
     student = {
         "use": "distill",
@@ -186,16 +270,22 @@ def _steps(start: Start) -> str:
         "inputs": inputs,
         "objective": list(start.objective),
         "budget": budget,
+        **start.batch,
     }
     names = ("teacher", "student_alone", "student")
     exports = [{"use": "export", "name": f"{name}_onnx", "inputs": {"model": name}} for name in names]
     files = {name: f"{name}_onnx" for name in names}
+    smaller: list[dict[str, Any]] = []
+    if scheme is not None:
+        smaller = [{"use": "quantize", "name": "student_int8", "inputs": {"model": "student"}, "scheme": scheme}]
+        files["student_int8"] = "student_int8"
     benchmark = {"use": "benchmark", "name": "benchmark", "inputs": files}
     parts = [
         ("The large model, which is then frozen and teaches.", [start.teacher]),
         ("The small model without a teacher, on the same budget: what distilling is compared with.", [alone]),
         ("The small model on what the teacher says and on the labels; the weights of the terms are yours.", [student]),
         ("Each as an ONNX file, compared with its model on real samples.", exports),
+        *([("The student in 8-bit integers.", smaller)] if smaller else []),
         ("Quality, size and speed of those files, on the test split.", [benchmark]),
     ]
     text = "\nsteps:\n"
@@ -205,27 +295,29 @@ def _steps(start: Start) -> str:
     return text
 
 
-def look_at(folder: Path, task: str | None = None) -> tuple[str, dict[str, Any]]:
+def look_at(folder: Path, task: str | None = None, target: str | None = None) -> tuple[str, dict[str, Any]]:
     """The task and the data that a folder (or one file) suggests; DataError says what would be understood."""
     folder = folder.expanduser()
     if not folder.is_dir() and not folder.is_file():
         wrong = "neither a folder nor a file" if folder.exists() else "nothing"
-        raise DataError(f"--from-folder {folder}: {wrong} is there; give a folder of data, or one file")
+        raise DataError(f"{folder}: {wrong} is there; give a folder of data, or one file")
     place = str(folder.resolve())
     if folder.is_dir() and any(folder.rglob("*-images-idx3-ubyte*")):
         return "image_classification", {"use": "fashion_mnist", "path": place}
     if folder.is_dir() and _has_class_folders(folder):
-        return "image_classification", {"use": "image_folder", "path": place, "size": 64}
+        return "image_classification", {"use": "image_folder", "path": place, "size": _side(folder)}
     if any(each.suffix == ".conll" for each in ([folder] if folder.is_file() else folder.iterdir())):
         return "token_classification", {"use": "conll", "path": place}
+    if task in (None, "text_classification") and (texts := _texts(folder, target)) is not None:
+        return "text_classification", texts
     if (found := _tables(folder, ".tsv")) is not None:
         return "text_classification", {"use": "tsv", "path": str(found.resolve() if folder.is_file() else place)}
-    if (found := _tables(folder, ".csv")) is not None:
-        return _csv(found, task)
+    if (files := _csv_files(folder)) is not None:
+        return _csv(files, task, target)
     raise DataError(
-        f"--from-folder {folder}: holds no data that is understood; give a folder of images with one folder a class, "
-        "IDX files, a folder with train.tsv (text, tab, label) or of .conll files (word, tab, tag), or one CSV file "
-        "whose last column is the target"
+        f"{folder}: holds no data that is understood; give a folder of images with one folder a class, "
+        "IDX files, texts with a label in CSV, TSV, JSON lines or Parquet (train and test files by name), a folder of "
+        ".conll files (word, tab, tag), or one CSV file whose last column is the target"
     )
 
 
@@ -244,26 +336,105 @@ def _tables(folder: Path, suffix: str) -> Path | None:
     return next((each for each in found if each.stem.startswith("train")), found[0] if found else None)
 
 
-def _csv(path: Path, task: str | None) -> tuple[str, dict[str, Any]]:
-    """The last column is the target; it is a number to predict where it holds many unlike numbers."""
+TARGETS = ("label", "target", "class", "category", "intent", "sentiment", "y")
+"""Names of columns that are taken for the target, the first first; else the last column."""
+SENTENCE = 2.5
+"""Words that a cell of a column of texts has on average, at least."""
+
+
+def _texts(folder: Path, wanted: str | None = None) -> dict[str, Any] | None:
+    """Text files where one column holds sentences and another one classes; None where it is no such data."""
+    from decoct.data.text_files import ENDINGS, delimiter_of, ending, split_files
+
+    try:
+        files = split_files(folder)
+    except DataError:
+        return None
+    train = files["train"]
+    if ending(train) not in ENDINGS:
+        return None
+    columns = _preview(train)
+    if len(columns) < 2 or any(_is_number(name) or len(name.split()) > 3 for name in columns):  # no header
+        return None
+    if wanted is not None and wanted not in columns:
+        return None
+    target = wanted or next((name for each in TARGETS for name in columns if name.lower() == each), list(columns)[-1])
+    sentences = [name for name, cells in columns.items() if name != target and _is_prose(cells)]
+    if len(sentences) != 1 or len(set(columns[target])) > max(2, len(columns[target]) / 2):
+        return None
+    found: dict[str, Any] = {"use": "text_files", "path": str(folder.resolve()), "text": sentences[0], "target": target}
+    delimited = ending(train) in (".csv", ".tsv")
+    return found | ({"delimiter": delimiter} if delimited and (delimiter := delimiter_of(train)) != "," else {})
+
+
+def _preview(path: Path) -> dict[str, list[str]]:
+    """The columns of a table of any kind as text; none where it has no header, or is damaged."""
+    import json
+
+    from decoct.data.files import read_text
+    from decoct.data.tables import read_table
+    from decoct.data.text_files import delimiter_of, ending
+
+    try:
+        if ending(path) == ".parquet":
+            import pyarrow.parquet
+
+            table = pyarrow.parquet.ParquetFile(path).read()
+            return {name: [str(each) for each in table.column(name).to_pylist()] for name in table.column_names}
+        if ending(path) in (".jsonl", ".ndjson"):
+            rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+            return {name: [str(row.get(name)) for row in rows] for name in rows[0]}
+        found = read_table(path, delimiter=delimiter_of(path))
+        return {name: found.column(name, "data") for name in found.names}
+    except (DataError, OSError, ValueError, LookupError, AttributeError):
+        return {}
+
+
+def _is_prose(cells: list[str]) -> bool:
+    return sum(len(each.split()) for each in cells) >= SENTENCE * len(cells) and not any(map(_is_number, cells[:5]))
+
+
+def _csv_files(folder: Path) -> dict[str, Path] | None:
+    """The CSV file of each split; None where there is none, DataError where nobody knows which is which."""
+    from decoct.data.text_files import ending, named_splits
+
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    found = [each for each in files if each.is_file() and ending(each) == ".csv"]
+    if not found:
+        return None
+    return named_splits(folder, found)
+
+
+def _csv(files: Mapping[str, Path], task: str | None, wanted: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The last column is the target unless one is `wanted`; a number to predict where it holds many unlike numbers.
+
+    Columns of text of which most cells are unlike any other (names, ids) are left out.
+    """
     from decoct.data.files import read_text
     from decoct.data.tables import MISSING, read_table
 
+    path = files["train"]
     first = read_text(path).partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     header = not any(_is_number(cell.strip().strip('"')) for cell in first.split(delimiter))
     table = read_table(path, delimiter=delimiter, header=header)
-    target = table.names[-1]
+    target = table.names[-1] if wanted is None else wanted
     cells = [cell for cell in table.column(target, "target") if cell not in MISSING]
     numeric = all(map(_is_number, cells))
     if task is None:
         task = "regression" if numeric and len(set(cells)) > 20 else "tabular_classification"
     names = [
-        name for name in table.names[:-1] if not all(_is_number(c) or c in MISSING for c in table.column(name, "data"))
+        name
+        for name in table.names
+        if name != target and not all(_is_number(c) or c in MISSING for c in table.column(name, "data"))
     ]
+    unlike = [name for name in names if len(set(table.column(name, "data"))) > max(20, len(cells) / 2)]
+    names = [name for name in names if name not in unlike]
     data: dict[str, Any] = {"use": "csv", "path": str(path.resolve()), "target": target}
+    data |= {"test_path": str(files["test"].resolve())} if "test" in files else {}
     data |= {"kind": "regression"} if task == "regression" else {}
     data |= {"categorical": names} if names else {}
+    data |= {"drop": unlike} if unlike else {}
     data |= {"delimiter": delimiter} if delimiter != "," else {}
     data |= {} if header else {"header": False}
     return task, data
@@ -275,3 +446,16 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def found(recipe: Path) -> list[str]:
+    """What a recipe is about, as it was understood, one line each: the data, the task, the networks."""
+    from decoct.recipe.recipe import Recipe
+    from decoct.runner.describing import described
+
+    loaded = Recipe.load(recipe)
+    networks = ", ".join(f"{name} {each.use}" for name, each in loaded.models.items())
+    return [
+        f"{loaded.data.path}: {described(loaded.data.open(), loaded.task)}",
+        f"Models: {networks}; {recipe} has it all",
+    ]

@@ -13,6 +13,7 @@ CATALOGUE = Catalogue(
         "voc": "decoct.data.voc:VOC",
         "sst2": "decoct.data.sst2:SST2",
         "tsv": "decoct.data.tsv:TSV",
+        "text_files": "decoct.data.text_files:TextFiles",
         "conll": "decoct.data.conll:CoNLL",
         "credit_default": "decoct.data.credit_default:CreditDefault",
         "california_housing": "decoct.data.california_housing:CaliforniaHousing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -267,7 +268,16 @@ def _one_by_one(table: Table, name: str, layout: Layout) -> np.ndarray:
 
 def _labels(table: Table, layout: Layout, classes: tuple[str, ...]) -> np.ndarray:
     cells = table.cells(layout.target, "data.target")
-    codes = _coded(cells, {name: float(code) for code, name in enumerate(classes)})
+    known_as = {name: float(code) for code, name in enumerate(classes)}
+    codes = _coded(cells, known_as)
+    if (
+        np.isnan(codes).any()
+        and not np.isnan(stopped := _coded(cells, {f"{name}.": known_as[name] for name in classes})).any()
+    ):
+        warnings.warn(
+            f"{table.path}: its classes end with a full stop ({str(cells[0])!r}), which is left out", stacklevel=4
+        )
+        codes = stopped
     if np.isnan(codes).any():
         at = int(np.flatnonzero(np.isnan(codes))[0])
         known = ", ".join(classes[:10])
