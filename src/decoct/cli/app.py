@@ -121,9 +121,10 @@ def init(
 @command
 def check(context: typer.Context, recipe: RecipeName, settings: Settings = None) -> Answer:
     """Tests a recipe: its keys and values, its data, and one batch through the shapes of every step."""
+    from decoct.cli import scaffold
     from decoct.runner.checking import check_file
 
-    path, _ = _load(recipe, settings)
+    path = scaffold.find(recipe)
     found = check_file(path, settings or [], offline=context.obj.offline)
     lines = [*(f"{each.step}: {each.note}" for each in found), f"{path}: good, {len(found)} steps"]
     return Answer({"recipe": str(path), "good": True, "steps": [each.step for each in found]}, lines)
@@ -177,8 +178,7 @@ def run(
     """Runs all steps; unchanged ones are skipped; continues after any interruption."""
     if launching.asked_for(nproc):
         return Answer({}, exit_code=launching.launch(context.obj.words, nproc))
-    path, _ = _load(recipe, settings)
-    return _run(context.obj, recipe, out or Path("runs") / path.stem, settings or [], seeds=seeds, seeds_all=seeds_all)
+    return _run(context.obj, recipe, out, settings or [], seeds=seeds, seeds_all=seeds_all)
 
 
 @command
@@ -371,12 +371,13 @@ def _load(name: str, settings: Sequence[str] | None) -> tuple[Path, Any]:
     return path, Recipe.load(path, tuple(settings or ()))
 
 
-def _run(session: Session, name: str, out: Path, settings: Sequence[str], **options: Any) -> Answer:
+def _run(session: Session, name: str, out: Path | None, settings: Sequence[str], **options: Any) -> Answer:
     from decoct.cli.display import Watcher, table
     from decoct.report.sentence import sentences
     from decoct.report.table import rows
 
-    _, loaded = _load(name, settings)
+    path, loaded = _load(name, settings)
+    out = out or Path("runs") / path.stem
     with Watcher(quiet=session.quiet or session.json) as watch:
         done = loaded.run(out, offline=session.offline, watch=watch, **options)
     page = done.folder / "report.html"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from decoct.steps.base import Step
 from decoct.steps.compressing.compressing import Compressing
@@ -45,9 +45,10 @@ def order_problem(step: Step, source: Step | None) -> str | None:
     return None
 
 
-def quantized_already(step: Step, line: Sequence[Step]) -> str | None:
-    """Why `step` cannot quantize: what it takes is in integers; `line` are the steps behind it, the nearest first."""
-    if not isinstance(step, Quantize) or not line:
+def quantized_already(step: Step, behind: Iterable[Step]) -> str | None:
+    """Why `step` cannot quantize: what it takes is in integers; `behind` it are these steps, the nearest first."""
+    line = list(behind) if isinstance(step, Quantize) else []
+    if not line:
         return None
     source = line[0]
     learned = isinstance(source, Export) and any(isinstance(each, QAT) for each in line)
