@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from decoct.artifact import is_full, no_space
-from decoct.cli.shell import Stopped, in_front, noting, stopping, traces_printable
+from decoct.cli.shell import Stopped, importing, in_front, noting, stopping, traces_printable
 from decoct.errors import DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
 from decoct.network import offline as kept_offline
 from decoct.training import launching
@@ -122,8 +122,9 @@ def init(
 def check(context: typer.Context, recipe: RecipeName, settings: Settings = None) -> Answer:
     """Tests a recipe: its keys and values, its data, and one batch through the shapes of every step."""
     from decoct.cli import scaffold
-    from decoct.runner.checking import check_file
 
+    with importing():
+        from decoct.runner.checking import check_file
     path = scaffold.find(recipe)
     found = check_file(path, settings or [], offline=context.obj.offline)
     lines = [*(f"{each.step}: {each.note}" for each in found), f"{path}: good, {len(found)} steps"]
@@ -141,14 +142,13 @@ def plan(
 ) -> Answer:
     """Shows the resolved recipe and which steps would run or be skipped; runs nothing."""
     from decoct.cli.display import table
-    from decoct.report import records
-    from decoct.runner import execution as running
 
+    with importing():
+        from decoct.runner import execution as running
     path, loaded = _load(recipe, settings)
     folder = out or Path("runs") / path.stem
     found = running.plan(loaded, folder, seeds=seeds, seeds_all=seeds_all, offline=context.obj.offline)
-    ran = (folder / "results.json").is_file()
-    before = {each.name: each.wall_s for each in records.read_results(folder).steps} if ran else {}
+    before = _times_of(folder) if (folder / "results.json").is_file() else {}
     rows = [
         {
             "step": each.node.step.name,
@@ -365,10 +365,18 @@ def schema(context: typer.Context) -> Answer:
 
 def _load(name: str, settings: Sequence[str] | None) -> tuple[Path, Any]:
     from decoct.cli import scaffold
-    from decoct.recipe.recipe import Recipe
 
+    with importing():
+        from decoct.recipe.recipe import Recipe
     path = scaffold.find(name)
     return path, Recipe.load(path, tuple(settings or ()))
+
+
+def _times_of(run: Path) -> dict[str, float | None]:
+    """Seconds that each step of a run took."""
+    from decoct.report.records import read_results
+
+    return {each.name: each.wall_s for each in read_results(run).steps}
 
 
 def _run(session: Session, name: str, out: Path | None, settings: Sequence[str], **options: Any) -> Answer:
