@@ -2,9 +2,9 @@
 
     python benchmarks/scale_run.py [--rounds 3] [--few 5] [--many 200] [--most 1000] [--records 100000] [--out DIR]
 
-Tiny steps are trained once; then `decoct run` that skips all of them, and `decoct plan`, are timed over so many steps in
-turn. `decoct check` and `plan` of the smallest recipe are set against `import torch`. At last ten tiny steps are made
-after one whose log has so many records, and after the same one whose log has two. Writes
+Tiny steps are trained once; then `decoct run` that skips all of them, and `decoct plan`, are timed over so many steps
+in turn. `decoct check` and `plan` of the smallest recipe are set against `import torch`. At last ten tiny steps are
+made after one whose log has so many records, and after the same one whose log has two. Writes
 benchmarks/results/scale_run.md.
 """
 
