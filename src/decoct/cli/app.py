@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from decoct.artifact import is_full, no_space
-from decoct.cli.shell import Stopped, in_front, noting, stopping, traces_printable
+from decoct.cli.shell import Stopped, importing, in_front, noting, stopping, traces_printable
 from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
 from decoct.network import offline as kept_offline
 from decoct.training import launching
@@ -152,9 +152,11 @@ def distill(
 @command
 def check(context: typer.Context, recipe: RecipeName, settings: Settings = None) -> Answer:
     """Tests a recipe: its keys and values, its data, and one batch through the shapes of every step."""
-    from decoct.runner.checking import check_file
+    from decoct.cli import scaffold
 
-    path, _ = _load(recipe, settings)
+    with importing():
+        from decoct.runner.checking import check_file
+    path = scaffold.find(recipe)
     found = check_file(path, settings or [], offline=context.obj.offline)
     lines = [*(f"{each.step}: {each.note}" for each in found), f"{path}: good, {len(found)} steps"]
     return Answer({"recipe": str(path), "good": True, "steps": [each.step for each in found]}, lines)
@@ -171,14 +173,13 @@ def plan(
 ) -> Answer:
     """Shows the resolved recipe and which steps would run or be skipped; runs nothing."""
     from decoct.cli.display import table
-    from decoct.report import records
-    from decoct.runner import execution as running
 
+    with importing():
+        from decoct.runner import execution as running
     path, loaded = _load(recipe, settings)
     folder = out or Path("runs") / path.stem
     found = running.plan(loaded, folder, seeds=seeds, seeds_all=seeds_all, offline=context.obj.offline)
-    ran = (folder / "results.json").is_file()
-    before = {each.name: each.wall_s for each in records.read_results(folder).steps} if ran else {}
+    before = _times_of(folder) if (folder / "results.json").is_file() else {}
     rows = [
         {
             "step": each.node.step.name,
@@ -208,8 +209,7 @@ def run(
     """Runs all steps; unchanged ones are skipped; continues after any interruption."""
     if launching.asked_for(nproc):
         return Answer({}, exit_code=launching.launch(context.obj.words, nproc))
-    path, _ = _load(recipe, settings)
-    return _run(context.obj, recipe, out or Path("runs") / path.stem, settings or [], seeds=seeds, seeds_all=seeds_all)
+    return _run(context.obj, recipe, out, settings or [], seeds=seeds, seeds_all=seeds_all)
 
 
 @command
@@ -417,18 +417,27 @@ def schema(context: typer.Context) -> Answer:
 
 def _load(name: str, settings: Sequence[str] | None) -> tuple[Path, Any]:
     from decoct.cli import scaffold
-    from decoct.recipe.recipe import Recipe
 
+    with importing():
+        from decoct.recipe.recipe import Recipe
     path = scaffold.find(name)
     return path, Recipe.load(path, tuple(settings or ()))
 
 
-def _run(session: Session, name: str, out: Path, settings: Sequence[str], **options: Any) -> Answer:
+def _times_of(run: Path) -> dict[str, float | None]:
+    """Seconds that each step of a run took."""
+    from decoct.report.records import read_results
+
+    return {each.name: each.wall_s for each in read_results(run).steps}
+
+
+def _run(session: Session, name: str, out: Path | None, settings: Sequence[str], **options: Any) -> Answer:
     from decoct.cli.display import Watcher, table
     from decoct.report.sentence import sentences
     from decoct.report.table import rows
 
-    _, loaded = _load(name, settings)
+    path, loaded = _load(name, settings)
+    out = out or Path("runs") / path.stem
     with Watcher(quiet=session.quiet or session.json) as watch:
         done = loaded.run(out, offline=session.offline, watch=watch, **options)
     page = done.folder / "report.html"

@@ -45,11 +45,11 @@ def graph(recipe: Recipe, seeds: Sequence[int], *, seeds_all: bool = False) -> l
     on them, except what serves as a teacher (unless `seeds_all`). Steps that give records stand once and take every
     seed's artifacts.
     """
-    fixed = set() if seeds_all else _teacher_side(recipe)
+    resolved = recipe.inputs_in_order()
+    fixed = set() if seeds_all else _teacher_side(recipe.steps, resolved)
     made: dict[str, list[Node]] = {}
     nodes: list[Node] = []
-    for index, step in enumerate(recipe.steps):
-        inputs = recipe.inputs_of(step)
+    for index, (step, inputs) in enumerate(zip(recipe.steps, resolved)):
         full = step.replace(inputs=inputs)
         repeated = step.gives != "records" and (
             (step.learns and step.name not in fixed) or any(len(made.get(source, [])) > 1 for source in inputs.values())
@@ -74,15 +74,15 @@ def _sources(made: Mapping[str, list[Node]], source: str, seed: int, *, all_seed
     return (next((node.id for node in nodes if node.seed == seed), nodes[0].id),)
 
 
-def _teacher_side(recipe: Recipe) -> set[str]:
+def _teacher_side(steps: Sequence[Step], resolved: Sequence[Mapping[str, str]]) -> set[str]:
     """Names of the steps that serve as a teacher, and of those that these were made from."""
     wanted = {
         source
-        for step in recipe.steps
-        for role, source in recipe.inputs_of(step).items()
+        for step, inputs in zip(steps, resolved)
+        for role, source in inputs.items()
         if step.learns and role != "model"
     }
-    for step in reversed(recipe.steps):
+    for step, inputs in reversed(list(zip(steps, resolved))):
         if step.name in wanted:
-            wanted |= set(recipe.inputs_of(step).values())
+            wanted |= set(inputs.values())
     return wanted

@@ -85,7 +85,11 @@ class Recipe(Spec):
 
     def inputs_of(self, step: Step) -> dict[str, str]:
         """The inputs of a step by role, with what was left out filled in by the step before it."""
-        return _inputs(self.steps, self.steps.index(step))
+        return _inputs(self.steps, next(index for index, each in enumerate(self.steps) if each.name == step.name))
+
+    def inputs_in_order(self) -> list[dict[str, str]]:
+        """The inputs of every step, as `inputs_of` gives them."""
+        return [_inputs(self.steps, index) for index in range(len(self.steps))]
 
     def yaml(self, *, defaults: bool = False) -> str:
         """This recipe as YAML; with `defaults`, every setting."""
@@ -111,17 +115,18 @@ _UNSURE = ""
 def _graph_problems(recipe: Recipe) -> list[_Problem]:
     wrong: list[_Problem] = []
     gives: dict[str, str] = dict.fromkeys(recipe.models, "spec")
+    places: dict[str, int] = {}
     for index, step in enumerate(recipe.steps):
         at = ("steps", index)
         own = _input_problems(recipe, index, gives)
-        line = _line(recipe.steps, index)
-        order = None if own else order_problem(step, line[0] if line else None) or quantized_already(step, line)
+        order = None if own else _order_problem(recipe.steps, index, places)
         if order:
             own.append(((*at, "inputs", "model"), order, _inputs(recipe.steps, index)["model"]))
         own += [((*at, *path), message, name) for path, message, name in _source_problems(recipe, step)]
         if step.name in gives:
             own.append(((*at, "name"), f"{step.name!r} is taken by another step or model; give a new one", step.name))
         gives[step.name] = _UNSURE if own else step.gives
+        places.setdefault(step.name, index)
         wrong += own
     return wrong
 
@@ -157,16 +162,18 @@ def _source_problems(recipe: Recipe, step: Step) -> Iterator[tuple[tuple[str | i
             )
 
 
-def _line(steps: Sequence[Step], index: int) -> list[Step]:
-    """The steps that a step's model came through, the nearest first."""
-    found: list[Step] = []
-    numbers = {each.name: number for number, each in reversed(list(enumerate(steps[:index])))}
+def _order_problem(steps: Sequence[Step], index: int, places: Mapping[str, int]) -> str | None:
+    nearest = next(_line(steps, index, places), None)
+    return order_problem(steps[index], nearest) or quantized_already(steps[index], _line(steps, index, places))
+
+
+def _line(steps: Sequence[Step], index: int, places: Mapping[str, int]) -> Iterator[Step]:
+    """The steps that a step's model came through, the nearest first; `places`: of the steps before it, by name."""
     source = _inputs(steps, index).get("model", "")
-    while source in numbers and numbers[source] < index:
-        index = numbers[source]
-        found.append(steps[index])
+    while places.get(source, index) < index:
+        index = places[source]
+        yield steps[index]
         source = _inputs(steps, index).get("model", "")
-    return found
 
 
 def _input_problem(step: Step, role: str, source: str, gives: Mapping[str, str]) -> str | None:

@@ -45,9 +45,10 @@ def training(log: Log, colours: Colours, limit: int = POINTS) -> list[Chart]:
 
     What was logged once is no curve; `logged_once` says it.
     """
-    charts = [_losses(step, [c for c in log.losses if c.step == step], colours, limit) for step in log.steps()]
-    for step in log.steps():
-        weights, settings = _weights_and_settings([curve for curve in log.weights if curve.step == step])
+    losses, scheduled, agreement, say = map(_by_step, (log.losses, log.weights, log.agreement, log.say))
+    charts = [_losses(step, curves, colours, limit) for step, curves in losses.items()]
+    for step in losses:
+        weights, settings = _weights_and_settings(scheduled.get(step, []))
         if any(curve.varies() for curve in weights):
             summary = f"Weight of each term of {step} over its optimizer steps. {_ends(weights)}"
             charts.append(_lines(f"Weights of {step}", summary, weights, colours, limit, y="weight", by="name"))
@@ -55,7 +56,7 @@ def training(log: Log, colours: Colours, limit: int = POINTS) -> list[Chart]:
             summary = f"Scheduled {setting} of {step} over its optimizer steps. {_ends(curves)}"
             title = f"{setting.capitalize()} of {step}"
             charts.append(_lines(title, summary, curves, colours, limit, y=setting, by="name"))
-        charts += _teachers(step, log, colours, limit)
+        charts += _teachers(step, agreement.get(step, []), say.get(step, []), colours, limit)
     rates = [curve for curve in log.rates if curve.varies()]
     if rates:
         summary = f"Learning rate of each step. {_ends(rates, 'step')}"
@@ -66,13 +67,19 @@ def training(log: Log, colours: Colours, limit: int = POINTS) -> list[Chart]:
 def logged_once(log: Log, metric: str) -> list[str]:
     """What has one value and so no picture, a sentence a step, as of runs that were short."""
     found = []
-    for step in log.steps():
-        own = [curve for curve in log.losses if curve.step == step]
+    for step, own in _by_step(log.losses).items():
         if not any(_drawn(curve) for curve in own):
             found.append(f"Loss of {step}, logged once: {_values(own)}.")
     name, curves = _validated(log, metric)
     if curves and not any(_drawn(curve) for curve in curves):
         found.append(f"{units.label(name)} on validation data, measured once: {_values(curves, 'step', name)}.")
+    return found
+
+
+def _by_step(curves: Iterable[Curve]) -> dict[str, list[Curve]]:
+    found: dict[str, list[Curve]] = {}
+    for curve in curves:
+        found.setdefault(curve.step, []).append(curve)
     return found
 
 
@@ -89,15 +96,13 @@ def _values(curves: Sequence[Curve], by: str = "name", metric: str = "") -> str:
     return ", ".join(list(told.values())[:8])
 
 
-def _teachers(step: str, log: Log, colours: Colours, limit: int) -> list[Chart | None]:
+def _teachers(step: str, agreement: list[Curve], say: list[Curve], colours: Colours, limit: int) -> list[Chart | None]:
     """Of several teachers: who agrees with whom, and how much each counts where that changes."""
     charts = []
-    agreement = [curve for curve in log.agreement if curve.step == step]
     if agreement:
         summary = f"Share of samples on which the student and each teacher agree, in {step}. {_ends(agreement)}"
         title = f"Agreement in {step}"
         charts.append(_lines(title, summary, agreement, colours, limit, y="agreement", by="name", share=True))
-    say = [curve for curve in log.say if curve.step == step]
     if any(curve.varies() for curve in say):
         summary = f"How much each teacher counts in {step}. {_ends(say)}"
         charts.append(_lines(f"Teachers of {step}", summary, say, colours, limit, y="weight", by="name", share=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 from decoct.artifact import parse_json
 from decoct.errors import IntegrityError
+from decoct.report.thinning import thinned_lines
 
 LOG = "log.jsonl"
 TOTAL = "total"
@@ -100,7 +101,7 @@ def read_log(folder: Path) -> Log:
     if not path.is_file():
         return reader.log
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+        for line in thinned_lines(file):
             try:
                 record = parse_json(line, LOG)
             except IntegrityError:

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from decoct.report.run_manifest import RUN_MANIFEST, write_page_file
 from decoct.report.runs import Run, read_runs
 from decoct.report.sentence import Finding, findings, shipped_of, subject_of
 from decoct.report.table import Column, Row, filled, table
+from decoct.report.vega import vega
 
 ALL_POINTS = 24_000
 """Most points of all curves of a page together."""
@@ -181,19 +181,9 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = unbroken
-    scripts = [_vega(), _file("page.js")]
+    scripts = [vega(), _file("page.js")]
     policy = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     return environment.get_template(template).render(values, style=_file("page.css"), scripts=scripts, policy=policy)
-
-
-@cache
-def _vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that sets `window.vegaEmbed`."""
-    import vl_convert
-
-    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub wants what has a default
-    bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    return f"{{{bundle}}}"
 
 
 def _file(name: str) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from decoct.artifact import MANIFEST, Artifact, sha256, write_whole
 from decoct.errors import DecoctError
 from decoct.report.run_manifest import CARD, PAGE, RUN_MANIFEST, MadeStep, RunManifest, seal
-from decoct.runner.results import gathered, joined_log
+from decoct.runner.logs import GrowingLog
+from decoct.runner.results import gathered
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -36,6 +37,7 @@ class Ended:
     wall: float
     device: str
     processes: int
+    log: GrowingLog
     folders: Sequence[str] = ()
     """The step folders that stand here."""
     failed: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +63,7 @@ def write_end(ended: Ended) -> dict[str, Any]:
     from decoct.report.runs import Run
 
     folder, results = ended.folder, results_of(ended)
-    write_whole(folder / "log.jsonl", joined_log(ended.reached, ended.artifacts))
+    ended.log.finish(ended.reached, ended.artifacts)
     write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     read = Run(folder, folder.resolve().name, as_results(results), ended.recipe.yaml())
     write_whole(folder / PAGE, page([read]))

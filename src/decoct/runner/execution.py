@@ -20,7 +20,7 @@ from decoct.report.run_manifest import RUN_MANIFEST, RunManifest
 from decoct.runner.ending import Ended, failure, versions, write_end
 from decoct.runner.folders import folders_of, forget, lock, put_aside, refuse_file, set_aside, stamp, work_folder
 from decoct.runner.keys import derive, key_of
-from decoct.runner.results import joined_log
+from decoct.runner.logs import GrowingLog
 from decoct.steps.base import Context, Step
 from decoct.steps.labelling.step import Label
 from decoct.store.sizes import refuse_small_disk, size_text
@@ -86,6 +86,7 @@ class Execution:
         self.processes = options.processes
         self.artifacts: dict[str, Artifact] = {}
         self.steps: list[dict[str, Any]] = []
+        self.log = GrowingLog(folder)
         self.earlier = _earlier(folder)
         self.took = _times(self.earlier)
 
@@ -145,7 +146,7 @@ class Execution:
 
     def begin(self, nodes: Sequence[Node]) -> None:
         """Says that a run goes on here, and sets aside what earlier runs made that is no step of this one."""
-        before, own = folders_of(self.folder), [node.folder for node in nodes]
+        before, own = folders_of(self.folder), {node.folder for node in nodes}
         write_whole(self.folder / RUN_MANIFEST, RunManifest("running", tuple(sorted({*before, *own}))).text())
         for name in before:
             if name not in own and (self.folder / name).is_dir():
@@ -180,6 +181,7 @@ class Execution:
             wall,
             Engine(self.options.device).device.type,
             self.processes.count,
+            self.log,
             folders=[node.folder for node in nodes],
         )
 
@@ -190,6 +192,8 @@ class Execution:
         record = {"name": node.step.name, "use": node.step.use, "seed": node.seed, "why": why}
         if artifact is None:
             self.tell(node, event="started", why=why)
+            if self.processes.first:
+                self.log.write()
             begin = time.perf_counter()
             artifact = self.context(node, key).carry_out(node.step, self.inputs(node))
             if self.processes.first:
@@ -207,6 +211,12 @@ class Execution:
             self.tidy(node)
         self.artifacts[node.id] = artifact
         return artifact
+
+    def note(self, node: Node) -> None:
+        """Takes the log of a node that is done into the run's."""
+        self.log.add(node, self.artifacts[node.id])
+        if not self.steps[-1]["skipped"]:
+            self.log.write()
 
     def context(self, node: Node, key: str) -> Context:
         """What the node's step runs in; checkpoints left by a run with another key are dropped."""
@@ -364,7 +374,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
                         execution.give_up(nodes, node, error, time.perf_counter() - begin)
                     raise
                 if processes.first:
-                    write_whole(folder / "log.jsonl", joined_log(nodes, execution.artifacts))
+                    execution.note(node)
             results = processes.shared(lambda: execution.finish(nodes, time.perf_counter() - begin))
     return Run(recipe, folder, results, execution.artifacts)
 

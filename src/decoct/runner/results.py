@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from decoct.artifact import Artifact, parse_json
+from decoct.artifact import Artifact
 from decoct.steps.records import EXPORTED, RECORDS, REPORT, SEARCHED, Exported, Records, Report, Searched
 
 if TYPE_CHECKING:
@@ -28,9 +27,10 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
                 _add(models, record)
             comparisons += records.get("comparisons", [])
             machine = records.get("machine", machine)
+    chains, own = Chains(nodes), _ids(nodes)
     for record in models:
-        record["chain"] = chain(str(record.get("step", "")), nodes)
-        _place(record, nodes)
+        record["chain"] = chains.to(str(record.get("step", "")))
+        _place(record, own.get(str(record.get("step", "")), ()))
     return {
         "models": models,
         "comparisons": comparisons,
@@ -40,9 +40,16 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
     }
 
 
-def _place(record: dict[str, Any], nodes: Sequence[Node]) -> None:
-    """Puts a model's path right where its step has another place in the recipe than when it was measured."""
-    own = [node.id for node in nodes if node.step.name == record.get("step")]
+def _ids(nodes: Sequence[Node]) -> dict[str, list[str]]:
+    """The ids of each step's nodes, by its name."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        found.setdefault(node.step.name, []).append(node.id)
+    return found
+
+
+def _place(record: dict[str, Any], own: Sequence[str]) -> None:
+    """Puts a model's path right where its step, with these nodes, has another place than when it was measured."""
     old = record.get("path")
     if own and isinstance(old, str) and old not in own:
         record["path"] = own[0]
@@ -50,37 +57,30 @@ def _place(record: dict[str, Any], nodes: Sequence[Node]) -> None:
             record["artifact"] = record["artifact"].replace(f"{old}/", f"{own[0]}/", 1)
 
 
-def joined_log(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> str:
-    """The logs of the nodes that have an artifact, in order, each line with its step and seed."""
-    lines = []
-    for node in nodes:
-        artifact = artifacts.get(node.id)
-        if artifact is None or not (artifact.folder / "log.jsonl").is_file():
-            continue
-        for line in (artifact.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-            record = parse_json(line, f"{artifact.folder}/log.jsonl", dict[str, Any])
-            number = {"step_number": record.pop("step")} if "step" in record else {}
-            lines.append(json.dumps({"step": node.step.name, "seed": node.seed, **number, **record}))
-    return "".join(line + "\n" for line in lines)
+class Chains:
+    """The steps that results came through by role `model`."""
 
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.by_id = {node.id: node for node in nodes}
+        self.first = {node.step.name: node for node in reversed(nodes)}
 
-def chain(step: str, nodes: Sequence[Node]) -> list[str]:
-    """The steps that a step's result came through by role `model`, oldest first, itself last; empty if unknown."""
-    by_id, first = {node.id: node for node in nodes}, {node.step.name: node for node in reversed(nodes)}
-    at, found = first.get(step), list[str]()
-    while at is not None:
-        found.append(at.step.name)
-        at = next((by_id[each] for each in at.inputs.get("model", ()) if each in by_id), None)
-    return found[::-1]
+    def to(self, step: str) -> list[str]:
+        """Those up to a step's result, oldest first, itself last; empty if unknown."""
+        at, found = self.first.get(step), list[str]()
+        while at is not None:
+            found.append(at.step.name)
+            at = next((self.by_id[each] for each in at.inputs.get("model", ()) if each in self.by_id), None)
+        return found[::-1]
 
 
 def compressions(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """One entry for each step that made a model smaller, of its first seed, in the order of the recipe."""
     found: dict[str, dict[str, Any]] = {}
+    chains = Chains(nodes)
     for node in nodes:
         record = _compression(artifacts[node.id])
         if record and node.step.name not in found:
-            artifact, line = artifacts[node.id], chain(node.step.name, nodes)
+            artifact, line = artifacts[node.id], chains.to(node.step.name)
             own = next(iter(node.inputs.get("model", ())), "")
             found[node.step.name] = {
                 **record,

@@ -11,9 +11,10 @@ from typing import Any
 from decoct.artifact import MANIFEST, Artifact, read_json, read_manifest, sha256
 from decoct.errors import DecoctError, IntegrityError
 from decoct.report.run_manifest import AGAIN, MadeStep, RunManifest, read_run_manifest
-from decoct.runner.results import gathered, joined_log
+from decoct.runner.logs import LOG, joined_log
+from decoct.runner.results import gathered
 
-RESULTS, LOG = "results.json", "log.jsonl"
+RESULTS = "results.json"
 READ = (".json", ".jsonl")
 """Endings of the files of an artifact that figures are gathered from."""
 

@@ -14,7 +14,6 @@ from decoct.objectives.kd import KD
 from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, StepProblem
-from decoct.steps.learning.lesson import learn
 from decoct.steps.learning.settings import Learning
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import Combination
@@ -58,6 +57,8 @@ class Distill(Learning):
             yield ("combine",), message, None
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
+        from decoct.steps.learning.lesson import learn
+
         for role in self.teachers:
             if role not in inputs or role == "model":
                 roles = [each for each in inputs if each != "model"]

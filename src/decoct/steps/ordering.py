@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from decoct.steps.base import Step
-from decoct.steps.compressing.compressing import Compressing
-from decoct.steps.compressing.prune import Prune
-from decoct.steps.compressing.qat import QAT
-from decoct.steps.compressing.recovery.none import NoRecovery
-from decoct.steps.compressing.recovery.sparsify import Sparsify
-from decoct.steps.compressing.rewrite import Rewrite
-from decoct.steps.compressing.share import Share
-from decoct.steps.learning.settings import Learning
-from decoct.steps.shipping.export import Export
-from decoct.steps.shipping.quantize import Quantize
+
+if TYPE_CHECKING:
+    from decoct.steps.compressing.prune import Prune
+    from decoct.steps.compressing.rewrite import Rewrite
+    from decoct.steps.learning.settings import Learning
+
+RESHAPING = ("qat", "prune", "rewrite", "share")
+"""Steps after which not every other can come; the modules of none are imported before one stands in a recipe."""
 
 
 def order_problem(step: Step, source: Step | None) -> str | None:
@@ -22,8 +21,16 @@ def order_problem(step: Step, source: Step | None) -> str | None:
 
     `source` is the step that its input "model" names, None for a model that no step of the recipe made.
     """
-    if source is None:
+    if source is None or source.use not in RESHAPING:
         return None
+    from decoct.steps.compressing.compressing import Compressing
+    from decoct.steps.compressing.prune import Prune
+    from decoct.steps.compressing.qat import QAT
+    from decoct.steps.compressing.rewrite import Rewrite
+    from decoct.steps.compressing.share import Share
+    from decoct.steps.learning.settings import Learning
+    from decoct.steps.shipping.quantize import Quantize
+
     if isinstance(source, QAT) and isinstance(step, Compressing) and not isinstance(step, QAT):
         return (
             f"{source.name!r} is trained with its quantizers inside, and {step.use} changes the layers that they were "
@@ -45,13 +52,14 @@ def order_problem(step: Step, source: Step | None) -> str | None:
     return None
 
 
-def quantized_already(step: Step, line: Sequence[Step]) -> str | None:
-    """Why `step` cannot quantize: what it takes is in integers; `line` are the steps behind it, the nearest first."""
-    if not isinstance(step, Quantize) or not line:
+def quantized_already(step: Step, behind: Iterable[Step]) -> str | None:
+    """Why `step` cannot quantize: what it takes is in integers; `behind` it are these steps, the nearest first."""
+    line = list(behind) if step.use == "quantize" else []
+    if not line:
         return None
     source = line[0]
-    learned = isinstance(source, Export) and any(isinstance(each, QAT) for each in line)
-    if isinstance(source, Quantize) or learned:
+    learned = source.use == "export" and any(each.use == "qat" for each in line)
+    if source.use == "quantize" or learned:
         return (
             f"{source.name!r} writes a file in integers already; leave {step.name!r} out, or give it the float model "
             "that the file was made from"
@@ -60,15 +68,23 @@ def quantized_already(step: Step, line: Sequence[Step]) -> str | None:
 
 
 def _unrecovered(source: Prune | Rewrite) -> bool:
+    from decoct.steps.compressing.recovery.none import NoRecovery
+
     return source.scheme.removes and isinstance(source.recover, NoRecovery)
 
 
 def _masked(source: Step) -> bool:
+    from decoct.steps.compressing.prune import Prune
+    from decoct.steps.compressing.recovery.sparsify import Sparsify
+
     return isinstance(source, Prune) and not source.scheme.removes and not isinstance(source.recover, Sparsify)
 
 
 def _holds(step: Learning, source: Step) -> bool:
     """Whether the step's own scheme keeps zeros as they are."""
+    from decoct.steps.compressing.prune import Prune
+    from decoct.steps.compressing.share import Share
+
     if isinstance(step, Share):
         return step.scheme.use == "codebook"  # of pruned weights one centroid is zero and stays so
     return isinstance(step, Prune) and not step.scheme.removes

@@ -14,7 +14,6 @@ from decoct.objectives.base import Objective, as_objective
 from decoct.objectives.task_loss import TaskLoss
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs
-from decoct.steps.learning.lesson import learn
 from decoct.steps.learning.settings import Learning
 from decoct.tasks.answers.heads import head_split
 
@@ -34,6 +33,8 @@ class Train(Learning):
     head: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
+        from decoct.steps.learning.lesson import learn
+
         own = context if self.head is None else with_one_head(context, self.head)
         return learn(self, inputs, own, self.objective, "labelled")
 
