@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -197,8 +197,9 @@ def _row_by_row(cells: list[Mapping[str, Cell]], rows: np.ndarray) -> dict[str, 
     for name, first in cells[0].items():
         assert not isinstance(first, Ragged)
         full = np.empty((len(rows), first.shape[1]), np.uint8)
-        for place, (each, row) in enumerate(zip(cells, wanted)):
-            full[place] = each[name][row]
+        columns = [cast(np.ndarray, each[name]) for each in cells]
+        for place, (column, row) in enumerate(zip(columns, wanted)):
+            full[place] = column[row]
         found[name] = full
     return found
 
