@@ -8,16 +8,20 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from store_toy import logits_of, make_store, seen_of, write_work
 
 from decoct.artifact import Artifact, writing
 from decoct.errors import DataError, IntegrityError
 from decoct.outputs import Outputs
+from decoct.store import reading
 from decoct.store.codecs.base import Codec
 from decoct.store.codecs.dense import DenseCodec
 from decoct.store.codecs.top_k import TopKCodec
@@ -535,3 +539,50 @@ def test_a_table_of_a_shard_without_rows_is_refused(tmp_path: Path) -> None:
     for rows in (0, 2**32):
         with pytest.raises(IntegrityError, match="did not write"):
             shard_of({**shard, "rows": rows})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    chosen=st.lists(st.integers(0, 59), max_size=40),
+    shards=st.integers(1, 30),
+    codec=st.sampled_from(
+        [None, DenseCodec(), DenseCodec(dtype="uint8"), TopKCodec(3), TopKCodec(2, tail="sample", draws=2)]
+    ),
+)
+def test_rows_fetched_one_by_one_are_those_fetched_by_shard(
+    chosen: list[int], shards: int, codec: Codec | None
+) -> None:
+    with TemporaryDirectory() as name:
+        store = Store.open(make_store(Path(name), shards=shards, codec=codec), cache_bytes=0)
+        both = []
+        before = reading.FEW
+        for few in (0, 1000):
+            reading.FEW = few
+            try:
+                both.append(list(store.read(seen_of(chosen)).tensors()))
+            finally:
+                reading.FEW = before
+    assert len(both[0]) == len(both[1]) > 0
+    for ours, theirs in zip(*both):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_a_batch_maps_the_shards_that_it_meets_alone(tmp_path: Path) -> None:
+    """The files of other shards are gone, and nothing asks for them."""
+    folder = make_store(tmp_path, shards=10)
+    for number in (0, *range(3, 10)):
+        (folder / "shards" / shard_name(number)).unlink()
+    store = Store.open(folder, verify="lazy", cache_bytes=0)
+    found = store.read(seen_of([6, 17, 11])).logits
+    assert found is not None
+    assert torch.equal(found, logits_of([6, 17, 11], 7))
+
+
+def test_the_index_stays_in_its_file(tmp_path: Path) -> None:
+    """What is found by is a view of mapped bytes: no array of its own, which would grow with the rows."""
+    for verify in ("none", "lazy", "all"):
+        store = Store.open(make_store(tmp_path / verify), verify=verify)
+        assert not store.seen.flags.owndata
+        assert not store.seen.flags.writeable
+        assert isinstance(store.seen.base, pyarrow.Buffer) or not store.seen.base.flags.owndata

@@ -318,8 +318,23 @@ def streamed(processes: Processes, rows: Sequence[int]) -> Mapping[str, Tensor]:
     return student.state_dict()
 
 
+def in_turn(processes: Processes, folder: Path) -> None:
+    """What one process leaves the next finds, and each does something else once where there are several."""
+    mark, did = folder / f"mark-{processes.count}", []
+
+    def work() -> bool:
+        found = mark.exists()
+        mark.touch()
+        return found
+
+    assert processes.in_turn(work, lambda: did.append(mark.exists())) is not processes.first
+    assert len(did) == (1 if processes.several else 0)
+    processes.wait()
+
+
 def main(out: Path) -> None:
     with joined("cpu") as processes:
+        in_turn(processes, out.parent)
         found: dict[str, Tensor] = {}
         for (kind, objective), cut, number in CASES:
             made = case(kind, objective, cut, TYPES[number], processes)

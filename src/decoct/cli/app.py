@@ -18,6 +18,7 @@ from decoct.artifact import is_full, no_space
 from decoct.cli.shell import Stopped, importing, in_front, noting, stopping, traces_printable
 from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
 from decoct.network import offline as kept_offline
+from decoct.threads import choose as choose_threads
 from decoct.training import launching
 
 
@@ -496,6 +497,7 @@ def _failed(session: Session, error: DecoctError, code: int) -> int:
 def main() -> None:
     """The entry point of the command."""
     traces_printable()
+    choose_threads()
     try:
         with stopping(), noting(quiet=False):
             launching.end_with_launcher()

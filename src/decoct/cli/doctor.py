@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decoct.artifact import write_whole
+from decoct.threads import cores
 
 REQUIRED = {
     "torch": (2, 11),
@@ -105,9 +106,9 @@ def _torch() -> Iterator[Finding]:
         yield Finding("CUDA", "no device; the processor is used", True, essential=False)
     providers = ", ".join(each.removesuffix("ExecutionProvider") for each in onnxruntime.get_available_providers())
     yield Finding("onnxruntime providers", providers, "CPU" in providers, fix="pip install onnxruntime")
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    threads, free = torch.get_num_threads(), cores()
     fix = "unset OMP_NUM_THREADS, or set it to the number of cores"
-    yield Finding("threads", f"{threads} of {cores} cores", threads <= cores, essential=False, fix=fix)
+    yield Finding("threads", f"{threads} of {free} cores", threads <= free, essential=False, fix=fix)
 
 
 def _extras() -> Iterator[Finding]:

@@ -74,6 +74,8 @@ def write_end(ended: Ended) -> dict[str, Any]:
 
 def results_of(ended: Ended) -> dict[str, Any]:
     """What stands in results.json; of a run that failed, the figures of the steps before that."""
+    import torch
+
     recipe, (metric, direction) = ended.recipe, ended.task.metric
     measured = gathered(ended.reached, ended.artifacts)
     wall = ended.wall + sum(each["wall_s"] for each in ended.steps if each["skipped"])
@@ -85,6 +87,7 @@ def results_of(ended: Ended) -> dict[str, Any]:
         "seeds": sorted({node.seed for node in ended.nodes}),
         "device": ended.device,
         "processes": ended.processes,
+        "threads": torch.get_num_threads(),
         "wall_s": round(wall, 3),
         "task": {"use": ended.task.use, "metric": metric, "direction": direction, "item": ended.task.answer.item},
         "data": {"use": recipe.data.use, "fingerprint": ended.data.fingerprint, **_sources(ended)},

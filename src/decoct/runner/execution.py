@@ -293,6 +293,11 @@ def prepare_data(data: Data, task: Task, *, offline: bool = False) -> tuple[Data
     return opened, task.resolve(opened)
 
 
+def load_compiler() -> None:
+    """Imports what torch's optimizers import when the first is built, which takes them seconds."""
+    import torch._dynamo  # noqa: F401
+
+
 def seeds_of(recipe: Recipe, options: Options) -> list[int]:
     """The recipe's seed and the ones after it."""
     if options.seeds < 1:
@@ -357,7 +362,7 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
         folder = Path(processes.shared(lambda: str(folder)))
         options = replace(options, processes=processes)
         with unless_full(folder), processes.by_first(lock(folder)), offline(options.offline):
-            data, task = processes.in_turn(lambda: prepare(recipe, options))
+            data, task = processes.in_turn(lambda: prepare(recipe, options), load_compiler)
             refuse_unequal("the recipe", recipe.digest(), processes)
             sources = processes.in_turn(lambda: prepare_sources(recipe, options))
             found = [each.fingerprint for each in (data, *sources.values())]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ REPAIR = "run the label step again: it recomputes damaged shards alone"
 CACHE_BYTES = 64 * 2**20
 BLOCK = 2**20
 """Rows of the index that are looked at in one go."""
+FEW = 3
+"""Up to so many rows of a batch a shard, they are fetched one by one: in a large store nearly each lies in another."""
 _ROW = np.uint64((1 << ROW_BITS) - 1)
 
 
@@ -139,6 +141,11 @@ class Store:
         if len(used) <= 1:
             cells = self._shard(used[0] if used else 0).cells
             return {name: taken(cell, rows) for name, cell in cells.items()}
+        if FEW * len(used) > len(rows):
+            found = {number: self._shard(number).cells for number in used}
+            each = [found[number] for number in shards.tolist()]
+            if not any(isinstance(cell, Ragged) for cell in each[0].values()):
+                return _row_by_row(each, rows)
         order = np.lexsort((rows, shards))
         ends = np.searchsorted(shards[order], [*used, used[-1] + 1]).tolist()
         parts = [order[start:end] for start, end in pairwise(ends)]
@@ -181,6 +188,20 @@ def _gathered(cells: list[Cell], parts: list[np.ndarray], rows: np.ndarray) -> C
         assert not isinstance(cell, Ragged)
         full[part] = np.take(cell, rows[part], axis=0)
     return full
+
+
+def _row_by_row(cells: list[Mapping[str, Cell]], rows: np.ndarray) -> dict[str, Cell]:
+    """Rows of shards that hold hardly more than one of a batch's each: `cells` of the shard of each row."""
+    wanted = rows.tolist()
+    found: dict[str, Cell] = {}
+    for name, first in cells[0].items():
+        assert not isinstance(first, Ragged)
+        full = np.empty((len(rows), first.shape[1]), np.uint8)
+        columns = [cast(np.ndarray, each[name]) for each in cells]
+        for place, (column, row) in enumerate(zip(columns, wanted)):
+            full[place] = column[row]
+        found[name] = full
+    return found
 
 
 def _opened(folder: str, verify: Verify, cache_bytes: int) -> Store:

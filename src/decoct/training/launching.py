@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from decoct.errors import RecipeError, printable
 from decoct.network import is_offline
+from decoct.threads import choose, cores
 
 LAUNCHER = "DECOCT_LAUNCHER"
 """The environment variable that tells a process who started it."""
@@ -43,7 +44,6 @@ def environment(rank: int, count: int, port: int, given: Mapping[str, str]) -> d
     >>> made["RANK"], made["WORLD_SIZE"], made["OMP_NUM_THREADS"]
     ('1', '2', '1')
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     own = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -53,7 +53,9 @@ def environment(rank: int, count: int, port: int, given: Mapping[str, str]) -> d
         "MASTER_PORT": port,
         LAUNCHER: os.getpid(),
     }
-    return {"OMP_NUM_THREADS": str(max(1, cores // count)), **given, **{key: str(value) for key, value in own.items()}}
+    made = {**given, **{key: str(value) for key, value in own.items()}}
+    choose(made, max(1, cores() // count))
+    return made
 
 
 def launch(words: Sequence[str], count: int) -> int:

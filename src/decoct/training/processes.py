@@ -87,9 +87,17 @@ class Processes(ABC):
         self.shared(lambda: made.append(work()))
         return made[0] if self.first else then()
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """The first process does `work`, then all others do: what is fetched and cached is fetched once."""
-        return self.alone(work, work)
+    def in_turn(self, work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
+        """The first process does `work`, then all others do: what is fetched and cached is fetched once.
+
+        Each of several does `meanwhile` once, while it would wait for the others.
+        """
+        if self.several and not self.first:
+            meanwhile()
+        found = self.alone(work, work)
+        if self.several and self.first:
+            meanwhile()
+        return found
 
     @contextlib.contextmanager
     def by_first(self, held: AbstractContextManager[Any]) -> Iterator[None]:

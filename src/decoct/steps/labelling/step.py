@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -45,6 +44,7 @@ from decoct.store.shards import Shard, finished, packed, put, shard_name
 from decoct.store.sizes import ROW_BYTES, refuse_small_disk, summary
 from decoct.teachers.combining import Combination
 from decoct.teachers.remote.jobs import run_jobs
+from decoct.threads import in_threads
 from decoct.training.engine import Engine
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Label(Labelling):
                 begun[0] += count
                 context.progress(begun[0], total, "labelling")
 
-            with _in_threads(self.threads), _Packer(self, inputs, context, count_up) as packer:
+            with in_threads(self.threads), _Packer(self, inputs, context, count_up) as packer:
                 for piece in pieces:
                     yield packer.shard(piece)
             return
@@ -211,7 +211,7 @@ class Label(Labelling):
         batches = (context.task.from_loader(item) for item in splits_of(context)[name])
         made: dict[int, Shard] = {}
         numbers = (number for number in itertools.count() if number not in done)
-        with _in_threads(self.threads), _Packer(self, inputs, context, loader=True) as packer:
+        with in_threads(self.threads), _Packer(self, inputs, context, loader=True) as packer:
             for group in loader_pieces(unanswered(batches, folder, done), self.shard):
                 shard, content = packer.of_batches(next(numbers), group)
                 put(folder, shard, content)
@@ -310,17 +310,6 @@ def _cast(feature: Tensor, dtype: torch.dtype, name: str) -> Tensor:
             f"features: {name} reaches {feature.abs().max():.3g}, more than float16 holds; give features_dtype: float32"
         )
     return kept
-
-
-@contextlib.contextmanager
-def _in_threads(count: int | None) -> Iterator[None]:
-    """Torch works with so many threads while the body runs; None: with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _unpacked(answer: bytes) -> tuple[Shard, bytes]:

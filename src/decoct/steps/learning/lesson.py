@@ -35,10 +35,12 @@ from decoct.steps.learning.sources import answering, at_source, refuse_other_cla
 from decoct.steps.learning.teachers import open_teachers, own_readers, to_combined
 from decoct.steps.learning.top_k import warn_of_tails
 from decoct.steps.learning.views import probe_batch, refuse_absent, teaching_stores, views_of
+from decoct.steps.learning.work import Work
 from decoct.teachers.base import Teacher
 from decoct.teachers.combining import COMBINED, Combination, compared
 from decoct.teachers.remote.base import Ahead
 from decoct.teachers.remote.running_ahead import RunsAhead
+from decoct.threads import SMALL, in_threads, is_ours
 from decoct.training.callback import CHOSEN, Callback, WithCallback, once_ready
 from decoct.training.fit import History, Options, Update, fit
 from decoct.training.processes import refusing_other_batches
@@ -201,23 +203,41 @@ class Lesson:
         if layers:
             context.progress(0, 1, layers_text(layers))
         self.engine.prepare(modules)
-        return fit(
-            update,
-            source,
-            state,
-            step.budget,
-            work=context.work,
-            validate=observed((validate or self.scoring(self.forward(Needs()))) if held_out else None, parts.values()),
-            options=Options(
-                accumulate=step.accumulate,
-                select=(select or context.task.metric) if step.select == "best" and held_out else None,
-                log_every=step.log_every,
-                checkpoint_seconds=step.checkpoint_seconds,
-                progress=context.progress if context.processes.first else None,
-                processes=context.processes,
-                notes=({"kind": "layers", "pairs": layers},) if layers else (),
-            ),
+        options = Options(
+            accumulate=step.accumulate,
+            select=(select or context.task.metric) if step.select == "best" and held_out else None,
+            log_every=step.log_every,
+            checkpoint_seconds=step.checkpoint_seconds,
+            progress=context.progress if context.processes.first else None,
+            processes=context.processes,
+            notes=({"kind": "layers", "pairs": layers},) if layers else (),
         )
+        scoring = (validate or self.scoring(self.forward(Needs()))) if held_out else None
+        with in_threads(self.threads()):
+            return fit(
+                update,
+                source,
+                state,
+                step.budget,
+                work=context.work,
+                validate=observed(scoring, parts.values()),
+                options=options,
+            )
+
+    def threads(self) -> int | None:
+        """1 where the command chose several and a batch of the step is too small for them; None: as many as there are.
+
+        By the work of a batch alone, so that one machine trains with one number of threads again and again.
+        """
+        if self.engine.device.type != "cpu" or self.engine.sharded or not is_ours():
+            return None
+        with Work() as student:
+            self.look("student", Needs())
+        with Work() as teachers, torch.no_grad():
+            for role in self.teachers:
+                self.look(role, Needs())
+        batch = (3 * student.macs + teachers.macs) * self.step.batch_size // len(self.batch)
+        return 1 if batch < SMALL else None
 
     def scoring(self, predict: Predictor) -> Callable[[], dict[str, float]]:
         """Scores of a predictor on the validation split; of several processes, the first one scores for all."""

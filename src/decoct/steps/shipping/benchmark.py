@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from decoct.artifact import Artifact, writing
@@ -26,6 +24,7 @@ from decoct.steps.shipping.candidates import Candidate, kernels_of, open_candida
 from decoct.steps.shipping.compared import compared
 from decoct.steps.shipping.export import head
 from decoct.tasks.answers.base import Scores
+from decoct.threads import in_threads
 
 MAIN_PAIR = ("student", "student_alone")
 CALIBRATION = ("ece",)
@@ -70,7 +69,7 @@ class Benchmark(Step):
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         artifacts = {name: _by_seed(value, context.run_seed) for name, value in inputs.items()}
         self._check_names(artifacts)
-        with _torch_threads(self.threads):
+        with in_threads(self.threads):
             records = self._records(artifacts, context)
         result = {
             "models": list(records.values()),
@@ -263,13 +262,3 @@ def _deviation(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _shared(scores: Sequence[Mapping[str, float]]) -> list[str]:
     return [name for name in scores[0] if all(name in each for each in scores)]
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
