@@ -64,6 +64,10 @@ class Dataset:
     classes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    index: Path | None = field(default=None, compare=False)
+    """Where the index keeps it."""
+    remembered: bool = field(default=False, compare=False)
+    """Whether it is the index's word alone: its files look as they did and were not read again."""
 
     def narrowed(self, indices: np.ndarray, split: str = "train") -> Dataset:
         """The same data with the samples at `indices` (int64 `[N]`) of one split: a fold, a partition, a site.
@@ -85,7 +89,7 @@ class Dataset:
             raise DataError(f"indices go from {places.min()} to {places.max()}; the {split} split has 0 to {size - 1}")
         state = hashlib.sha256(f"{self.fingerprint} {split} ".encode() + places.astype("<i8").tobytes())
         splits = {**self.splits, split: self.splits[split].take(places)}
-        return replace(self, splits=splits, fingerprint=state.hexdigest())
+        return replace(self, splits=splits, fingerprint=state.hexdigest(), index=None)
 
 
 class Data(Spec):
@@ -115,6 +119,10 @@ class Data(Spec):
     @abstractmethod
     def open(self, *, offline: bool = False) -> Dataset:
         """Reads the data set; DataError says how to get it where it is absent."""
+
+    def files(self) -> list[str] | None:
+        """Every file that `open` reads, for the index; None where it must be opened to know."""
+        return None
 
 
 class Source(ABC):

@@ -10,17 +10,17 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from decoct.data.base import Data, Dataset, Split
+from decoct.data.base import Dataset, Split
 from decoct.data.files import folder_of, is_junk, walked
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
-from decoct.data.pixels import examined
+from decoct.data.pixels import PictureFiles, Read, examined
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 
 
-class ImageFolder(Data):
+class ImageFolder(PictureFiles):
     """Images in one folder for each class, with or without a folder for each split.
 
     `path/train/CLASS/*`, `path/validation/CLASS/*` and `path/test/CLASS/*`, or `path/CLASS/*`.
@@ -37,10 +37,22 @@ class ImageFolder(Data):
     test: float = Field(default=0.2, gt=0, lt=1)
     value_range: ValueRange = None
 
+    def files(self) -> list[str]:
+        if self.path is None:
+            return []
+        found = [class_folders(folder) for folder in _split_folders(folder_of(self.path)).values()]
+        every = [
+            [each.root, *each.others, *(path for files in each.files.values() for path in files)] for each in found
+        ]
+        return [str(path) for paths in every for path in paths]
+
+    def decoder(self) -> tuple[Read, Pictures]:
+        return self._decoded, Pictures(self.channels, self.value_range)
+
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the folder of images")
-        root = folder_of(self.path)
+        root = folder_of(self.path).absolute()
         found = {split: class_folders(folder) for split, folder in _split_folders(root).items()}
         classes = tuple(sorted(found["train"].files))
         if len(classes) < 2:

@@ -250,13 +250,11 @@ def _opened(content: bytes | Path, where: str) -> Any:
     from PIL import Image
 
     source = io.BytesIO(content) if isinstance(content, bytes) else regular(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            opened = Image.open(source, formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_many(where, str(error)) from None
-    if math.prod(opened.size) > MOST_PIXELS:
+    try:  # no filter of warnings is set here: they are the process's, and several threads decode
+        opened = Image.open(source, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many(where, str(error)) from None
+    if math.prod(opened.size) > min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS):
         width, height = opened.size
         opened.close()
         raise _too_many(where, f"{width}x{height}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from decoct.data.base import Data
 from decoct.data.hashing import image_keys
 from decoct.data.images import Pictures, other_size
 from decoct.data.lazy import LazyColumn, in_threads
@@ -38,6 +40,13 @@ class Files:
     sums: np.ndarray
     kept: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
+    def keeping(self) -> Files:
+        """The same, which keep what they decode where it is little."""
+        size = len(self.paths) * int(np.prod(self.shape))
+        if size > KEPT_BYTES:
+            return self
+        return replace(self, kept=(np.empty((len(self.paths), *self.shape), np.uint8), np.zeros(len(self.paths), bool)))
+
     def one(self, place: int) -> np.ndarray:
         """The pixels of one file; DataError where they are others than before."""
         if self.kept is not None and self.kept[1][place]:
@@ -62,6 +71,14 @@ class Files:
         for at, pixels in enumerate(in_threads(self.one, places.tolist())):
             made[at] = pixels
         return made
+
+
+class PictureFiles(Data):
+    """A data set of picture files that are decoded when a batch asks for them."""
+
+    @abstractmethod
+    def decoder(self) -> tuple[Read, Pictures]:
+        """How a file becomes pixels, and with which settings."""
 
 
 class Pixels(LazyColumn):
