@@ -12,6 +12,7 @@ from decoct.data.base import Split
 from decoct.data.hashing import fingerprint, image_keys
 from decoct.data.image_folder import ImageFolder
 from decoct.data.images import Pictures
+from decoct.data.index import opened
 from decoct.data.lazy import LazyColumn
 from decoct.data.pixels import KEPT_BYTES, Pixels, examined
 from decoct.data.saving import load_data, save_data
@@ -37,6 +38,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(COUNT):
         picture(folder / "ab"[number % 2] / f"{number:03}.png", number // 2 if number < 8 else number)
     return folder
+
+
+@pytest.fixture
+def no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache folder that takes nothing, so that pictures are decoded each time."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DECOCT_CACHE", str(tmp_path / "file"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DECOCT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "index"
 
 
 def eager(data: Any) -> dict[str, Split]:
@@ -94,6 +108,7 @@ def test_batches_are_bit_for_bit_those_of_pixels_in_memory(root: Path, augment: 
         assert own.target.equal(expected.target)
 
 
+@pytest.mark.usefixtures("no_disk")
 def test_a_batch_decodes_its_own_files_alone(root: Path) -> None:
     decoded: list[str] = []
     paths = [str(path) for path in sorted(root.rglob("*.png"))]
@@ -116,6 +131,7 @@ def test_few_pictures_are_decoded_once(root: Path) -> None:
     assert sorted(decoded) == paths
 
 
+@pytest.mark.usefixtures("no_disk")
 def test_a_file_that_is_changed_meanwhile_is_refused_by_name(root: Path, tmp_path: Path) -> None:
     paths = [str(path) for path in sorted(root.rglob("*.png"))]
     other = picture(tmp_path / "other.png", 99_999)
@@ -161,3 +177,37 @@ def test_lazy_pixels_are_saved_as_those_in_memory(root: Path, tmp_path: Path) ->
         save_data(draft, split, classes=("a", "b"))
     found = load_data(Artifact.load(tmp_path / "data")).splits["train"]
     assert (found.columns["image"] == np.asarray(split.columns["image"])).all()
+
+
+def test_many_pictures_are_decoded_once_while_the_disk_has_room(root: Path, cache: Path) -> None:
+    decoded: list[str] = []
+    paths = [str(path) for path in sorted(root.rglob("*.png"))]
+    column = examined(paths, counting(decoded, threading.Lock()), Pictures(), "give data.size")
+    held = np.asarray(column)
+    assert (column.take(np.array([5, 1]))[np.array([1, 0])] == held[[1, 5]]).all()
+    assert (image_keys(held) == column.files.keys).all()
+    assert sorted(decoded) == paths
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["none", "bit", "cut", "gone"])
+def test_decoded_pixels_of_the_index_are_believed_where_their_key_fits(
+    damage: str, tmp_path: Path, cache: Path
+) -> None:
+    for number in range(COUNT):
+        picture(tmp_path / "data" / "ab"[number % 2] / f"{number:03}.png", number, side=64)
+    data = ImageFolder(path=tmp_path / "data", size=SIDE, validation=0)
+    expected = np.asarray(opened(data).splits["train"].columns["image"])
+    (file,) = cache.rglob("*.pixels/train.image")
+    assert (np.fromfile(file, np.uint8) == expected.reshape(-1)).all()
+    if damage == "bit":
+        content = bytearray(file.read_bytes())
+        content[7] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "gone":
+        file.unlink()
+    found = opened(data).splits["train"].columns["image"]
+    assert (np.asarray(found) == expected).all()
+    assert (found[np.array([3, 0])] == expected[[3, 0]]).all()

@@ -10,6 +10,8 @@ from typing import Any, overload
 import numpy as np
 
 from decoct.data.base import Data, Split
+from decoct.data.decoded import keep
+from decoct.data.decoded import kept as decoded_at
 from decoct.data.pixels import Files, PictureFiles, Pixels
 from decoct.errors import IntegrityError
 
@@ -87,8 +89,8 @@ def write_split(folder: Path, name: str, split: Split, files: Sequence[str]) -> 
             _save(folder, f"{place}.ends", np.cumsum([len(each) for each in texts], dtype=np.int64))
 
 
-def read_split(folder: Path, name: str, kept: dict[str, Any], data: Data, files: Sequence[str]) -> Split:
-    """The split that was written; its arrays are read when they are used."""
+def read_split(folder: Path, name: str, kept: dict[str, Any], data: Data, files: Sequence[str], decoded: Path) -> Split:
+    """The split that was written; its arrays are read when they are used. `decoded`: where `write_decoded` wrote."""
     beside = {own: _load(folder, f"{name}.{own}") for own in kept["beside"]}
     columns: dict[str, Any] = {}
     for own, form in kept["columns"].items():
@@ -97,21 +99,43 @@ def read_split(folder: Path, name: str, kept: dict[str, Any], data: Data, files:
         if form == "texts":
             columns[own] = StoredTexts(columns[own], _load(folder, f"{place}.ends"))
         elif form == "pixels":
-            columns[own] = _pixels(columns[own], _load(folder, f"{place}.sums"), beside["keys"], kept, data, files)
+            columns[own] = _pixels(
+                decoded / f"{name}.{own}",
+                columns[own],
+                _load(folder, f"{place}.sums"),
+                beside["keys"],
+                kept,
+                data,
+                files,
+            )
         if len(columns[own]) != len(beside["keys"]):
             raise IntegrityError(f"{folder}: column {own} has not one entry for each sample")
     return Split(columns, **beside)
 
 
+def write_decoded(folder: Path, name: str, split: Split) -> None:
+    """Writes the pixels of a split as they are once decoded, where they are many and the disk has room."""
+    for own, column in split.columns.items():
+        if isinstance(column, Pixels) and column.files.decoded is not None:
+            keep(folder / f"{name}.{own}", len(column), column.files.shape, column)
+
+
 def _pixels(
-    places: np.ndarray, sums: np.ndarray, keys: np.ndarray, kept: dict[str, Any], data: Data, files: Sequence[str]
+    decoded: Path,
+    places: np.ndarray,
+    sums: np.ndarray,
+    keys: np.ndarray,
+    kept: dict[str, Any],
+    data: Data,
+    files: Sequence[str],
 ) -> Pixels:
     if not isinstance(data, PictureFiles):
         raise IntegrityError(f"{data.use} has no pictures")
     read, pictures = data.decoder()
     paths = [files[at] for at in places.tolist()]
-    own = Files(paths, read, pictures, tuple(kept["shape"]), keys, sums).keeping()
-    return Pixels(own, np.arange(len(paths)))
+    shape = tuple(kept["shape"])
+    own = Files(paths, read, pictures, shape, keys, sums, decoded=decoded_at(decoded, len(paths), shape))
+    return Pixels(own.keeping(), np.arange(len(paths)))
 
 
 def _form(column: Any) -> str:

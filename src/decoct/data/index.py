@@ -21,7 +21,7 @@ import numpy as np
 
 from decoct.artifact import Artifact, damaged, parse_json, writing
 from decoct.data.base import Data, Dataset
-from decoct.data.columns import Kept, kept_split, read_split, write_split
+from decoct.data.columns import Kept, kept_split, read_split, write_decoded, write_split
 from decoct.data.files import cache_folder
 from decoct.errors import DataError, DecoctError, IntegrityError
 
@@ -37,7 +37,7 @@ def opened(data: Data, *, offline: bool = False, sure: bool = True) -> Dataset:
 
     Files are the same where path, size, times (of content and of the entry in its folder) and inode are. `sure`: their
     content and what the index holds are compared with their checksums too, and read anew where they differ; pictures
-    are compared with their keys whenever they are decoded. What the index cannot hold is opened as ever.
+    are compared with their keys whenever they are read. What the index cannot hold is opened as ever.
     """
     entry = _entry(data)
     if entry is None:
@@ -71,15 +71,21 @@ class Entry:
     files: Sequence[str]
     folder: Path
 
+    @property
+    def decoded(self) -> Path:
+        """The folder of the decoded pictures: they lie outside the sealed one, as each is compared with its key."""
+        return self.folder.with_name(f"{self.folder.name}.pixels")
+
     def read(self, sure: bool) -> Dataset | None:
         """What is kept; None where nothing whole is there, or, looked at closely, not what the files hold."""
         try:
             kept = Artifact.load(self.folder, verify=False)
-            if sure and (damaged(self.folder) or (not kept.meta["lazy"] and self.other_files(kept))):
+            if sure and (damaged(self.folder) or self.other_files(kept)):
                 raise IntegrityError("it is not what the files hold")
             facts = Kept(**parse_json(kept.meta["kept"], str(self.folder), dict[str, Any]))
             splits = {
-                name: read_split(self.folder, name, each, self.data, self.files) for name, each in facts.splits.items()
+                name: read_split(self.folder, name, each, self.data, self.files, self.decoded)
+                for name, each in facts.splits.items()
             }
         except (DecoctError, OSError, ValueError, TypeError, LookupError):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -119,14 +125,15 @@ class Entry:
     def _keep(self, found: Dataset, told: list[str]) -> None:
         """Writes the entry under a name of its own and moves it into place, unless another process was first."""
         splits = {name: kept_split(split) for name, split in found.splits.items()}
-        lazy = any(form == "pixels" for each in splits.values() for form in each["columns"].values())
         facts = Kept(found.fingerprint, list(found.classes), list(found.features), dict(found.info), told, splits)
         text = json.dumps(facts.plain(), allow_nan=False)  # a text, as a manifest sorts its keys
         if json.loads(text) != facts.plain():
             raise TypeError("what is known of the data is no plain data")
         _forget_others(self.folder)
+        for name, split in found.splits.items():
+            write_decoded(self.decoded, name, split)
         own = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.{threading.get_ident()}")
-        with writing(own, kind="data", name=self.data.use, meta={"kept": text, "lazy": lazy}) as draft:
+        with writing(own, kind="data", name=self.data.use, meta={"kept": text}) as draft:
             for name, split in found.splits.items():
                 write_split(draft.folder, name, split, self.files)
             hashes = b"".join(map(_hashed, self.files))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from decoct.data.base import Data
+from decoct.data.decoded import Decoded, in_passing
 from decoct.data.hashing import image_keys
 from decoct.data.images import Pictures, other_size
 from decoct.data.lazy import LazyColumn, in_threads
@@ -29,7 +30,8 @@ class Files:
     """Picture files as they were when their data set was opened.
 
     `keys` uint64 `[N]` by `image_keys`; `sums` uint64 `[N, 2, C]`, the sum of the pixels of each channel and of their
-    squares; `shape` (H, W, C), which all have. `kept`: decoded pixels, and which of them are there.
+    squares; `shape` (H, W, C), which all have. `kept`: decoded pixels, and which of them are there; `decoded`: a file
+    that holds them.
     """
 
     paths: Sequence[str]
@@ -39,6 +41,7 @@ class Files:
     keys: np.ndarray
     sums: np.ndarray
     kept: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
+    decoded: Decoded | None = field(default=None, repr=False)
 
     def keeping(self) -> Files:
         """The same, which keep what they decode where it is little."""
@@ -51,17 +54,26 @@ class Files:
         """The pixels of one file; DataError where they are others than before."""
         if self.kept is not None and self.kept[1][place]:
             return self.kept[0][place]
-        path = self.paths[place]
-        found = self.read(path, self.pictures.like())
-        if found.shape != self.shape or image_keys(found[None])[0] != self.keys[place]:
-            raise DataError(
-                f"{path}: it holds other pixels than when the data set was opened; leave files alone while they are "
-                "read, and run again (`decoct verify` finds what was changed behind its time)"
-            )
+        found = None if self.decoded is None else self.decoded.read(place)
+        if found is None or not self._is(found, place):
+            found = self._from_file(place)
         if self.kept is not None:
             self.kept[0][place] = found
             self.kept[1][place] = True
         return found
+
+    def _from_file(self, place: int) -> np.ndarray:
+        path = self.paths[place]
+        found = self.read(path, self.pictures.like())
+        if not self._is(found, place):
+            raise DataError(
+                f"{path}: it holds other pixels than when the data set was opened; leave files alone while they are "
+                "read, and run again (`decoct verify` finds what was changed behind its time)"
+            )
+        return found
+
+    def _is(self, pixels: np.ndarray, place: int) -> bool:
+        return pixels.shape == self.shape and bool(image_keys(pixels[None])[0] == self.keys[place])
 
     def several(self, places: np.ndarray) -> np.ndarray:
         """uint8 `[B, H, W, C]`."""
@@ -114,7 +126,7 @@ class Pixels(LazyColumn):
 
 
 def examined(paths: Sequence[str], read: Read, pictures: Pictures, advice: str) -> Pixels:
-    """The pixels of picture files, each decoded once for its key and size and let go.
+    """The pixels of picture files, each decoded once for its key and size, and kept in a file while the disk has room.
 
     `pictures` notes what was done to some. DataError names the first that cannot be read, or has another size than the
     first one, and gives `advice`.
@@ -122,6 +134,7 @@ def examined(paths: Sequence[str], read: Read, pictures: Pictures, advice: str) 
     keys, sums = np.empty(len(paths), np.uint64), np.empty((len(paths), 2, pictures.channels), np.uint64)
     shape: tuple[int, ...] = ()
     kept: tuple[np.ndarray, np.ndarray] | None = None
+    decoded: Decoded | None = None
 
     def look(path: str) -> tuple[np.ndarray, Pictures, np.uint64, np.ndarray]:
         noted = pictures.like()
@@ -134,13 +147,17 @@ def examined(paths: Sequence[str], read: Read, pictures: Pictures, advice: str) 
                 shape = pixels.shape
                 if len(paths) * pixels.nbytes <= KEPT_BYTES:
                     kept = np.empty((len(paths), *shape), np.uint8), np.ones(len(paths), bool)
+                else:
+                    decoded = in_passing(len(paths), shape)
             if pixels.shape != shape:
                 raise other_size(paths[at], pixels.shape, paths[0], shape, advice)
             pictures.add(noted)
             keys[at], sums[at] = key, own
             if kept is not None:
                 kept[0][at] = pixels
-    return Pixels(Files(paths, read, pictures.like(), shape, keys, sums, kept), np.arange(len(paths)))
+            if decoded is not None and not decoded.write(at, pixels):
+                decoded = None
+    return Pixels(Files(paths, read, pictures.like(), shape, keys, sums, kept, decoded), np.arange(len(paths)))
 
 
 def channel_sums(pixels: np.ndarray) -> np.ndarray:
