@@ -25,7 +25,7 @@ from decoct.data.columns import Kept, kept_split, read_split, write_decoded, wri
 from decoct.data.files import cache_folder
 from decoct.errors import DataError, DecoctError, IntegrityError
 
-SMALL = 1 << 20
+SMALL = 1 << 16
 """Data sets of fewer bytes are read each time."""
 SOURCES = "sources.npy"
 LIBRARIES = ("numpy", "pillow", "pyarrow", "tokenizers")

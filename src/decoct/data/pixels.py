@@ -166,5 +166,7 @@ def channel_sums(pixels: np.ndarray) -> np.ndarray:
     >>> channel_sums(np.array([[[1, 2], [3, 255]]], np.uint8)).tolist()
     [[4, 257], [10, 65029]]
     """
-    flat = pixels.reshape(-1, pixels.shape[-1])
-    return np.stack([flat.sum(0, dtype=np.uint64), np.square(flat, dtype=np.uint16).sum(0, dtype=np.uint64)])
+    rows, channels = pixels.reshape(len(pixels), -1), pixels.shape[-1]
+    kind = np.uint32 if len(rows) <= 1 << 16 else np.uint64  # 2^16 squares of bytes fit into 32 bits
+    found = rows.sum(0, dtype=kind), np.square(rows, dtype=np.uint16).sum(0, dtype=kind)
+    return np.stack([each.reshape(-1, channels).sum(0, dtype=np.uint64) for each in found])
