@@ -16,6 +16,7 @@ from decoct.data.base import Data, Dataset
 from decoct.data.csv import CSV
 from decoct.data.hashing import fingerprint
 from decoct.data.image_folder import ImageFolder
+from decoct.data.image_masks import ImageMasks
 from decoct.data.index import changed, index_folder, opened
 from decoct.data.text import Text
 from decoct.data.tsv import TSV
@@ -58,7 +59,16 @@ def pictures(folder: Path) -> Data:
     return ImageFolder(path=folder / "images")
 
 
-KINDS = [table, texts, labelled_texts, pictures]
+def masks(folder: Path) -> Data:
+    for number in range(30):
+        for kind, shape in (("images", (32, 40, 3)), ("masks", (32, 40))):
+            path = folder / kind / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(RNG.integers(0, 256 if kind == "images" else 3, shape).astype(np.uint8)).save(path)
+    return ImageMasks(path=folder, size=(20, 24))
+
+
+KINDS = [table, texts, labelled_texts, pictures, masks]
 
 
 def same(one: Dataset, other: Dataset) -> None:

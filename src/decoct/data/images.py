@@ -124,7 +124,7 @@ class Pictures:
 
     def colours(self, content: bytes | Path, where: str) -> np.ndarray:
         """uint8 `[H, W, 3]` of a mask of colours, read as a picture and counted as none."""
-        return Pictures(3, transparent=self.transparent, framed=self.framed).read(content, where)
+        return Pictures(3, transparent=self.transparent, framed=self.framed).decoded(content, where)
 
     def say(self, root: Path, *, annotated: bool = False) -> None:
         """Warns of what was done; `annotated`: masks or boxes were drawn on the pictures, and turning matters."""

@@ -38,6 +38,10 @@ class LazyColumn(ABC):
     def blocks(self) -> Iterator[np.ndarray]:
         """All samples in their order, `[b, ...]` at a time."""
 
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
     def __len__(self) -> int:
         return self.shape[0]
 

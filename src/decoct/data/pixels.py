@@ -109,6 +109,10 @@ class Pixels(LazyColumn):
         return len(self.places), *self.files.shape
 
     def __getitem__(self, wanted: Any) -> np.ndarray:
+        if isinstance(wanted, tuple):
+            first, *others = wanted
+            found = self[first]
+            return found[tuple(others)] if found.ndim < self.ndim else found[(slice(None), *others)]
         places = self.places[wanted]
         return self.files.several(places) if isinstance(places, np.ndarray) else self.files.one(int(places))
 
@@ -118,6 +122,10 @@ class Pixels(LazyColumn):
     def blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self.places), BLOCK):
             yield self.files.several(self.places[start : start + BLOCK])
+
+    def read_by(self, read: Read) -> Pixels:
+        """The same pixels, decoded in another way from now on."""
+        return Pixels(replace(self.files, read=read), self.places)
 
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
         """uint64 `[C]`: the sum over all pixels of each channel, and the sum of their squares."""
