@@ -2,11 +2,21 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, the recipes that tests share
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests keep what they cache apart from the user's, unless DECOCT_CACHE names a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("DECOCT_CACHE"):
+            patch.setenv("DECOCT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

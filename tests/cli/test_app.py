@@ -230,6 +230,11 @@ def test_doctor_finds_this_environment_good(capsys: pytest.CaptureFixture[str], 
     assert cli.call(["doctor", "--json"]) == 0
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
     assert found["cache folder"]["found"] == str(tmp_path / "cache")
+    (tmp_path / "cache" / "index").mkdir()
+    (tmp_path / "cache" / "index" / "entry").write_bytes(bytes(2500))
+    assert cli.call(["doctor", "--json"]) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["index of data sets"]["found"] == f"{tmp_path / 'cache' / 'index'}: 2.5 kB"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DECOCT_CACHE", str(tmp_path / "file"))
     assert cli.call(["doctor", "--json"]) == 4

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from decoct.artifact import write_whole
+from decoct.artifact import size_text, write_whole
+from decoct.data.index import index_folder
 from decoct.threads import cores
 
 REQUIRED = {
@@ -48,7 +49,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that decoct needs of the machine, in reading order."""
-    return [_python(), *_packages(), *_torch(), *_extras(), _cache(), *_machine()]
+    return [_python(), *_packages(), *_torch(), *_extras(), _cache(), _index(), *_machine()]
 
 
 def broken(findings: list[Finding]) -> list[Finding]:
@@ -135,6 +136,13 @@ def _cache() -> Finding:
         fix = "set DECOCT_CACHE to a folder that can be written"
         return Finding("cache folder", f"{folder}: {error.strerror}", False, fix=fix)
     return Finding("cache folder", str(folder), True)
+
+
+def _index() -> Finding:
+    """Where the index of data sets is, and how large: it can be removed at any time."""
+    folder = index_folder()
+    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    return Finding("index of data sets", f"{folder}: {size_text(size)}", True, essential=False)
 
 
 def _machine() -> Iterator[Finding]:

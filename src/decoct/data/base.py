@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
+from decoct.data.lazy import LazyColumn
 from decoct.errors import DataError, did_you_mean
 from decoct.spec import Spec
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 class Split:
     """Samples by column, all of one length.
 
-    Columns by convention: `image` uint8 `[N, H, W, C]` (or a list of arrays), `text` list of str, `features`
-    float64 `[N, F]` (NaN = missing), `label` int64 `[N]`, `value` float64 `[N]` or `[N, D]`, `mask` uint8 `[N, H, W]`:
-    the class of each pixel, 255 for none.
+    Columns by convention: `image` uint8 `[N, H, W, C]` (an array, a LazyColumn, or a list of arrays), `text` list of
+    str, `features` float64 `[N, F]` (NaN = missing), `label` int64 `[N]`, `value` float64 `[N]` or `[N, D]`, `mask`
+    uint8 `[N, H, W]`: the class of each pixel, 255 for none.
     `keys` uint64 `[N]`: the first 8 bytes of the SHA-256 of each sample's content without its target.
     `labelled` bool `[N]`: where the target may be used in training; None = everywhere. `group` uint64 `[N]`: of rows
     that were made from samples (windows) the key of the sample.
@@ -41,13 +42,16 @@ class Split:
 
     def take(self, indices: np.ndarray) -> Split:
         """The samples at `indices`, in their order."""
-        columns = {
-            name: column[indices] if isinstance(column, np.ndarray) else [column[i] for i in indices]
-            for name, column in self.columns.items()
-        }
+        columns = {name: _taken(column, indices) for name, column in self.columns.items()}
         labelled = None if self.labelled is None else self.labelled[indices]
         group = None if self.group is None else self.group[indices]
         return Split(columns, self.keys[indices], labelled, group)
+
+
+def _taken(column: Any, indices: np.ndarray) -> Any:
+    if isinstance(column, LazyColumn):
+        return column.take(indices)
+    return column[indices] if isinstance(column, np.ndarray) else [column[i] for i in indices]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Dataset:
     classes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    index: Path | None = field(default=None, compare=False)
+    """Where the index keeps it."""
+    remembered: bool = field(default=False, compare=False)
+    """Whether it is the index's word alone: its files look as they did and were not read again."""
 
     def narrowed(self, indices: np.ndarray, split: str = "train") -> Dataset:
         """The same data with the samples at `indices` (int64 `[N]`) of one split: a fold, a partition, a site.
@@ -81,7 +89,7 @@ class Dataset:
             raise DataError(f"indices go from {places.min()} to {places.max()}; the {split} split has 0 to {size - 1}")
         state = hashlib.sha256(f"{self.fingerprint} {split} ".encode() + places.astype("<i8").tobytes())
         splits = {**self.splits, split: self.splits[split].take(places)}
-        return replace(self, splits=splits, fingerprint=state.hexdigest())
+        return replace(self, splits=splits, fingerprint=state.hexdigest(), index=None)
 
 
 class Data(Spec):
@@ -111,6 +119,10 @@ class Data(Spec):
     @abstractmethod
     def open(self, *, offline: bool = False) -> Dataset:
         """Reads the data set; DataError says how to get it where it is absent."""
+
+    def files(self) -> list[str] | None:
+        """Every file that `open` reads, for the index; None where it must be opened to know."""
+        return None
 
 
 class Source(ABC):

@@ -33,6 +33,9 @@ class CSV(Data):
     test: float = Field(default=0.2, gt=0, lt=1)
     test_path: Path | None = None
 
+    def files(self) -> list[str]:
+        return [str(present(each)) for each in (self.path, self.test_path) if each is not None]
+
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the file")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from decoct.data.lazy import LazyColumn
+
 if TYPE_CHECKING:
     from decoct.data.base import Split
 
@@ -126,6 +128,10 @@ def _add(state: hashlib._Hash, values: Any) -> None:
         state.update(repr((values.dtype.str, values.shape)).encode())
         if values.size:
             state.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    elif isinstance(values, LazyColumn):
+        state.update(repr((values.dtype.str, values.shape)).encode())
+        for block in values.blocks() if 0 not in values.shape else ():
+            state.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     elif isinstance(values, str):
         state.update(f"{len(values)}:{values}".encode())
     else:

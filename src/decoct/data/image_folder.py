@@ -10,25 +10,25 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from decoct.data.base import Data, Dataset, Split
+from decoct.data.base import Dataset, Split
 from decoct.data.files import folder_of, is_junk, walked
-from decoct.data.hashing import image_keys
-from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, stack
+from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
+from decoct.data.pixels import PictureFiles, Read, examined
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 
 
-class ImageFolder(Data):
+class ImageFolder(PictureFiles):
     """Images in one folder for each class, with or without a folder for each split.
 
     `path/train/CLASS/*`, `path/validation/CLASS/*` and `path/test/CLASS/*`, or `path/CLASS/*`.
     `size`: the shorter side is scaled to it and the middle square kept, needed where the images differ in size;
-    `channels` 1 (grey) or 3 (colour); `test` the fraction held out by key where there is no test folder. All images
-    are kept in memory as uint8: those of 16 bits scaled by 65535, or from `value_range` (black, white), which images of
-    floats need. They are turned as their EXIF says; transparency is put on white. Folders that are hidden or hold no
-    image are no classes; a warning names them.
+    `channels` 1 (grey) or 3 (colour); `test` the fraction held out by key where there is no test folder. Images are
+    decoded when a batch asks for them, to uint8: those of 16 bits scaled by 65535, or from `value_range` (black,
+    white), which images of floats need. They are turned as their EXIF says; transparency is put on white. Folders that
+    are hidden or hold no image are no classes; a warning names them.
     """
 
     use: ClassVar[str] = "image_folder"
@@ -37,10 +37,22 @@ class ImageFolder(Data):
     test: float = Field(default=0.2, gt=0, lt=1)
     value_range: ValueRange = None
 
+    def files(self) -> list[str]:
+        if self.path is None:
+            return []
+        found = [class_folders(folder) for folder in _split_folders(folder_of(self.path)).values()]
+        every = [
+            [each.root, *each.others, *(path for files in each.files.values() for path in files)] for each in found
+        ]
+        return [str(path) for paths in every for path in paths]
+
+    def decoder(self) -> tuple[Read, Pictures]:
+        return self._decoded, Pictures(self.channels, self.value_range)
+
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the folder of images")
-        root = folder_of(self.path)
+        root = folder_of(self.path).absolute()
         found = {split: class_folders(folder) for split, folder in _split_folders(root).items()}
         classes = tuple(sorted(found["train"].files))
         if len(classes) < 2:
@@ -49,7 +61,7 @@ class ImageFolder(Data):
                 "expected one folder for each of two or more"
             )
         _say_left_out(root, found)
-        pictures = Pictures(self.channels, self.value_range, sum(each.count for each in found.values()))
+        pictures = Pictures(self.channels, self.value_range)
         splits = {name: self._read(each, classes, pictures) for name, each in found.items()}
         pictures.say(root)
         if "test" not in splits:
@@ -68,9 +80,11 @@ class ImageFolder(Data):
             raise DataError(f"{found.root}: no image files ({', '.join(sorted(SUFFIXES))}) in its class folders")
         files = [path for name in classes for path in found.files.get(name, ())]
         labels = [label for label, name in enumerate(classes) for _ in found.files.get(name, ())]
-        images = [pictures.read(path, str(path), self.size) for path in files]
-        stacked = stack(images, [str(path) for path in files], "give data.size, to which all are brought")
-        return Split({"image": stacked, "label": np.asarray(labels, np.int64)}, image_keys(stacked))
+        pixels = examined(list(map(str, files)), self._decoded, pictures, "give data.size, to which all are brought")
+        return Split({"image": pixels, "label": np.asarray(labels, np.int64)}, pixels.files.keys)
+
+    def _decoded(self, path: str, pictures: Pictures) -> np.ndarray:
+        return pictures.decoded(Path(path), path, self.size)
 
 
 @dataclass(frozen=True)
@@ -82,11 +96,6 @@ class ClassFolders:
     files: dict[str, list[Path]]
     empty: list[Path]
     others: list[Path]
-
-    @property
-    def count(self) -> int:
-        """How many images there are."""
-        return sum(map(len, self.files.values()))
 
 
 def class_folders(root: Path) -> ClassFolders:

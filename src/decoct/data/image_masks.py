@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from decoct.data.base import Data, Dataset, Split
+from decoct.data.base import Dataset, Split
 from decoct.data.files import folder_of
-from decoct.data.hashing import image_keys
 from decoct.data.image_folder import NAMES
-from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, pictures_in, resized, stack
+from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, pictures_in, resized
+from decoct.data.pixels import PictureFiles, Read, examined
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
@@ -22,7 +22,7 @@ SPLIT = "{split}"
 Colour = tuple[int, int, int]
 
 
-class ImageMasks(Data):
+class ImageMasks(PictureFiles):
     """Images with a mask each, of one name, in two folders; pixels of a mask hold class ids or colours.
 
     `images` and `masks`: folders below `path`; with `{split}` in both they are looked for as train, validation (or val,
@@ -30,9 +30,9 @@ class ImageMasks(Data):
     many as there are ids where left out. `colours`: the colour (red, green, blue) of each class, for masks of colours;
     another colour is no class. `ignored`: the id of pixels that belong to no class, besides 255. `size` (height,
     width): images are resized to it by averaging, masks by the nearest pixel; needed where they differ in size.
-    `channels` 1 (grey) or 3 (colour). All are kept in memory as uint8: images of 16 bits scaled by 65535, or from
-    `value_range` (black, white), which images of floats need. Images and masks are turned as their EXIF says;
-    transparency is put on white.
+    `channels` 1 (grey) or 3 (colour). Masks are kept in memory, images decoded when a batch asks for them, to uint8:
+    those of 16 bits scaled by 65535, or from `value_range` (black, white), which images of floats need. Images and
+    masks are turned as their EXIF says; transparency is put on white.
     """
 
     use: ClassVar[str] = "image_masks"
@@ -58,12 +58,23 @@ class ImageMasks(Data):
             raise ValueError(f"size is {self.size}; give (height, width), each at least 1 and at most {LARGEST_SIDE}")
         return self
 
+    def files(self) -> list[str]:
+        if self.path is None:
+            return []
+        found = []
+        for folders in self._folders(folder_of(self.path).absolute()).values():
+            found += [*folders, *(path for pair in self._partners(*folders) for path in pair)]
+        return list(map(str, found))
+
+    def decoder(self) -> tuple[Read, Pictures]:
+        return self._image, Pictures(self.channels, self.value_range)
+
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the folder that holds the images and the masks")
-        root = folder_of(self.path)
+        root = folder_of(self.path).absolute()
         found = {name: self._partners(*folders) for name, folders in self._folders(root).items()}
-        pictures = Pictures(self.channels, self.value_range, sum(map(len, found.values())))
+        pictures = Pictures(self.channels, self.value_range)
         splits = {name: self._read(pairs, pictures) for name, pairs in found.items()}
         pictures.say(root, annotated=True)
         if "test" not in splits:
@@ -99,14 +110,24 @@ class ImageMasks(Data):
         return [(files[name], beside[name]) for name in sorted(files)]
 
     def _read(self, files: list[tuple[Path, Path]], pictures: Pictures) -> Split:
-        pairs = [self._pair(*each, pictures) for each in files]
-        places = [str(image) for image, _ in files]
-        stacked = stack([image for image, _ in pairs], places, "give data.size, to which all are brought")
-        return Split({"image": stacked, "mask": np.stack([mask for _, mask in pairs])}, image_keys(stacked))
+        masks: dict[str, np.ndarray] = {}
+        beside = {str(image): mask for image, mask in files}
+
+        def both(path: str, noted: Pictures) -> np.ndarray:
+            image, masks[path] = self._pair(Path(path), beside[path], noted)
+            return image
+
+        pixels = examined(list(beside), both, pictures, "give data.size, to which all are brought")
+        column = pixels.read_by(self._image)
+        return Split({"image": column, "mask": np.stack([masks[path] for path in beside])}, column.files.keys)
+
+    def _image(self, path: str, pictures: Pictures) -> np.ndarray:
+        image = pictures.decoded(Path(path), path)
+        return image if self.size is None else resized(image, self.size)
 
     def _pair(self, image_file: Path, mask_file: Path, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
         """uint8 `[H, W, C]` and `[H, W]`; DataError where they differ in size or the mask holds what is no class."""
-        image, mask = pictures.read(image_file, str(image_file)), self._ids(mask_file, pictures)
+        image, mask = pictures.decoded(image_file, str(image_file)), self._ids(mask_file, pictures)
         if mask.shape != image.shape[:2]:
             sizes = (f"{each.shape[1]}x{each.shape[0]}" for each in (mask, image))
             raise DataError("{}: {} pixels, its image has {}; they must be equal".format(mask_file, *sizes))

@@ -60,6 +60,11 @@ class Noted:
         self.count += 1
         self.first = self.first or where
 
+    def join(self, other: Noted) -> None:
+        """Adds what was noted of later pictures."""
+        self.count += other.count
+        self.first = self.first or other.first
+
 
 @dataclass
 class Pictures:
@@ -82,7 +87,23 @@ class Pictures:
     brightest: float = 0.0
     taken: int = 0
 
+    def like(self) -> Pictures:
+        """The same settings, nothing noted yet: for pictures read elsewhere, whose notes `add` takes."""
+        return Pictures(self.channels, self.value_range)
+
+    def add(self, later: Pictures) -> None:
+        """Takes over what was noted of pictures that come after those read so far."""
+        for name in ("turned", "transparent", "framed", "deep"):
+            getattr(self, name).join(getattr(later, name))
+        self.brightest = max(self.brightest, later.brightest)
+
     def read(self, content: bytes | Path, where: str, size: int | None = None) -> np.ndarray:
+        """As `decoded`, of a picture that is kept with all others."""
+        pixels = self.decoded(content, where, size)
+        self._keep(pixels, where)
+        return pixels
+
+    def decoded(self, content: bytes | Path, where: str, size: int | None = None) -> np.ndarray:
         """One picture; with `size`, its shorter side is scaled to it and the middle square cut out."""
         try:
             with _opened(content, where) as opened:
@@ -91,9 +112,7 @@ class Pictures:
         except UNREADABLE as error:
             raise _unreadable(where, error) from None
         pixels = np.asarray(_square(picture, size), np.uint8)
-        pixels = pixels[..., None] if self.channels == 1 else pixels
-        self._keep(pixels, where)
-        return pixels
+        return pixels[..., None] if self.channels == 1 else pixels
 
     def ids(self, content: bytes | Path, where: str) -> np.ndarray:
         """`[H, W]` (of several channels `[H, W, C]`): the numbers as they stand in the file, as masks need them."""
@@ -105,7 +124,7 @@ class Pictures:
 
     def colours(self, content: bytes | Path, where: str) -> np.ndarray:
         """uint8 `[H, W, 3]` of a mask of colours, read as a picture and counted as none."""
-        return Pictures(3, transparent=self.transparent, framed=self.framed).read(content, where)
+        return Pictures(3, transparent=self.transparent, framed=self.framed).decoded(content, where)
 
     def say(self, root: Path, *, annotated: bool = False) -> None:
         """Warns of what was done; `annotated`: masks or boxes were drawn on the pictures, and turning matters."""
@@ -216,9 +235,14 @@ def stack(images: list[np.ndarray], places: list[str], setting: str) -> np.ndarr
     """uint8 `[N, H, W, C]`; DataError names the first image of another size, and `setting` which helps."""
     for image, place in zip(images, places):
         if image.shape != images[0].shape:
-            first, other = (f"{each.shape[1]}x{each.shape[0]}" for each in (images[0], image))
-            raise DataError(f"{place} has {other} pixels, {places[0]} {first}; {setting}")
+            raise other_size(place, image.shape, places[0], images[0].shape, setting)
     return np.stack(images)
+
+
+def other_size(place: str, shape: tuple[int, ...], first: str, of_first: tuple[int, ...], setting: str) -> DataError:
+    """The error for a picture of another size than the first one's."""
+    own, other = (f"{each[1]}x{each[0]}" for each in (shape, of_first))
+    return DataError(f"{place} has {own} pixels, {first} {other}; {setting}")
 
 
 def _opened(content: bytes | Path, where: str) -> Any:
@@ -226,13 +250,11 @@ def _opened(content: bytes | Path, where: str) -> Any:
     from PIL import Image
 
     source = io.BytesIO(content) if isinstance(content, bytes) else regular(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            opened = Image.open(source, formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_many(where, str(error)) from None
-    if math.prod(opened.size) > MOST_PIXELS:
+    try:  # no filter of warnings is set here: they are the process's, and several threads decode
+        opened = Image.open(source, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many(where, str(error)) from None
+    if math.prod(opened.size) > min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS):
         width, height = opened.size
         opened.close()
         raise _too_many(where, f"{width}x{height}")

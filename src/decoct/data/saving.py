@@ -12,6 +12,7 @@ import numpy as np
 
 from decoct.artifact import Artifact, Draft, FileName, Strict, understood
 from decoct.data.base import Dataset, Split
+from decoct.data.lazy import LazyColumn
 from decoct.errors import DataError, RecipeError
 
 RECORD = "data.json"
@@ -96,6 +97,8 @@ def with_train(data: Dataset, artifact: Artifact) -> Dataset:
 def _write(draft: Draft, name: str, column: Any) -> str:
     if not name.isidentifier():
         raise DataError(f"column {name!r}: its name must be that of a file; use letters, digits and _")
+    if isinstance(column, LazyColumn):
+        column = np.asarray(column)
     if isinstance(column, np.ndarray) and column.dtype != object:
         np.save(draft.folder / f"{name}.npy", column, allow_pickle=False)
         return "array"

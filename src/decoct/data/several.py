@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from decoct.data.base import Data, Dataset, Split
+from decoct.data.lazy import LazyColumn
 from decoct.data.splits import assemble
 from decoct.errors import DataError
 from decoct.spec import Choice
@@ -60,7 +61,7 @@ def _joined(splits: Mapping[str, Split]) -> Split:
 
 
 def _column(name: str, splits: Mapping[str, Split]) -> Any:
-    parts = [split.columns[name] for split in splits.values()]
+    parts = [np.asarray(c) if isinstance(c := split.columns[name], LazyColumn) else c for split in splits.values()]
     if not all(isinstance(part, np.ndarray) for part in parts):
         return [each for part in parts for each in part]
     shapes = {head: split.columns[name].shape[1:] for head, split in splits.items()}

@@ -30,6 +30,10 @@ class Text(Data):
     documents: Literal["blank_line", "line", "file"] = "blank_line"
     test: float = Field(default=0.1, gt=0, lt=1)
 
+    def files(self) -> list[str]:
+        found = {} if self.path is None else _files(present(self.path))
+        return [str(each) for files in found.values() for each in files]
+
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give a text file, or a folder of them")

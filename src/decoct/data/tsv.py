@@ -33,6 +33,9 @@ class TSV(Data):
     delimiter: str = Field(default="\t", min_length=1)
     test: float = Field(default=0.2, gt=0, lt=1)
 
+    def files(self) -> list[str]:
+        return [] if self.path is None else list(map(str, find_files(present(self.path)).values()))
+
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the file, or the folder of train.tsv and test.tsv")

@@ -90,9 +90,9 @@ def check(recipe: Recipe, *, offline: bool = False, given: Mapping[str, Any] | N
     RecipeError names the setting that cannot work, `steps[2].objective: ...`; all steps are tried before it is raised.
     """
     options = Options(offline=offline, given=given or {})
-    data, task = prepare(recipe, options)
+    data, task = prepare(recipe, options, sure=False)
     context = Context(task=task, data=data, name="check", folder=Path(), work=Path(), seed=0, given=options.given)
-    context = replace(context, sources=prepare_sources(recipe, options))
+    context = replace(context, sources=prepare_sources(recipe, options, sure=False))
     batch = few(context, PROBE_SAMPLES)
     made: dict[str, StandIn] = {}
     checked, problems = [], []

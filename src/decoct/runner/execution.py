@@ -8,10 +8,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact, read_json, unless_full, write_whole
+from decoct.data.index import opened
 from decoct.errors import DecoctError, IntegrityError, RecipeError
 from decoct.models.base import KeptModel
 from decoct.network import offline
@@ -21,6 +23,7 @@ from decoct.runner.ending import Ended, failure, versions, write_end
 from decoct.runner.folders import folders_of, forget, lock, put_aside, refuse_file, set_aside, stamp, work_folder
 from decoct.runner.keys import derive, key_of
 from decoct.runner.logs import GrowingLog
+from decoct.runner.opening import looked_at_closely, prepare_data
 from decoct.steps.base import Context, Step
 from decoct.steps.labelling.step import Label
 from decoct.store.sizes import refuse_small_disk, size_text
@@ -29,7 +32,7 @@ from decoct.training.heap import keep_freed_memory
 from decoct.training.processes import ONE, Processes, joined, refuse_unequal
 
 if TYPE_CHECKING:
-    from decoct.data.base import Data, Dataset
+    from decoct.data.base import Dataset
     from decoct.recipe.recipe import Recipe
     from decoct.tasks.base import Task
 
@@ -195,6 +198,7 @@ class Execution:
             if self.processes.first:
                 self.log.write()
             begin = time.perf_counter()
+            self.look_closely()
             artifact = self.context(node, key).carry_out(node.step, self.inputs(node))
             if self.processes.first:
                 forget(self.folder, node.folder)
@@ -240,6 +244,15 @@ class Execution:
             sources=self.sources,
         )
 
+    def look_closely(self) -> None:
+        """Opens again what is known from the index alone, now that a step reads it: its files are compared with their
+        checksums. DataError where they hold something else."""
+        again = partial(looked_at_closely, offline=self.options.offline)
+        self.data = self.processes.in_turn(lambda: again("data", self.recipe.data, self.data))
+        for name, each in self.sources.items():
+            place, data = f"sources.{name}", self.recipe.sources[name]
+            self.sources[name] = self.processes.in_turn(partial(again, place, data, each))
+
     def continues(self, node: Node, key: str) -> bool:
         """Whether checkpoints of this very node are there."""
         return stamp(self._work(node)) == key
@@ -277,20 +290,14 @@ class Options:
     processes: Processes = ONE
 
 
-def prepare(recipe: Recipe, options: Options) -> tuple[Dataset, Task]:
-    """Opens the data and resolves the task."""
-    return prepare_data(recipe.data, recipe.task, offline=options.offline)
+def prepare(recipe: Recipe, options: Options, *, sure: bool = True) -> tuple[Dataset, Task]:
+    """Opens the data and resolves the task; `sure` as in `prepare_data`."""
+    return prepare_data(recipe.data, recipe.task, offline=options.offline, sure=sure)
 
 
-def prepare_sources(recipe: Recipe, options: Options) -> dict[str, Dataset]:
+def prepare_sources(recipe: Recipe, options: Options, *, sure: bool = True) -> dict[str, Dataset]:
     """The further sources, opened, by name."""
-    return {name: each.open(offline=options.offline) for name, each in recipe.sources.items()}
-
-
-def prepare_data(data: Data, task: Task, *, offline: bool = False) -> tuple[Dataset, Task]:
-    """An opened data set, and the task with what the data decide."""
-    opened = data.open(offline=offline)
-    return opened, task.resolve(opened)
+    return {name: opened(each, offline=options.offline, sure=sure) for name, each in recipe.sources.items()}
 
 
 def load_compiler() -> None:
@@ -309,8 +316,8 @@ def plan(recipe: Recipe, folder: Path, **settings: Any) -> list[Planned]:
     """What `execute` would do; changes nothing."""
     refuse_file(folder)
     options = Options(**settings)
-    data, task = prepare(recipe, options)
-    execution = Execution(recipe, folder, data, task, options, prepare_sources(recipe, options))
+    data, task = prepare(recipe, options, sure=False)
+    execution = Execution(recipe, folder, data, task, options, prepare_sources(recipe, options, sure=False))
     planned: list[Planned] = []
     needed = 0
     for node in graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all):
@@ -362,9 +369,9 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
         folder = Path(processes.shared(lambda: str(folder)))
         options = replace(options, processes=processes)
         with unless_full(folder), processes.by_first(lock(folder)), offline(options.offline):
-            data, task = processes.in_turn(lambda: prepare(recipe, options), load_compiler)
+            data, task = processes.in_turn(lambda: prepare(recipe, options, sure=False), load_compiler)
             refuse_unequal("the recipe", recipe.digest(), processes)
-            sources = processes.in_turn(lambda: prepare_sources(recipe, options))
+            sources = processes.in_turn(lambda: prepare_sources(recipe, options, sure=False))
             found = [each.fingerprint for each in (data, *sources.values())]
             refuse_unequal("the data set", found, processes)
             execution = Execution(recipe, folder, data, task, options, sources)

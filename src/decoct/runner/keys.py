@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 def plugin_sources(specs: Iterable[Spec]) -> dict[str, str]:
     """SHA-256 over the Python files of each package, other than decoct, whose Specs stand in `specs` at any depth."""
-    packages = {type(each).__module__.partition(".")[0] for spec in specs for each in _within(spec)}
+    packages = {type(each).__module__.partition(".")[0] for spec in specs for each in within(spec)}
     return {name: _source(name) for name in sorted(packages - {"decoct"})}
 
 
-def _within(value: Any) -> Iterator[Spec]:
+def within(value: Any) -> Iterator[Spec]:
+    """Every Spec in a value, itself too."""
     if isinstance(value, Spec):
         yield value
         for name in type(value).model_fields:
-            yield from _within(getattr(value, name))
+            yield from within(getattr(value, name))
     elif isinstance(value, Mapping):
         for each in value.values():
-            yield from _within(each)
+            yield from within(each)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _within(each)
+            yield from within(each)
 
 
 def _source(package: str) -> str:

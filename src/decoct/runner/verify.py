@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import MANIFEST, Artifact, damaged, described_by, read_json, read_manifest, understood
+from decoct.data.index import changed
 from decoct.errors import DataError, DecoctError, IntegrityError
 from decoct.recipe import file as recipe_file
 from decoct.recipe.graph import folder_name
@@ -65,8 +66,25 @@ def verify_run(folder: Path | str, *, offline: bool = False) -> list[Verified]:
         raise DataError(f"{folder}: holds no artifact; give the folder of a run or of one artifact")
     steps = [_verified(folder / each, offline) for each in sorted(found)]
     bad = tuple(Path(each.artifact).name for each in steps if each.wrong)
+    whole += _data(folder)
     told = [replace(run, wrong=tuple(line for line in run.wrong if not line.startswith(bad))) for run in whole]
     return told + steps
+
+
+def _data(run: Path) -> list[Verified]:
+    """Of each data set of a run what the index, which looks at sizes and times alone, would not see; nothing else."""
+    from decoct.recipe.recipe import Recipe
+
+    try:
+        recipe = Recipe.load(run / RECIPE)
+    except (DecoctError, OSError):
+        return []
+    found = []
+    for data in (recipe.data, *recipe.sources.values()):
+        wrong = tuple(f"{each} holds other bytes than the index remembers; run again" for each in changed(data))
+        if wrong:
+            found.append(Verified(str(data.path), len(data.files() or ()), wrong))
+    return found
 
 
 def _run(folder: Path) -> tuple[set[str], Verified]:

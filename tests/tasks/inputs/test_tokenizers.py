@@ -9,12 +9,14 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoct.errors import DataError, RecipeError
-from decoct.tasks.inputs.tokenizers import Pretrained, WordPiece, encoded
+from decoct.tasks.inputs.tokenizers import SPECIAL, Pretrained, WordPiece, encoded
 from decoct.tasks.inputs.wordpiece import train_wordpiece
 from decoct.tasks.inputs.words import refuse_glued_words
 
@@ -211,3 +213,17 @@ def test_max_length_without_room() -> None:
     tokenizer = WordPiece(size=40).resolve(["a good film"])
     with pytest.raises(RecipeError, match="max_length: 2 leaves no room"):
         tokenizer.engine(2)
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_words_are_counted_as_text_by_text(lowercase: bool) -> None:
+    characters = ["\U0001f600", "##", "[SEP]"]
+    characters += list("abAB .,'\t\n\r\u00a0\u00e9\u0301\u0130\u03a3\u4e2d\u200d\x1c\x85\u3000")
+    draws = np.random.default_rng(0).integers(0, len(characters), (200, 30))
+    texts = ["".join(characters[each] for each in row) for row in draws.tolist()] + ["", " ", "  a  a "]
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for t in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t)))
+    pieces = [*SPECIAL, *train_wordpiece({word: count for word, count in words.items() if word not in SPECIAL}, 95)]
+    made = json.loads(WordPiece(size=100, lowercase=lowercase).resolve(texts).text)
+    assert made["model"]["vocab"] == {piece: at for at, piece in enumerate(pieces)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
 from decoct.data.hashing import keyed
+from decoct.data.lazy import LazyColumn
+from decoct.data.pixels import Pixels
 from decoct.errors import DataError, RecipeError
 from decoct.models.calls import ImageProgram, Postprocessing
 from decoct.models.interface import InputKind, Port, input_ports
@@ -166,8 +169,10 @@ class ImagePreprocessing(nn.Module):
         return (pixels - self.mean) / self.std
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: np.ndarray | LazyColumn) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel of pixels / 255 of uint8 `[N, H, W, C]`; a constant channel gets std 1."""
+    if isinstance(images, Pixels):
+        return _statistics(*images.sums(), math.prod(images.shape[:-1]))
     width, channels = images.shape[2:]
     total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)
     step = max(CHUNK_BYTES // max(images[:1].nbytes, 1), 1)
@@ -176,19 +181,30 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         kind = np.uint32 if len(rows) <= 1 << 16 else np.uint64  # 2^16 squares of bytes fit into 32 bits
         total += rows.sum(0, dtype=kind).reshape(-1, channels).sum(0, dtype=np.uint64)
         squares += np.square(rows, dtype=np.uint16).sum(0, dtype=kind).reshape(-1, channels).sum(0, dtype=np.uint64)
-    count = images.size / images.shape[-1]
+    return _statistics(total, squares, math.prod(images.shape[:-1]))
+
+
+def _statistics(total: np.ndarray, squares: np.ndarray, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     std[std == 0] = 255.0
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def images_of(split: Split, indices: np.ndarray | None = None) -> np.ndarray:
+@overload
+def images_of(split: Split) -> np.ndarray | LazyColumn: ...
+
+
+@overload
+def images_of(split: Split, indices: np.ndarray) -> np.ndarray: ...
+
+
+def images_of(split: Split, indices: np.ndarray | None = None) -> np.ndarray | LazyColumn:
     """uint8 `[N, H, W, C]` of the samples at `indices` (None: all)."""
     if "image" not in split.columns:
         raise RecipeError(f"the data have {', '.join(split.columns)} and no images")
     images = split.columns["image"]
-    if isinstance(images, np.ndarray):
+    if isinstance(images, np.ndarray | LazyColumn):
         _refuse_other_numbers(images)
         return images if indices is None else images[indices]
     if indices is not None:
@@ -200,7 +216,7 @@ def images_of(split: Split, indices: np.ndarray | None = None) -> np.ndarray:
     return np.stack(images)
 
 
-def _refuse_other_numbers(image: np.ndarray) -> None:
+def _refuse_other_numbers(image: np.ndarray | LazyColumn) -> None:
     """DataError for pixels that are not of 8 bits: they would be divided by 255 all the same."""
     if image.dtype != np.uint8:
         raise DataError(f"the column image holds {image.dtype}; scale its numbers to 0 to 255, uint8")

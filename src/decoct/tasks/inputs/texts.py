@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -43,7 +43,45 @@ class Encoded:
     starts: np.ndarray
 
 
-_ENCODED: Remembered[Encoded] = Remembered()
+ROWS = 1024
+"""Texts encoded at a time: of many texts no more than a batch asks for."""
+
+
+class Encodings:
+    """Texts that are encoded when a batch asks for them, in blocks of neighbours; then kept."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, texts: Sequence[str]) -> None:
+        self._tokenizer, self._max_length, self._texts = tokenizer, max_length, texts
+        self._blocks: dict[int, Encoded] = {}
+        self._whole: Encoded | None = None
+
+    def of(self, indices: np.ndarray) -> tuple[Encoded, np.ndarray]:
+        """Encoded texts, and where those at `indices` stand among them."""
+        if self._whole is not None:
+            return self._whole, indices
+        numbers = indices // ROWS
+        wanted = np.unique(numbers)
+        for number in wanted.tolist():
+            if number not in self._blocks:
+                texts = list(self._texts[number * ROWS : (number + 1) * ROWS])
+                self._blocks[number] = encode(self._tokenizer, self._max_length, texts)
+        if len(self._blocks) * ROWS >= len(self._texts):
+            self._whole = joined([self._blocks[number] for number in range(len(self._blocks))])
+            self._blocks = {}
+            return self._whole, indices
+        return joined([self._blocks[number] for number in wanted.tolist()]), np.searchsorted(
+            wanted, numbers
+        ) * ROWS + indices % ROWS
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """The texts of all parts, in their order."""
+    starts = [part.starts[:-1] + before for part, before in zip(parts, np.cumsum([0, *(len(p.ids) for p in parts)]))]
+    total = sum(len(part.ids) for part in parts)
+    return Encoded(np.concatenate([part.ids for part in parts]), np.concatenate([*starts, [total]]))
+
+
+_ENCODED: Remembered[Encodings] = Remembered()
 
 
 class Tokenized(Inputs):
@@ -158,11 +196,11 @@ class Texts(Tokenized):
 
     def read(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> tuple[dict[str, Tensor], None]:
         key = self.tokenizer.text, self.max_length
-        encoded = _ENCODED.get(split, key, lambda: encode(self.tokenizer, self.max_length, texts_of(split)))
-        return padded(encoded, indices, self.tokenizer.padding_id()), None
+        texts = _ENCODED.get(split, key, lambda: Encodings(self.tokenizer, self.max_length, texts_of(split)))
+        return padded(*texts.of(indices), self.tokenizer.padding_id()), None
 
 
-def encode(tokenizer: Tokenizer, max_length: int, texts: list[str]) -> Encoded:
+def encode(tokenizer: Tokenizer, max_length: int, texts: Sequence[str]) -> Encoded:
     """The ids of all texts."""
     rows = [each.ids for each in encoded(tokenizer.engine(max_length), texts)]
     return end_to_end(rows)

@@ -95,8 +95,9 @@ class WordPiece(Tokenizer):
         normalizer = library.normalizers.BertNormalizer(lowercase=self.lowercase)
         splitter = library.pre_tokenizers.BertPreTokenizer()
         words: Counter[str] = Counter()
-        for text in texts:
-            words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+        for part, count in Counter(part for text in texts for part in text.split(" ")).items():
+            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(part)):
+                words[word] += count
         kept = {word: count for word, count in words.items() if len(word) <= LONGEST_WORD and word not in SPECIAL}
         pieces = [*SPECIAL, *train_wordpiece(kept, self.size - len(SPECIAL))]
         if len(pieces) > self.size:

@@ -60,21 +60,23 @@ def _replace(
     places: defaultdict[Pair, set[int]],
 ) -> set[Pair]:
     """Joins `pair` in one word and corrects the totals; gives the pairs whose totals changed."""
-    old = pieces[at]
+    old, (first, second) = pieces[at], pair
     new: list[str] = []
-    i = 0
-    while i < len(old):
-        if tuple(old[i : i + 2]) == pair:
-            new.append(joined)
-            i += 2
+    for piece in old:
+        if piece == second and new and new[-1] == first:
+            new[-1] = joined
         else:
-            new.append(old[i])
-            i += 1
+            new.append(piece)
     pieces[at] = new
-    before, after = Counter(pairwise(old)), Counter(pairwise(new))
-    changed = {each for each in before.keys() | after.keys() if before[each] != after[each]}
+    more: dict[Pair, int] = {}
+    for each in pairwise(old):
+        more[each] = more.get(each, 0) - 1
+    after = set(pairwise(new))
+    for each in pairwise(new):
+        more[each] = more.get(each, 0) + 1
+    changed = {each for each, number in more.items() if number}
     for each in changed:
-        totals[each] += count * (after[each] - before[each])
-        if after[each]:
+        totals[each] += count * more[each]
+        if each in after:
             places[each].add(at)
     return changed
