@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 GAIN = 0.97
-"""A kind stays in float where that takes at most so much of the time; a file in integers may be as much slower than the
+"""Kinds stay in float where that takes less than so much of the time; a file in integers may be as much slower than the
 float file as this is below 1, since it is smaller."""
 PROTECTED, FASTER = "protected", "kept in float: faster on this machine"
 TABLES = "embeddings"
@@ -78,7 +78,7 @@ def faster(
     return Quantized(found.graph, changes, {**found.facts, **facts})
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Trials:
     """Files with some kinds in float, calibrated on one batch: their speed does not hang on the ranges."""
 
@@ -87,7 +87,6 @@ class _Trials:
     feeds: Feeds | None
     sample: Feed
     timer: Timer
-    made: dict[tuple[str, ...], onnx.ModelProto] = field(default_factory=dict)
 
     def scheme_with(self, kept: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> Quantization:
         """The scheme that protects these kinds too."""
@@ -118,23 +117,18 @@ class _Trials:
 
 
 def _chosen(trials: _Trials, kinds: Mapping[str, Sequence[str]]) -> Kept:
-    """Kinds that stay in float: one more each round, that which gains most, while it gains; where float is still
-    faster, all but one kind are tried too."""
-    kept: list[str] = []
-    integers_ms = 0.0
-    while True:
-        rest = [kind for kind in kinds if kind not in kept and kind != TABLES]
-        float_ms, (now, *own) = trials.times([kept, *([*kept, kind] for kind in rest)], kinds)
-        integers_ms = integers_ms or now
-        best = min(own, default=float("inf"))
-        if best > GAIN * now:
-            break
-        kept.append(rest[own.index(best)])
-    if now * GAIN > float_ms and len(rest) + len(kept) > 1:
-        products = [*kept, *rest]
+    """The kinds that stay in float: first each is tried alone, then the best ones together, more and more; where float
+    is still faster, each is the only one in integers once. Of files that take as long the one with most integers."""
+    products = [kind for kind in kinds if kind != TABLES]
+    _, (integers_ms, *alone) = trials.times([[], *([kind] for kind in products)], kinds)
+    ranked = [kind for _, kind in sorted(zip(alone, products), key=lambda each: each[0])]
+    tries = [ranked[:count] for count in range(len(ranked) + 1)]
+    float_ms, own = trials.times(tries, kinds)
+    if min(own) * GAIN > float_ms and len(products) > 1:
         tries = [[other for other in products if other != kind] for kind in products]
         float_ms, own = trials.times(tries, kinds)
-        now, kept = min(zip(own, tries), key=lambda each: each[0])
-    whole = now * GAIN > float_ms
-    chosen = list(kinds) if whole else kept
-    return Kept({kind: kinds[kind] for kind in chosen}, float_ms, integers_ms, float_ms if whole else now, whole)
+    best = min(own)
+    if best * GAIN > float_ms:
+        return Kept(kinds, float_ms, integers_ms, float_ms, whole=True)
+    now, kept = next((ms, kept) for ms, kept in zip(own, tries) if ms * GAIN <= best)
+    return Kept({kind: kinds[kind] for kind in kept}, float_ms, integers_ms, now)
