@@ -29,6 +29,8 @@ _FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "reques
 _ALL_BUT_FULL = 64 * 1024
 SEAL = "sha256"
 """Key of the manifest's checksum of itself."""
+UNHASHED = ("log.jsonl", "speed.json")
+"""Files of an artifact that tell how it was made and how fast it is here: no part of what it is."""
 DEEPEST = 100
 """So many lists and mappings may lie in each other in JSON; what decoct writes stays below 20."""
 
@@ -204,9 +206,9 @@ class Artifact:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over kind, meta and the checksums of all files but the log: equal for equal content."""
+        """SHA-256 over kind, meta and the checksums of all files but the log and times: equal for equal content."""
         manifest = read_manifest(self.folder)
-        files = {name: each["sha256"] for name, each in manifest["files"].items() if name != "log.jsonl"}
+        files = {name: each["sha256"] for name, each in manifest["files"].items() if name not in UNHASHED}
         text = json.dumps({"kind": self.kind, "meta": dict(self.meta), "files": files}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

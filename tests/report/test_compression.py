@@ -13,6 +13,7 @@ from decoct.report.highlights import highlights
 from decoct.report.page import write_page
 from decoct.report.records import Compression, Kernels, Sensitivity, as_results
 from decoct.report.sentence import findings, sentences, shipped_of, subject_of
+from decoct.report.table import rows
 from decoct.runner.execution import execute
 
 HOSTILE = "<script>window.hacked=1</script>"
@@ -292,3 +293,32 @@ def test_a_real_run_from_the_teacher_to_integers(tmp_path):
     for name in ("pruned", "rounded", "student_int8", "sought", "layer3.0.conv1", "Tries"):
         assert name in section.group(1)
     assert len(text) < 3_000_000
+
+
+def test_what_integers_cost_is_said(records):
+    results = chained(records)
+    speed = {
+        "ratio": 1.9,
+        "file_ms": 0.019,
+        "float_ms": 0.01,
+        "words": ["slower than float: 1.9 ×", "larger than float: 1.2 ×"],
+    }
+    results["compressions"][1]["speed"] = speed
+    results["compressions"][1]["quantization"]["facts"] = {"keep_float": {"kinds": {"linear layers": ["a", "b"]}}}
+    says = stages(as_results(results))[1].says
+    assert "The file is slower than float: 1.9 × and larger than float: 1.2 ×" in says[1]
+    assert says[2] == "Kept in float, since that was faster: linear layers (2)."
+    results["compressions"][1]["quantization"]["facts"]["keep_float"]["whole"] = True
+    assert stages(as_results(results))[1].says[2].endswith("so it was written in float.")
+    results["models"][1]["speed"] = speed
+    assert rows(results)[1]["Against float"] == "1.9× slower"
+    assert "Against float" not in rows(chained(records))[1]
+    results["models"] = [each for each in results["models"] if each["name"] != "pruned"]
+    found = [each for each in findings(as_results(results)) if "slower than float" in each.text]
+    assert [each.tone for each in found] == ["worse"]
+
+
+def test_a_file_that_is_neither_slower_nor_larger_is_said_to_be_so(records):
+    results = chained(records)
+    results["compressions"][1]["speed"] = {"ratio": 0.5, "file_ms": 0.005, "float_ms": 0.01, "words": []}
+    assert "The file is neither slower nor larger than float" in stages(as_results(results))[1].says[1]

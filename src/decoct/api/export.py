@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoct.api.integers import Integers, integers_of
 from decoct.api.samples import Real, batches_of, feeds_of, like, like_program, named, samples_of
 from decoct.artifact import Artifact, write_whole
-from decoct.errors import IntegrityError, RecipeError, did_you_mean
+from decoct.errors import IntegrityError, RecipeError
 from decoct.meters.latency import measure
 from decoct.meters.macs import macs
 from decoct.meters.memory import peak_memory
@@ -31,9 +32,9 @@ from decoct.models.onnx_file import FileSession, open_session
 from decoct.models.own_inputs import copy_of
 from decoct.models.saving import load_model
 from decoct.outputs import Batch
-from decoct.quantization import CATALOGUE as SCHEMES
 from decoct.quantization.audit import audit
 from decoct.quantization.base import Feeds, Quantization
+from decoct.quantization.floating import in_integers
 from decoct.steps.shipping.parity import against_float, compare
 from decoct.steps.shipping.proof import (
     refuse_other_file,
@@ -42,13 +43,13 @@ from decoct.steps.shipping.proof import (
     warn_of_noise,
 )
 from decoct.steps.shipping.quantize import quantization_record
+from decoct.steps.shipping.speed import against_its_float, warn_of_cost
 from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.tasks.base import Reading, read_task
 
 EXAMPLE = "samples of the example"
 PLAIN = {"logits": Port(kind="logits")}
 """What a plain module gives, of which nothing is known."""
-NAMES = ("int8", *SCHEMES)
 
 
 def export(
@@ -59,6 +60,7 @@ def export(
     quantize: str | Quantization | None = None,
     calibration: Any = None,
     tolerance: float = 1e-4,
+    keep_float: Literal["auto"] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes `model` as an ONNX file with a dynamic batch, runs the file on `example` and compares it with torch.
@@ -77,7 +79,9 @@ def export(
     scheme. `calibration`: what static sees, at most 256 samples of training or validation data: a tensor, a mapping, or
     a loader whose items are inputs, (inputs, target) or mappings. `tolerance` is then that of the float graph, before
     it is quantized; `verified` says how the answers differ from the float model's (a warning below 20 dB of signal to
-    noise), `audit` which layers run in integer kernels, `quantization` what was done.
+    noise), `audit` which layers run in integer kernels, `quantization` what was done, `speed` how the file compares
+    with its float file on this machine (a warning where it is slower or larger). `keep_float="auto"` keeps those kinds
+    of layers in float that make it slower here, and all where no integers pay; the scheme's `protect` names others.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -85,13 +89,13 @@ def export(
     >>> record["parameters"], record["macs"]
     (10, 8)
     """
-    path, scheme = Path(path), _scheme(quantize, calibration)
+    path, integers = Path(path), integers_of(quantize, calibration, keep_float)
     if isinstance(model, nn.Module):
-        _refuse_kinds(copyable(model), scheme)
+        _refuse_kinds(copyable(model), None if integers is None else integers.scheme)
     if isinstance(model, Artifact):
-        return _export_artifact(_opened(model, example, calibration, given or {}), path, scheme, tolerance)
+        return _export_artifact(_opened(model, example, calibration, given or {}), path, integers, tolerance)
     with _modes_kept(model):
-        return _export_module(model, path, example, scheme, calibration, tolerance)
+        return _export_module(model, path, example, integers, calibration, tolerance)
 
 
 def _refuse_kinds(model: nn.Module, scheme: Quantization | None) -> None:
@@ -115,18 +119,18 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _export_module(
-    model: nn.Module, path: Path, example: Any, scheme: Quantization | None, calibration: Any, tolerance: float
+    model: nn.Module, path: Path, example: Any, integers: Integers | None, calibration: Any, tolerance: float
 ) -> dict[str, Any]:
     """Writes a plain module, in integers where there is a scheme."""
     program, feed = _program(model, example)
     _warn_of_fast_path(path, program, feed)
     axes = {name: {0: "batch"} for name in feed}
     found = {name: value.numpy() for name, value in feed.items()}
-    if scheme is not None:
+    if integers is not None:
         proto = graph(Program(program, feed, axes, PLAIN), opset=Onnx().opset)
         feeds = feeds_of(calibration, lambda item: like("calibration", named(model, item, list(feed)), feed, axes))
         refuse_other_graph(str(path), program, proto, [found], PLAIN, tolerance, EXAMPLE)
-        return _write_quantized(path, scheme, proto, program, [found], feeds)
+        return _write_quantized(path, integers, proto, program, [found], feeds)
     with tempfile.TemporaryDirectory() as folder:
         written = Onnx().write({MAIN: Program(program, feed, axes, PLAIN)}, Path(folder))[MAIN]
         verified = compare(program, open_session(written), [found], PLAIN)
@@ -163,7 +167,7 @@ def _opened(artifact: Artifact, example: Any, calibration: Any, given: Mapping[s
     return _Opened(reading, network, [samples_of(reading, example)], False, feeds, note)
 
 
-def _export_artifact(opened: _Opened, path: Path, scheme: Quantization | None, tolerance: float) -> dict[str, Any]:
+def _export_artifact(opened: _Opened, path: Path, integers: Integers | None, tolerance: float) -> dict[str, Any]:
     """Writes an artifact as its task says, in integers where there is a scheme, with what must ship beside it."""
     reading, kind = opened.reading, "samples" if opened.note or opened.real else EXAMPLE
     program = reading.programs(opened.network.module)[MAIN]
@@ -171,12 +175,12 @@ def _export_artifact(opened: _Opened, path: Path, scheme: Quantization | None, t
         refuse_other_program(str(path), reading, opened.network, program.module, opened.batches, tolerance)
     feeds = [reading.feed(batch) for batch in opened.batches]
     assets = {path.with_name(f"{path.stem}.{name}"): text for name, text in reading.assets().items()}
-    if scheme is not None:
+    if integers is not None:
         proto, seen = graph(program, opset=Onnx().opset), opened.calibration
         refuse_other_graph(str(path), program.module, proto, feeds, program.outputs, tolerance, kind)
         calibration = None if seen is None else lambda: iter(seen)
         record = _write_quantized(
-            path, scheme, proto, program.module, feeds, calibration, outputs=program.outputs, assets=assets
+            path, integers, proto, program.module, feeds, calibration, outputs=program.outputs, assets=assets
         )
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -186,36 +190,14 @@ def _export_artifact(opened: _Opened, path: Path, scheme: Quantization | None, t
             for place, text in assets.items():
                 write_whole(place, text)
             write_whole(path, written.read_bytes())
-        record = _record(path, program.module, reading.example(1), verified.data())
+        record = _record(path, program.module, reading.example(1), verified.data()) | _timed(path, feeds[0])
     record["verified"] |= opened.note
     return {**record, "assets": [str(each) for each in assets]} if assets else record
 
 
-def _scheme(quantize: str | Quantization | None, calibration: Any) -> Quantization | None:
-    """The scheme that is meant, with the calibration data that it needs."""
-    if quantize is None:
-        if calibration is not None:
-            raise RecipeError("calibration is for a quantized file; give quantize='int8' too, or leave it out")
-        return None
-    if isinstance(quantize, str):
-        if quantize != "int8" and quantize not in SCHEMES:
-            bits = "; for 4 bits give the scheme WeightOnly(bits=4)" if quantize.endswith("4") else ""
-            hint = f"allowed: {', '.join(NAMES)}{bits}"
-            raise RecipeError(f"quantize is {quantize!r}; {hint if bits else did_you_mean(quantize, NAMES)}")
-        found = SCHEMES.resolve("static" if quantize == "int8" else quantize).parse({})
-        assert isinstance(found, Quantization)
-        quantize = found
-    if quantize.calibrates and calibration is None:
-        raise RecipeError(
-            f"calibration is missing; {quantize.use} quantization needs a few hundred samples of training or "
-            "validation data: calibration=loader, or a tensor"
-        )
-    return quantize
-
-
 def _write_quantized(
     path: Path,
-    scheme: Quantization,
+    integers: Integers,
     proto: Any,
     program: nn.Module,
     asked: Sequence[Mapping[str, np.ndarray]],
@@ -225,7 +207,7 @@ def _write_quantized(
     assets: Mapping[Path, str] | None = None,
 ) -> dict[str, Any]:
     """Quantizes a graph, runs the file on `asked` beside the float program, and writes it after its `assets`."""
-    found = scheme.quantize(proto, feeds, None)
+    found = integers.quantize(path, proto, feeds, asked[0])
     one = {name: torch.from_numpy(value[:1]) for name, value in asked[0].items()}
     with tempfile.TemporaryDirectory() as folder:
         written = save(found.graph, Path(folder) / FILE)
@@ -233,18 +215,33 @@ def _write_quantized(
         if not np.isfinite(verified["max_abs_diff"]):
             raise IntegrityError(f"{path}: the quantized file answers with numbers that are not finite")
         kernels = audit(written, found.changes)
+        speed = against_its_float(written, proto, asked[0])
         for place, text in (assets or {}).items():
             write_whole(place, text)
         write_whole(path, written.read_bytes())
     warn_of_noise(str(path), verified, stacklevel=5)
     if kernels.warning():
         warnings.warn(f"{path}: {kernels.warning()}", stacklevel=4)
+    warn_of_cost(str(path), speed, stacklevel=5)
     return {
         **_record(path, program, one, verified),
         "float_bytes": proto.ByteSize(),
         "audit": kernels.data(),
-        "quantization": quantization_record(scheme, found, {}),
+        "quantization": quantization_record(integers.scheme, found, {}),
+        "speed": speed.data(),
     }
+
+
+def _timed(path: Path, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How a file whose quantizers were learned compares with what it is in float; empty for one in float."""
+    import onnx
+
+    proto = onnx.load(str(path))
+    if not in_integers(proto):
+        return {}
+    speed = against_its_float(path, proto, feed)
+    warn_of_cost(str(path), speed, stacklevel=5)
+    return {"speed": speed.data()}
 
 
 def _record(path: Path, program: nn.Module, one: Mapping[str, Tensor], verified: Mapping[str, Any]) -> dict[str, Any]:

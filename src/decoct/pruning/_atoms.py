@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,12 +31,65 @@ class Axis:
     dim: int
 
 
+class Units(Sequence[np.ndarray]):
+    """Which indices of an axis go with each unit, in one array: `flat`, of which each unit has `counts` in turn.
+
+    >>> units = Units(np.array([4, 5, 7]), np.array([2, 0, 1]))
+    >>> [each.tolist() for each in units], units.owners.tolist(), units.of(np.array([2, 0])).tolist()
+    ([[4, 5], [], [7]], [0, 0, 2], [7, 4, 5])
+    """
+
+    def __init__(self, flat: np.ndarray, counts: np.ndarray) -> None:
+        self.flat, self.counts = flat, counts
+        self.starts = np.cumsum(counts) - counts
+
+    @classmethod
+    def made(cls, units: Sequence[np.ndarray]) -> Units:
+        """The same of arrays, one for each unit."""
+        if isinstance(units, cls):
+            return units
+        return cls(np.concatenate(list(units)), np.array([len(each) for each in units]))
+
+    @overload
+    def __getitem__(self, at: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[np.ndarray]: ...
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        return self.flat[self.starts[at] : self.starts[at] + self.counts[at]]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def owners(self) -> np.ndarray:
+        """The unit of each entry of `flat`."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def of(self, units: np.ndarray) -> np.ndarray:
+        """The indices of some units, in their order."""
+        return self.flat[ranges(self.starts[units], self.counts[units])]
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Ranges of whole numbers one after the other.
+
+    >>> ranges(np.array([5, 1]), np.array([2, 3])).tolist()
+    [5, 6, 1, 2, 3]
+    """
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
+
+
 @dataclass(frozen=True)
 class Group:
     """Units that can go one by one. `axes[a]` holds, for each unit, which of the axis's indices go with it."""
 
     roots: tuple[Axis, ...]
-    axes: Mapping[Axis, tuple[np.ndarray, ...]]
+    axes: Mapping[Axis, Sequence[np.ndarray]]
     size: int
     frozen: str = ""
 
@@ -75,7 +129,7 @@ class Atoms:
     def freeze(self, label: Label, reason: str) -> None:
         """The size of this axis must stay."""
         if isinstance(label, np.ndarray):
-            self._frozen.append((np.unique(label), reason))
+            self._frozen.append((label, reason))
 
     def join(self, *labels: Label, reason: str = "it meets something of a fixed size") -> Label:
         """One axis that several tensors share; frozen where one of them brings a size that nothing changes."""
@@ -92,16 +146,32 @@ class Atoms:
             self.freeze(arrays[0], reason)
         return arrays[0]
 
-    def components(self) -> tuple[np.ndarray, dict[int, str]]:
-        """The component of each atom, and of frozen components the first reason."""
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import connected_components
-
+    def components(self) -> tuple[np.ndarray, np.ndarray]:
+        """The component of each atom, in the order of their first atoms, and of each component its first reason to be
+        frozen (empty where there is none)."""
         left, right = [np.concatenate(each) for each in zip(*self._joined)] if self._joined else [np.zeros(0, int)] * 2
-        ones = np.ones(len(left), bool)
-        _, of = connected_components(coo_matrix((ones, (left, right)), shape=(self.count, self.count)), directed=False)
-        reasons: dict[int, str] = {}
-        for atoms, reason in self._frozen:
-            for each in np.unique(of[atoms]).tolist():
-                reasons.setdefault(each, reason)
+        of = connected(self.count, left, right)
+        reasons = np.full(int(of.max(initial=-1)) + 1, "", object)
+        for label, reason in self._frozen:
+            found = of[label]
+            reasons[found[reasons[found] == ""]] = reason
         return of, reasons
+
+
+def connected(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The component of each of `count` nodes under edges from `left` to `right`, numbered by their first nodes.
+
+    Each round a component takes the lowest number that it meets, and paths to that are made short.
+
+    >>> connected(6, np.array([4, 2]), np.array([1, 5])).tolist()
+    [0, 1, 2, 3, 1, 2]
+    """
+    lowest = np.arange(count)
+    while len(left):
+        mine, theirs = lowest[left], lowest[right]
+        apart = mine != theirs
+        left, right, mine, theirs = left[apart], right[apart], mine[apart], theirs[apart]
+        np.minimum.at(lowest, np.maximum(mine, theirs), np.minimum(mine, theirs))
+        while not np.array_equal(lowest, shorter := lowest[lowest]):
+            lowest = shorter
+    return np.unique(lowest, return_inverse=True)[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,20 +13,23 @@ from torch import nn
 from decoct.models.modes import evaluating, training_branches
 from decoct.pruning._atoms import Group
 from decoct.pruning._cut import cut
-from decoct.pruning._graph import FAILURES, tensors_in
+from decoct.pruning._graph import FAILURES, Shapes, tensors_in
 from decoct.pruning._scores import removed
 from decoct.training.compression import Evidence
 
 Chosen = tuple[Group, np.ndarray]
 
 
-def cut_checked(module: nn.Module, chosen: Sequence[Chosen], evidence: Evidence) -> tuple[nn.Module, dict[int, str]]:
+def cut_checked(
+    module: nn.Module, chosen: Sequence[Chosen], evidence: Evidence, wanted: Shapes | None = None
+) -> tuple[nn.Module, dict[int, str]]:
     """A copy without the chosen units, and the numbers of the groups that had to stay, with the reason.
 
-    Where the network does not run after all cuts, or gives outputs of other shapes, they are tried one after the other.
-    It must run in eval mode, and on the branches that only training has where it did before.
+    Where the network does not run after all cuts, or gives outputs of other shapes than `wanted` (those that it gives
+    now), they are tried one after the other. It must run in eval mode, and on the branches that only training has where
+    it did before.
     """
-    wanted = shapes(module, evidence)
+    wanted = shapes(module, evidence) if wanted is None else wanted
     whole, problem = _tried(module, chosen, evidence, wanted)
     if problem is None:
         return whole, {}
@@ -64,14 +66,6 @@ def problem_of(module: nn.Module, evidence: Evidence, wanted: Shapes) -> str | N
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"its size is written into the forward pass: {lines[0][:160]}"
     return None
-
-
-class Shapes(NamedTuple):
-    """The shapes of a network's outputs in eval mode, and with the branches that only training has; None where it
-    does not run so on these samples."""
-
-    evaluating: list[torch.Size]
-    training: list[torch.Size] | None
 
 
 def shapes(module: nn.Module, evidence: Evidence) -> Shapes:

@@ -19,12 +19,16 @@ def cut(module: nn.Module, gone: Mapping[Axis, np.ndarray]) -> None:
     """Removes indices along axes, in place; a tensor with several owners goes on being shared."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     renewed: dict[int, Tensor] = {}
-    for name in {axis.tensor for axis in gone}:
+    cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for axis, indices in gone.items():
+        cuts.setdefault(axis.tensor, []).append((axis.dim, indices))
+    for name, found in cuts.items():
         tensor = tensors[name].detach()
-        for axis, indices in gone.items():
-            if axis.tensor == name:
-                keep = np.setdiff1d(np.arange(tensor.shape[axis.dim]), indices)
-                tensor = tensor.index_select(axis.dim, torch.as_tensor(keep, device=tensor.device))
+        for dim, indices in found:
+            stays = np.ones(tensor.shape[dim], bool)
+            stays[indices] = False
+            keep = torch.as_tensor(np.flatnonzero(stays), device=tensor.device)
+            tensor = tensor.index_select(dim, keep)
         renewed[id(tensors[name])] = _like(tensors[name], tensor.contiguous())
     widths = _channels(module)
     for each in module.modules():

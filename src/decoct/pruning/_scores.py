@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from decoct.errors import RecipeError
 from decoct.models.modes import evaluating
-from decoct.pruning._atoms import Axis, Group
+from decoct.pruning._atoms import Axis, Group, Units, ranges
 from decoct.training.compression import Evidence
 
 Score = Literal["l1", "l2", "taylor", "bn_scale"]
@@ -85,8 +85,12 @@ def sums(tensor: Tensor, dim: int, units: Sequence[np.ndarray]) -> np.ndarray:
     [6.0, 3.0]
     """
     rows = tensor.double().movedim(dim, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor.double()
-    values = rows.cpu().numpy()
-    return np.array([values[indices].sum() for indices in units])
+    own = Units.made(units)
+    values, found = rows.cpu().numpy()[own.flat], np.zeros(len(own))
+    for count in np.unique(own.counts).tolist():
+        at = np.flatnonzero(own.counts == count)
+        found[at] = values[ranges(own.starts[at], own.counts[at])].reshape(len(at), count).sum(1)
+    return found
 
 
 def gradients(module: nn.Module, evidence: Evidence, setting: str) -> list[dict[str, Tensor]]:
@@ -166,5 +170,5 @@ def removed(groups: Iterable[tuple[Group, np.ndarray]]) -> dict[Axis, np.ndarray
     found: dict[Axis, list[np.ndarray]] = {}
     for group, units in groups:
         for axis, indices in group.axes.items():
-            found.setdefault(axis, []).extend(indices[unit] for unit in units)
-    return {axis: np.unique(np.concatenate(parts)) for axis, parts in found.items() if parts}
+            found.setdefault(axis, []).append(Units.made(indices).of(units))
+    return {axis: np.unique(np.concatenate(parts)) for axis, parts in found.items() if sum(map(len, parts))}

@@ -6,11 +6,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decoct.pruning._atoms import Axis, Group
+from decoct.pruning._atoms import Axis, Group, Units
 from decoct.pruning._scores import WEIGHED
 from decoct.training.callback import Callback
 from decoct.training.clock import Clock
@@ -21,10 +20,9 @@ class Part:
 
     def __init__(self, parameter: Tensor, axis: Axis, group: Group) -> None:
         self.parameter, self.dim = parameter, axis.dim
-        units = np.concatenate([np.full(len(each), i) for i, each in enumerate(group.axes[axis])])
-        device = parameter.device
-        self.units = torch.as_tensor(units, device=device)
-        self.at = torch.as_tensor(np.concatenate(group.axes[axis]), device=device)
+        units, device = Units.made(group.axes[axis]), parameter.device
+        self.units = torch.as_tensor(units.owners, device=device)
+        self.at = torch.as_tensor(units.flat, device=device)
 
     def squares(self) -> Tensor:
         """The sum of squares along the axis, for each of its indices that belongs to a unit."""

@@ -12,10 +12,10 @@ from torch import nn
 
 from decoct.errors import RecipeError
 from decoct.models.kinds import without_weights
-from decoct.pruning._atoms import Axis, Group
+from decoct.pruning._atoms import Axis, Group, Units
 from decoct.pruning._attention import attentions, cut_heads, with_slim_attention
 from decoct.pruning._checked import cut_checked
-from decoct.pruning._graph import groups_of
+from decoct.pruning._graph import groups_and_shapes, groups_of
 from decoct.pruning._rounds import InRounds
 from decoct.pruning._scores import Scores, choose, keep_count
 from decoct.pruning._sparsity import GroupLasso, ScaleLasso
@@ -44,10 +44,10 @@ class Channels(InRounds):
         keep = dict.fromkeys(sorted(protected(module, self.protect)), "protected")
         work = with_slim_attention(copy.deepcopy(module), keep)
         heads = cut_heads(work, Scores(work, self._head_score, evidence), self.ratio, keep, self.first_size)
-        groups = groups_of(work, evidence, keep)
+        groups, shapes = groups_and_shapes(work, evidence, keep)
         scored = self._scored(Scores(work, self.score, evidence), groups)
         chosen, notes = self._chosen(groups, scored)
-        result, failed = cut_checked(work, [(groups[i], units) for i, units in chosen.items()], evidence)
+        result, failed = cut_checked(work, [(groups[i], units) for i, units in chosen.items()], evidence, shapes)
         notes |= {list(chosen)[number]: reason for number, reason in failed.items()}
         changes = [*heads, *_changes(groups, notes, work, result)]
         if all(each.before == each.after == self.first_size(each.path, each.before) for each in changes) and not (
@@ -72,7 +72,7 @@ class Channels(InRounds):
     def _first(self, group: Group) -> int:
         """How many units the group had before the first of several rounds."""
         for axis in group.roots:
-            channels = sum(len(each) for each in group.axes[axis])
+            channels = len(Units.made(group.axes[axis]).flat)
             first = self.first_size(_path(axis), channels)
             if first != channels:
                 return first * group.size // channels

@@ -40,6 +40,8 @@ class Quantization(Spec):
 
     calibrates: ClassVar[bool] = False
     """Whether it needs `feeds`."""
+    unjudged: ClassVar[Mapping[str, Any]] = {}
+    """The settings, with values, under which it asks nothing but for ranges: for a trial of speed alone."""
 
     @abstractmethod
     def quantize(self, graph: onnx.ModelProto, feeds: Feeds | None, judge: Judge | None) -> Quantized:

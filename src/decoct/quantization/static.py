@@ -38,6 +38,7 @@ class Static(Quantization):
 
     use: ClassVar[str] = "static"
     calibrates: ClassVar[bool] = True
+    unjudged: ClassVar[Mapping[str, Any]] = {"max_drop": None, "min_quality": None, "sensitivity": False}
 
     observer: ObserverName = "min_max"
     percentile: float = Field(default=99.99, gt=50, le=100)

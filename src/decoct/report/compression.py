@@ -70,7 +70,8 @@ def stages(results: Results) -> list[Stage]:
 
 def _stage(each: Compression, results: Results) -> Stage:
     tables = [_layers(each), _left(each), _rounds(each, results), _tries(each, results)]
-    says = [told(each.audit) if each.audit else "", _verified(each), _searched(each), _budgets(each, results)]
+    says = [told(each.audit) if each.audit else "", _speed(each), _kept(each), _verified(each), _searched(each)]
+    says.append(_budgets(each, results))
     return Stage(
         name=each.step,
         source=each.source,
@@ -232,6 +233,26 @@ def _verified(each: Compression) -> str:
     text = f"It answers as the float model does on {units.score(agreement, 'agreement')}{of}"
     sqnr = each.verified.get("sqnr_db")
     return text + (f"; signal to quantization noise {sqnr:.1f} dB." if sqnr is not None else ".")
+
+
+def _speed(each: Compression) -> str:
+    """How the file compares with its float file where it was written."""
+    if not each.speed.ratio:
+        return ""
+    times = f"{units.milliseconds(each.speed.file_ms)} against {units.milliseconds(each.speed.float_ms)}"
+    found = join(each.speed.words) if each.speed.words else "neither slower nor larger than float"
+    return f"The file is {found} ({times} a call on one thread where it was written)."
+
+
+def _kept(each: Compression) -> str:
+    """The kinds of layers that stayed in float because that is faster."""
+    kept = each.quantization.get("facts", {}).get("keep_float")
+    if not isinstance(kept, dict) or not isinstance(kept.get("kinds"), dict):
+        return ""
+    if kept.get("whole"):
+        return "No file in integers was as fast as the float file, so it was written in float."
+    kinds = [f"{name} ({len(paths)})" for name, paths in kept["kinds"].items()]
+    return f"Kept in float, since that was faster: {join(kinds)}." if kinds else ""
 
 
 def _searched(each: Compression) -> str:

@@ -116,6 +116,15 @@ class Kernels(Record):
         return self.left or [each for each in self.layers if each.runs != "int8"]
 
 
+class Speed(Record):
+    """How a file in integers compares with its float file where it was written; `words` say what did not pay."""
+
+    ratio: Number = None
+    file_ms: Number = None
+    float_ms: Number = None
+    words: Annotated[list[str], BeforeValidator(_list)] = []
+
+
 class Costs(Record):
     """What a model costs, before or after it was made smaller."""
 
@@ -179,6 +188,7 @@ class Compression(Record):
     rounds: Annotated[list[Round], BeforeValidator(_list)] = []
     quantization: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
     audit: Kernels | None = None
+    speed: Annotated[Speed, BeforeValidator(_mapping)] = Speed()
     sensitivity: Annotated[list[Sensitivity], BeforeValidator(_list)] = []
     budgets: Annotated[dict[str, Budget], BeforeValidator(_mapping)] = {}
     verified: Scores = {}
@@ -213,6 +223,7 @@ class ModelRecord(Record):
     """The steps that it came through, oldest first, its own last."""
     quantized: bool | None = None
     kernels: Annotated[Kernels, BeforeValidator(_mapping)] = Kernels()
+    speed: Annotated[Speed, BeforeValidator(_mapping)] = Speed()
 
     @property
     def p50(self) -> float | None:

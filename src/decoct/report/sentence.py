@@ -321,6 +321,8 @@ def _integers(results: Results) -> Iterator[Finding]:
         ratio = speedup(model, twin) if twin else None
         if twin is not None and ratio is not None:
             yield _paid(model, twin, ratio)
+        elif model.speed.words:
+            yield Finding(f"{names(model)} is {join(model.speed.words)}, where it was written.", "worse")
         kernels = told(model.kernels, f" of {model.name}")
         if kernels:
             yield Finding(kernels, "note" if model.kernels.int8 == model.kernels.total else "warning")

@@ -176,6 +176,7 @@ def _cost_columns(teacher: ModelRecord | None) -> list[Column]:
             main=False,
         ),
         Column("p50", "Median time of an answer", lambda model: _latency(model, teacher)),
+        Column("Against float", "A file in integers against its float file where it was written", _against_float),
         Column("p99", "Time within which 99 of 100 answers come", _p99),
         Column("Throughput", "Samples a second", _throughput, main=False),
     ]
@@ -198,6 +199,14 @@ def _latency(model: ModelRecord, teacher: ModelRecord | None) -> Cell:
     text = units.milliseconds(model.latency.p50_ms) + (" (noisy)" if model.latency.noisy else "")
     faster = speedup(model, teacher) if teacher and model is not teacher else None
     return Cell(text, ratio(faster, "faster", "slower") if faster else "")
+
+
+def _against_float(model: ModelRecord) -> Cell:
+    if not model.speed.ratio:
+        return Cell(units.ABSENT)
+    larger = [each.removesuffix(" ×") for each in model.speed.words if each.startswith("larger")]
+    note = f"{larger[0].removeprefix('larger than float: ')}× larger" if larger else ""
+    return Cell(ratio(1 / model.speed.ratio, "faster", "slower"), note)
 
 
 def _p99(model: ModelRecord) -> Cell:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from decoct.artifact import Artifact
-from decoct.steps.records import EXPORTED, RECORDS, REPORT, SEARCHED, Exported, Records, Report, Searched
+from decoct.steps.records import EXPORTED, RECORDS, REPORT, SEARCHED, SPEED, Exported, Records, Report, Searched, Timed
 
 if TYPE_CHECKING:
     from decoct.recipe.graph import Node
@@ -112,13 +112,19 @@ def _compression(artifact: Artifact) -> dict[str, Any]:
     found = _read(artifact, REPORT, Report)
     exported, searched = _read(artifact, EXPORTED, Exported), _read(artifact, SEARCHED, Searched)
     if "quantization" in exported:
-        found |= _quantized(exported)
+        found |= _quantized(exported) | _speed(artifact)
     if searched:
         names = ("setting", "chosen", "tries")
         found |= {name: searched[name] for name in names} | {"tried": searched["step"]}
         kept = (each["budgets"] for each in searched["tries"] if each["value"] == searched["chosen"])
         found["budgets"] = next(kept, {})
     return found
+
+
+def _speed(artifact: Artifact) -> dict[str, Any]:
+    """How a file in integers compares with its float file; empty where it was not timed."""
+    found = _read(artifact, SPEED, Timed)
+    return {"speed": found} if found else {}
 
 
 def _quantized(exported: Mapping[str, Any]) -> dict[str, Any]:

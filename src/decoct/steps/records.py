@@ -7,6 +7,9 @@ from typing import Any
 from decoct.artifact import Described, FileName, Strict
 
 REPORT, SEARCHED, EXPORTED, RECORDS = "compression.json", "search.json", "exported.json", "records.json"
+SPEED = "speed.json"
+"""How a file in integers compares with its float file on the machine that wrote it; apart, for times are never equal
+twice and the artifact's hash is."""
 
 
 class _Verified(Strict):
@@ -34,6 +37,18 @@ class Exported(Strict):
     quantization: _Quantization = _Quantization()
     audit: dict[str, Any] | None = None
     budgets: dict[str, Any] = {}
+
+
+class Timed(Strict):
+    """Shape of speed.json."""
+
+    ratio: float
+    file_ms: float
+    float_ms: float
+    file_bytes: int
+    float_bytes: int
+    noisy: bool = False
+    words: list[str] = []
 
 
 class Report(Strict):

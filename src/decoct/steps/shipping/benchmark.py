@@ -20,7 +20,7 @@ from decoct.outputs import Batch, Outputs
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches
 from decoct.steps.records import RECORDS
-from decoct.steps.shipping.candidates import Candidate, kernels_of, open_candidate, source_of
+from decoct.steps.shipping.candidates import Candidate, kernels_of, open_candidate, source_of, speed_of
 from decoct.steps.shipping.compared import compared
 from decoct.steps.shipping.export import head
 from decoct.tasks.answers.base import Scores
@@ -154,6 +154,7 @@ class Benchmark(Step):
             "source": source_of(candidate.artifact),
             "quantized": bool(kernels),
             "kernels": kernels,
+            **speed_of(candidate),
             "parameters": candidate.parameters,
             "macs": candidate.macs,
             "file_bytes": sum(file_bytes(each) for each in candidate.files),

@@ -21,7 +21,7 @@ from decoct.outputs import DENSE, Batch, Outputs, Predictor
 from decoct.quantization.audit import audit
 from decoct.steps.base import Context
 from decoct.steps.learning.teachers import task_of
-from decoct.steps.records import EXPORTED, Exported
+from decoct.steps.records import EXPORTED, SPEED, Exported, Timed
 from decoct.targets.base import Session, Target
 from decoct.targets.onnx import FILE, Onnx
 from decoct.teachers.onnx import file_predictor
@@ -115,6 +115,12 @@ def kernels_of(candidate: Candidate) -> dict[str, Any]:
         return {}
     left = [{name: each[name] for name in KERNEL} for each in found["layers"] if each["runs"] != "int8"]
     return {**{name: found[name] for name in ("int8", "weights", "float")}, "between": found["between"], "left": left}
+
+
+def speed_of(candidate: Candidate) -> dict[str, Any]:
+    """How a file in integers compared with its float file where it was written; empty where it was not timed."""
+    timed = (candidate.artifact.folder / SPEED).is_file()
+    return {"speed": dict(candidate.artifact.json(SPEED, Timed))} if timed else {}
 
 
 def _has_quantizers(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from decoct.artifact import Artifact, writing
+from decoct.artifact import Artifact, Draft, writing
 from decoct.errors import RecipeError
 from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
@@ -26,11 +26,12 @@ from decoct.quantization.audit import audit
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches, has_split
-from decoct.steps.records import EXPORTED
+from decoct.steps.records import EXPORTED, SPEED
 from decoct.steps.shipping.asking import beside, manual_of, put_into
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.parity import compare
 from decoct.steps.shipping.proof import refuse_other_file, refuse_other_program
+from decoct.steps.shipping.speed import against_its_float, warn_of_cost
 from decoct.targets.base import Target
 from decoct.targets.lowering import has_onnx_forms
 from decoct.targets.onnx import FILE, Onnx
@@ -74,6 +75,7 @@ class Export(Step, Budgets):
             context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
         ) as draft:
             facts = self._facts(source, context, side, draft.folder)
+            self._time(facts, context, side, draft)
             target = Onnx() if facts["file"] == FILE else self.target
             kept = keep(self, target, draft.folder / facts["file"], context, inputs, side)
             facts |= {"budgets": kept} if kept else {}
@@ -120,6 +122,17 @@ class Export(Step, Budgets):
             "macs": macs(program, one).total,
             **describe(path, reading, self.target, paths),
         }
+
+    def _time(self, facts: Mapping[str, Any], context: Context, side: str, draft: Draft) -> None:
+        """Times a file in integers beside what it is in float."""
+        import onnx
+
+        if "audit" not in facts:
+            return
+        path, feed = draft.folder / facts["file"], context.task.reading(side).feed(verification(context, 1)[0])
+        speed = against_its_float(path, onnx.load(str(path)), feed)
+        warn_of_cost(context.name, speed)
+        draft.write_json(SPEED, speed.data())
 
     def _kernels(self, path: Path, context: Context) -> dict[str, Any]:
         """The audit of a file in integers, with a warning where some layers are not."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,17 +27,20 @@ from decoct.models.saving import load_model
 from decoct.outputs import Batch
 from decoct.quantization.audit import audit
 from decoct.quantization.base import Feeds, Judge, Quantization, Quantized
+from decoct.quantization.floating import has_quantizers
 from decoct.quantization.static import Static
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import has_split, scores, splits_of
-from decoct.steps.records import EXPORTED, Exported
+from decoct.steps.records import EXPORTED, SPEED, Exported
 from decoct.steps.shipping.asking import beside, manual_of, with_manual
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, keep
 from decoct.steps.shipping.export import describe, head, verification
+from decoct.steps.shipping.keeping import faster
 from decoct.steps.shipping.parity import against_float
 from decoct.steps.shipping.proof import refuse_other_graph, refuse_other_program, warn_of_noise
+from decoct.steps.shipping.speed import Feed, against_its_float, warn_of_cost
 from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.teachers.onnx import file_predictor
 from decoct.training.compression import Change
@@ -58,14 +61,16 @@ class Quantize(Step, Budgets):
     validation, never test). On `samples` real samples the float graph is compared with the model first (`tolerance` as
     in export), then the file with the float model; below 20 dB of signal to noise a warning follows. The operators that
     the runtime executes in integers are counted (`audit` in exported.json). A model that learned with its quantizers
-    inside keeps them: `scheme` and calibration are not used. `min_quality`, `max_latency_ms` and
-    `max_size_bytes` are budgets as in export.
+    inside keeps them: `scheme` and calibration are not used. The file is timed beside its float file (`speed.json`),
+    and a warning says where it is slower or larger. `keep_float: auto` keeps those kinds of layers in float that make
+    it slower on this machine, and the whole file where no integers pay; what the scheme protects stays so anyway.
+    `min_quality`, `max_latency_ms` and `max_size_bytes` are budgets as in export.
     """
 
     use: ClassVar[str] = "quantize"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("model", "exported")}
     gives: ClassVar[str] = "exported"
-    machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms",)
+    machine_bound_by: ClassVar[tuple[str, ...]] = ("max_latency_ms", "keep_float")
 
     scheme: Annotated[Quantization, Choice("decoct.quantization")] = Static()
     calibration_split: str = "train"
@@ -73,6 +78,7 @@ class Quantize(Step, Budgets):
     samples: int = Field(default=256, ge=1)
     tolerance: float = Field(default=TOLERANCE, gt=0, exclude_if=lambda value: value == TOLERANCE)
     opset: int = Field(default=20, ge=18, le=23)
+    keep_float: Literal["auto"] | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @field_validator("calibration_split")
     @classmethod
@@ -93,7 +99,8 @@ class Quantize(Step, Budgets):
             context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
         ) as draft:
             self._prove(floating, context)
-            found = self._quantized(floating.graph, context, side)
+            sample = context.task.reading(side).feed(verification(context, 1)[0])
+            found = self._quantized(floating.graph, context, side, sample)
             manual = manual_of(context.task.reading(side), context.data.info)
             path = save(with_manual(found.graph, manual), draft.folder / FILE)
             beside(draft.folder, manual)
@@ -105,6 +112,9 @@ class Quantize(Step, Budgets):
                 "source": source.name,
                 "target": Onnx(opset=self.opset).plain(),
             }
+            speed = against_its_float(path, floating.graph, sample)
+            warn_of_cost(context.name, speed, stacklevel=2)
+            draft.write_json(SPEED, finite(speed.data()))
             kept = keep(self, Onnx(), path, context, inputs, side)
             record |= {"budgets": kept} if kept else {}
             for name, text in context.task.reading(side).assets().items():
@@ -125,14 +135,17 @@ class Quantize(Step, Budgets):
         feeds = [reading.feed(batch) for batch in batches]
         refuse_other_graph(context.name, floating.program, floating.graph, feeds, reading.outputs, self.tolerance)
 
-    def _quantized(self, proto: onnx.ModelProto, context: Context, side: str) -> Quantized:
+    def _quantized(self, proto: onnx.ModelProto, context: Context, side: str, sample: Feed) -> Quantized:
         if has_quantizers(proto):
             return Quantized(proto, facts={"quantizers": "learned with the weights"})
         feeds = None
         if self.scheme.calibrates:
             feeds = calibration(context, side, self.calibration_split, self.calibration_samples)
         context.progress(1, 3, f"quantization: {self.scheme.use}")
-        return self.scheme.quantize(proto, feeds, judge_of(context, side))
+        judge = judge_of(context, side)
+        if self.keep_float == "auto":
+            return faster(context.name, self.scheme, proto, feeds, judge, sample)
+        return self.scheme.quantize(proto, feeds, judge)
 
     def _calibration(self, found: Quantized) -> dict[str, Any]:
         if not self.scheme.calibrates or "quantizers" in found.facts:
@@ -187,11 +200,6 @@ class FileProgram(nn.Module):
         outputs = self.session({name: value.numpy() for name, value in inputs.items()})
         found = tuple(torch.from_numpy(each) for each in outputs.values())
         return found if len(found) > 1 else found[0]
-
-
-def has_quantizers(proto: onnx.ModelProto) -> bool:
-    """Whether the graph holds quantizers already."""
-    return any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
 
 
 def calibration(context: Context, side: str, name: str, count: int) -> Feeds:
