@@ -80,7 +80,7 @@ def row(name: str, made: tuple[Callable[[], nn.Module], torch.Tensor, str], give
             records[way] = dc.export(module, path, example=x, tolerance=1e-2, **settings)
             session = open_session(path)
             feed = {session.inputs[0].name: x[:1].numpy()}
-            calls[way] = lambda session=session, feed=feed: session(feed)
+            calls[way] = partial(session, feed)
         found = measure(calls, repeats=given.repeats, rounds=given.rounds)
     ms = {way: each.p50_ms for way, each in found.items()}
     size = {way: each["file_bytes"] / records["float"]["file_bytes"] for way, each in records.items()}

@@ -16,6 +16,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from _shared import ROOT, command, interleaved, interval, origin, paired, parser, table, write
@@ -51,7 +52,7 @@ def cpu(*words: str | Path) -> float:
 
 def decoct(verb: str, folder: Path) -> float:
     """CPU time of a command on the recipe that lies beside a run's folder."""
-    out = [] if verb == "check" else ["--out", folder]
+    out: list[str | Path] = [] if verb == "check" else ["--out", folder]
     return cpu("-m", "decoct", "--quiet", verb, folder.with_suffix(".yaml"), *out)
 
 
@@ -103,8 +104,8 @@ def main() -> None:
         {
             "import torch": lambda: cpu("-c", "import torch"),
             "check": lambda: decoct("check", few),
-            **{f"plan {run.name}": lambda run=run: decoct("plan", run) for run in (few, many, most)},
-            **{f"run {run.name}": lambda run=run: decoct("run", run) for run in (few, many, most)},
+            **{f"plan {run.name}": partial(decoct, "plan", run) for run in (few, many, most)},
+            **{f"run {run.name}": partial(decoct, "run", run) for run in (few, many, most)},
             "short": lambda: further(short),
             "long": lambda: further(long),
         },
@@ -112,7 +113,7 @@ def main() -> None:
         warmup=0,
     )
     torch = times["import torch"]
-    rows = [("`python -c 'import torch'`", f"{interval(torch).median:.2f}", "", "1.00")]
+    rows: list[tuple[str, ...]] = [("`python -c 'import torch'`", f"{interval(torch).median:.2f}", "", "1.00")]
     checked = ("`decoct check`", given.few, times["check"], times["check"])
     counts = {"few": given.few, "many": given.many, "most": given.most}
     timed = [

@@ -28,7 +28,7 @@ import torch
 from _shared import command, interleaved, interval, origin, paired, parser, table, write
 
 from decoct.artifact import writing
-from decoct.outputs import Outputs
+from decoct.outputs import Dense, Outputs
 from decoct.store import reading
 from decoct.store.codecs.top_k import TopKCodec
 from decoct.store.finish import seal
@@ -42,10 +42,10 @@ MIXED = np.uint64(0x9E3779B97F4A7C15)
 
 def make(folder: Path, rows: int) -> None:
     """A store of made rows; its shards are written without waiting for the disk."""
-    codec = TopKCodec(1, dtype="float16", temperatures=(1.0,))
-    layout = Layout.of(Outputs(torch.zeros(1, CLASSES)), codec)
+    codec = TopKCodec(k=1, dtype="float16", temperatures=(1.0,))
+    layout = Layout.of(Outputs(Dense(torch.zeros(1, CLASSES))), codec)
     zeros = np.zeros(SHARD, np.uint64)
-    said = Outputs(torch.randn(SHARD, CLASSES, generator=torch.Generator().manual_seed(0)))
+    said = Outputs(Dense(torch.randn(SHARD, CLASSES, generator=torch.Generator().manual_seed(0))))
     cells = layout.encode(said, seen=zeros, keys=zeros, views=zeros.astype(np.uint32), measure=False).cells
     work, done = folder / "work", {}
     work.mkdir(parents=True)
@@ -66,7 +66,7 @@ def measure(folder: Path, rows: int, batches: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for verify in ("none", "lazy"):
         begun = time.perf_counter()
-        store = reading.Store.open(folder / "store", verify=verify, cache_bytes=0)  # type: ignore[arg-type]
+        store = reading.Store.open(folder / "store", verify=verify, cache_bytes=0)
         found[verify] = time.perf_counter() - begun
     draws = np.random.default_rng(0)
 

@@ -193,7 +193,8 @@ def _samples(data: Mapping[str, Any]) -> int | None:
         from decoct.data.image_folder import class_folders
 
         place = Path(str(data["path"]))
-        return class_folders(place / "train" if (place / "train").is_dir() else place).count
+        classes = class_folders(place / "train" if (place / "train").is_dir() else place)
+        return sum(map(len, classes.files.values()))
     if data.get("use") in ("csv", "tsv", "text_files"):
         from decoct.data.files import read_bytes
         from decoct.data.text_files import ending, split_files
