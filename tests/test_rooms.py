@@ -25,6 +25,7 @@ LOOSE = {
     "network",
     "outputs",
     "spec",
+    "threads",
 }
 
 
