@@ -194,3 +194,44 @@ def test_presets_lengthen_training_and_few_samples_are_seen_more_often(tmp_path:
         scaffold.write(None, folder, scaffold.Wishes("fasst"))
     named = load(scaffold.write(None, folder, scaffold.Wishes("fast", "small_gpt", "bilstm")))
     assert named.models["large"].use == "small_gpt"
+
+
+TITANIC = "PassengerId,Survived,Pclass,Name,Age\n" + "".join(
+    f'{i},{i % 2},{i % 3 + 1},"Person {i}, Mr. Some One",{20 + i}\n' for i in range(60)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "wanted"),
+    [
+        (TITANIC, "Survived", {"use": "csv", "target": "Survived", "drop": ["Name"]}),
+        ("country,2019,2020,label\n" + "a,1,2,x\nb,2,3,y\n" * 9, None, {"use": "csv", "target": "label"}),
+        ("5.1,3.5,setosa\n4.9,3.0,setosa\n6.1,2.8,virginica\n" * 9, None, {"use": "csv", "header": False}),
+        ("id,text,label\n" + "".join(f"{i},so it is said,{i % 2}\n" for i in range(30)), None, {"use": "text_files"}),
+    ],
+    ids=["titanic", "years", "iris", "ids"],
+)
+def test_tables_of_ordinary_people_are_what_they_are(
+    text: str, target: str | None, wanted: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.csv").write_text(text)
+    _, data = scaffold.look_at(tmp_path / "mine.csv", None, target)
+    assert wanted.items() <= data.items()
+    assert ("header" in data) == ("header" in wanted)
+
+
+def test_folders_of_parts_are_no_classes(tmp_path: Path) -> None:
+    for part in ("Train", "Test"):
+        images(tmp_path / "kaggle" / part)
+    data = load(scaffold.write(None, tmp_path / "kaggle")).data.open()
+    assert data.classes == ("cat", "dog")
+    assert len(data.splits["test"]) == 16
+    for part in ("images", "masks"):
+        (tmp_path / "maps" / part).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "maps" / part / "a.png")
+    with pytest.raises(DataError, match="no classes; say which task"):
+        scaffold.write(None, tmp_path / "maps")
+    (tmp_path / "lone").mkdir()
+    (tmp_path / "lone" / "test.csv").write_text(TITANIC)
+    with pytest.raises(DataError, match="no file is called train"):
+        scaffold.write(None, tmp_path / "lone")

@@ -230,7 +230,7 @@ def test_what_cannot_be_answered_is_refused(table: Path, pictures: Path, tmp_pat
         (rows, {"acid": 1}, "no colour, sweet; the model takes acid, colour, sweet"),
         (rows, [1, 2], "has 2 values; the model takes 3"),
         (rows, {"acid": "much", "colour": "red", "sweet": 1}, "column acid: 'much' is no number"),
-        (rows, tmp_path / "wrong.csv", "row 2: another number of cells"),
+        (rows, tmp_path / "wrong.csv", "line 2: another number of cells"),
         (photos, tmp_path / "text.png", "no readable image"),
         (photos, 3, "a int is no photo"),
         (photos, np.zeros((4, 4)), "give uint8"),
@@ -280,3 +280,48 @@ def test_sentences_become_the_ids_that_the_task_reads(use: str) -> None:
     assert found.keys() == wanted.keys()
     for name, each in wanted.items():
         np.testing.assert_array_equal(found[name], each)
+
+
+def test_a_category_is_told_by_its_text_and_never_by_its_code() -> None:
+    named, numbers = (
+        {"name": "x", "categories": {"a": 0.0, "b": 1.0, "c": 2.0}},
+        {"name": "x", "categories": {"1": 5.0}},
+    )
+    assert predict._cell("b", named, set()) == 1.0
+    assert np.isnan(predict._cell("1", named, set()))
+    assert np.isnan(predict._cell(1, named, set()))
+    assert predict._cell(1.0, numbers, set()) == predict._cell("1", numbers, set()) == 5.0
+    with pytest.raises(predict.Refused, match="no number"):
+        predict._cell("inf", {"name": "x"}, set())
+
+
+def test_ordinary_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1"))
+    (tmp_path / "latin.csv").write_bytes("größe;b\n1;2\n".encode("latin-1"))
+    (tmp_path / "wide.csv").write_text("a,b\n" + "x" * 200_000 + ",1\n")
+    for name, kind in (("latin.txt", "text"), ("latin.csv", "tabular"), ("wide.csv", "tabular")):
+        with pytest.raises(predict.Refused, match=name.replace(".", "\\.")):
+            predict.asked_for([str(tmp_path / name)], kind)
+    bomb = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
+    bomb[16:24] = (20_000).to_bytes(4, "big") * 2
+    with pytest.raises(predict.Refused, match="photo"):
+        predict._opened(bytes(bomb))
+    assert predict.line({"shares": 3.25}) == "shares 3.25"
+    assert predict.printed("a\x1b[2J") == "a\\x1b[2J"
+
+
+def test_a_table_without_a_header_is_asked_by_place(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("1.5,red\n2,blue\n")
+    manual = {
+        "format": 1,
+        "kind": "tabular",
+        "table": {
+            "columns": [{"name": "0"}, {"name": "1", "categories": {"red": 0.0, "blue": 1.0}}],
+            "missing": [],
+            "header": False,
+        },
+        "answers": {"values": {"answer": "numbers"}},
+    }
+    asked = predict.Asked(manual, lambda feed: {"values": feed["features"].sum(1, keepdims=True)})
+    assert asked.predict(tmp_path / "rows.csv") == [{"value": 1.5}, {"value": 3.0}]
+    assert len(predict.asked_for([str(tmp_path / "rows.csv")], "tabular", asked.header)) == 2

@@ -12,6 +12,7 @@ from decoct.artifact import MANIFEST, Artifact
 from decoct.errors import DataError, RecipeError
 from decoct.report.records import RESULTS, read_results
 from decoct.serving.predict import Asked, Refused, open_file
+from decoct.steps.records import EXPORTED, Exported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,6 +61,11 @@ class Loaded:
             raise RecipeError(f"{self.path} is a lone file; load the folder of its step, or of its run")
         return read_task(self.artifact)
 
+    @property
+    def header(self) -> bool:
+        """Whether tables that are asked about begin with the names of their columns."""
+        return self._asked.header
+
     def predict(self, asked: Any, *, top: int = 5) -> Any:
         """The answer to one photo (a path, bytes, an image of Pillow, an array), sentence or row; a list to a list.
 
@@ -101,11 +107,31 @@ def load(path: Path | str) -> Loaded:
 
 def _student(run: Path) -> Path:
     """The folder of the last model of a run that is neither its teacher nor for comparison, files first."""
-    models = [each for each in read_results(run).models if each.path and each.name.partition(".")[0] not in LEFT_OUT]
-    shipped = [each for each in models if (each.artifact or "").endswith(".onnx")]
-    if not (shipped or models):
+    results = read_results(run)
+    teachers = {*LEFT_OUT, *_teachers(results.recipe)}
+    students = []
+    for each in results.models:
+        if each.path and each.name not in teachers and (run / each.path / MANIFEST).is_file():
+            artifact = Artifact.load(run / each.path, verify=False)
+            if artifact.kind in ("exported", "model") and str(artifact.meta.get("source", "")) not in teachers:
+                students.append(each)
+    if not students:
         raise DataError(f"{run}: its results name no student; give the folder of one of its steps")
-    return run / str((shipped or models)[-1].path)
+    return run / str(students[-1].path)
+
+
+def _teachers(recipe: Mapping[str, Any]) -> set[str]:
+    """The steps of a recipe, as plain data, whose model teaches another one."""
+    found: set[str] = set()
+    for step in recipe.get("steps", ()):
+        inputs = step.get("inputs", {}) if isinstance(step, Mapping) else {}
+        if isinstance(inputs, Mapping) and step.get("use") not in ("benchmark", "robustness"):
+            for role, given in inputs.items():
+                if role != "model":
+                    found |= (
+                        {given} if isinstance(given, str) else set(given if isinstance(given, list | tuple) else ())
+                    )
+    return found
 
 
 def _file(path: Path, artifact: Artifact | None = None) -> Loaded:
@@ -117,13 +143,23 @@ def _file(path: Path, artifact: Artifact | None = None) -> Loaded:
 
 def _artifact(artifact: Artifact) -> Loaded:
     if artifact.kind == "exported":
-        name = str(artifact.json("exported.json", dict[str, Any])["file"])
+        name = str(artifact.json(EXPORTED, Exported)["file"])
         if not name.endswith(".onnx"):
             raise RecipeError(f"{artifact.folder}: its file is {name}; ONNX files can be asked, or the step it is of")
         return _file(artifact.folder / name, artifact)
     if artifact.kind != "model":
         raise RecipeError(f"{artifact.folder} is of kind {artifact.kind}; give a model, an exported file, or a run")
     return _through_torch(artifact)
+
+
+def _shipped_manual(artifact: Artifact) -> dict[str, Any] | None:
+    """The manual of a file that was exported of this step in the same run: it knows the data too."""
+    for record in sorted(artifact.folder.parent.glob(f"*/{EXPORTED}")):
+        if (record.parent / MANIFEST).is_file() and (record.parent / "manual.json").is_file():
+            exported = Artifact.load(record.parent)
+            if exported.meta.get("source") == artifact.name and exported.meta.get("side") == artifact.meta["side"]:
+                return exported.json("manual.json", dict[str, Any])
+    return None
 
 
 def _through_torch(artifact: Artifact) -> Loaded:
@@ -135,7 +171,7 @@ def _through_torch(artifact: Artifact) -> Loaded:
     from decoct.tasks.base import read_task
 
     reading = read_task(artifact).reading(str(artifact.meta["side"]))
-    manual, network = reading.manual({}), load_model(artifact)
+    manual, network = _shipped_manual(artifact) or reading.manual({}), load_model(artifact)
     program, names = reading.program(network.module), list(reading.outputs)
 
     def run(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -137,10 +137,12 @@ def distill(
 
     text = scaffold.write(task, data, scaffold.Wishes(preset, teacher, student, target))
     folder = out or Path("runs") / (data.resolve().name.partition(".")[0] or "data")
+    if not folder.name:
+        raise RecipeError(f"--out {folder}: has no name; give a folder for the run")
     recipe = folder.with_name(f"{folder.name}.yaml")
     if show:
         return Answer({"recipe": text, "out": str(folder)}, [text.rstrip("\n")])
-    if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
+    if (folder / "results.json").is_file() and recipe.is_file() and recipe.read_text(encoding="utf-8") != text:
         raise RecipeError(f"{recipe} is there and differs; decoct run {recipe} runs it, or give another --out")
     recipe.parent.mkdir(parents=True, exist_ok=True)
     write_whole(recipe, text)
@@ -263,7 +265,7 @@ def predict(
 
     model = load(artifact)
     try:
-        pairs = asked_for(asked, model.kind)
+        pairs = asked_for(asked, model.kind, model.header)
     except Refused as error:
         raise DataError(str(error)) from None
     said = model.predict([each for _, each in pairs], top=top)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import decoct
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.recipe.file import dump
+
+if TYPE_CHECKING:
+    from decoct.data.tables import Table
 
 
 def shipped() -> dict[str, Path]:
@@ -193,7 +198,7 @@ def _samples(data: Mapping[str, Any]) -> int | None:
         from decoct.data.image_folder import class_folders
 
         place = Path(str(data["path"]))
-        classes = class_folders(place / "train" if (place / "train").is_dir() else place)
+        classes = class_folders(_training(place))
         return sum(map(len, classes.files.values()))
     if data.get("use") in ("csv", "tsv", "text_files"):
         from decoct.data.files import read_bytes
@@ -212,7 +217,7 @@ def _side(folder: Path) -> int:
     from decoct.data.images import FORMATS
 
     sides = [LARGE_ENOUGH]
-    for files in class_folders(folder / "train" if (folder / "train").is_dir() else folder).files.values():
+    for files in class_folders(_training(folder)).files.values():
         for file in files[:3]:
             try:
                 with Image.open(file, formats=FORMATS) as picture:
@@ -305,11 +310,11 @@ def look_at(folder: Path, task: str | None = None, target: str | None = None) ->
     place = str(folder.resolve())
     if folder.is_dir() and any(folder.rglob("*-images-idx3-ubyte*")):
         return "image_classification", {"use": "fashion_mnist", "path": place}
-    if folder.is_dir() and _has_class_folders(folder):
+    if folder.is_dir() and task in (None, "image_classification") and _has_class_folders(folder):
         return "image_classification", {"use": "image_folder", "path": place, "size": _side(folder)}
     if any(each.suffix == ".conll" for each in ([folder] if folder.is_file() else folder.iterdir())):
         return "token_classification", {"use": "conll", "path": place}
-    if task in (None, "text_classification") and (texts := _texts(folder, target)) is not None:
+    if task in (None, "text_classification") and (texts := _texts(folder, target, asked=task is not None)) is not None:
         return "text_classification", texts
     if (found := _tables(folder, ".tsv")) is not None:
         return "text_classification", {"use": "tsv", "path": str(found.resolve() if folder.is_file() else place)}
@@ -322,10 +327,28 @@ def look_at(folder: Path, task: str | None = None, target: str | None = None) ->
     )
 
 
+PARTS = frozenset(
+    ("images", "masks", "labels", "annotations", "train", "training", "test", "testing", "validation", "val")
+)
+"""Names of folders that are parts of a data set."""
+
+
+def _training(folder: Path) -> Path:
+    """The folder of training pictures: of that name, in any case, where there is one."""
+    names = ("train", "training")
+    return next((each for each in sorted(folder.iterdir()) if each.is_dir() and each.name.lower() in names), folder)
+
+
 def _has_class_folders(folder: Path) -> bool:
     from decoct.data.image_folder import class_folders
 
-    return len(class_folders(folder / "train" if (folder / "train").is_dir() else folder).files) > 1
+    found = class_folders(_training(folder)).files
+    if not PARTS.isdisjoint(each.lower() for each in found):
+        raise DataError(
+            f"{folder}: its folders are called {', '.join(list(found)[:5])}, which are parts of a data set and no "
+            "classes; say which task (--task segmentation, detection), or give the folder that holds one folder a class"
+        )
+    return len(found) > 1
 
 
 def _tables(folder: Path, suffix: str) -> Path | None:
@@ -339,12 +362,19 @@ def _tables(folder: Path, suffix: str) -> Path | None:
 
 TARGETS = ("label", "target", "class", "category", "intent", "sentiment", "y")
 """Names of columns that are taken for the target, the first first; else the last column."""
+MANY = 20
+"""A target with more unlike numbers than this is a number to predict."""
+PREVIEW = 2000
+"""Rows that are looked at."""
 SENTENCE = 2.5
 """Words that a cell of a column of texts has on average, at least."""
 
 
-def _texts(folder: Path, wanted: str | None = None) -> dict[str, Any] | None:
-    """Text files where one column holds sentences and another one classes; None where it is no such data."""
+def _texts(folder: Path, wanted: str | None = None, *, asked: bool = False) -> dict[str, Any] | None:
+    """Text files where one column holds sentences and another one classes; None where it is no such data.
+
+    Unless texts are `asked` for, further columns may only number the rows.
+    """
     from decoct.data.text_files import ENDINGS, delimiter_of, ending, split_files
 
     try:
@@ -361,7 +391,11 @@ def _texts(folder: Path, wanted: str | None = None) -> dict[str, Any] | None:
         return None
     target = wanted or next((name for each in TARGETS for name in columns if name.lower() == each), list(columns)[-1])
     sentences = [name for name, cells in columns.items() if name != target and _is_prose(cells)]
-    if len(sentences) != 1 or len(set(columns[target])) > max(2, len(columns[target]) / 2):
+    others = [name for name, cells in columns.items() if name not in (target, *sentences) and not _is_key(name, cells)]
+    classes = set(columns[target])
+    if len(sentences) != 1 or len(classes) > max(2, len(columns[target]) / 2):
+        return None
+    if not asked and (others or (len(classes) > MANY and all(map(_is_number, classes)))):  # a table with a name in it
         return None
     found: dict[str, Any] = {"use": "text_files", "path": str(folder.resolve()), "text": sentences[0], "target": target}
     delimited = ending(train) in (".csv", ".tsv")
@@ -380,15 +414,22 @@ def _preview(path: Path) -> dict[str, list[str]]:
         if ending(path) == ".parquet":
             import pyarrow.parquet
 
-            table = pyarrow.parquet.ParquetFile(path).read()
+            batches = pyarrow.parquet.ParquetFile(path).iter_batches(PREVIEW)
+            table = pyarrow.Table.from_batches([next(batches)])
             return {name: [str(each) for each in table.column(name).to_pylist()] for name in table.column_names}
         if ending(path) in (".jsonl", ".ndjson"):
-            rows = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+            lines = (line for line in read_text(path).splitlines() if line.strip())
+            rows = [json.loads(line) for line in itertools.islice(lines, PREVIEW)]
             return {name: [str(row.get(name)) for row in rows] for name in rows[0]}
         found = read_table(path, delimiter=delimiter_of(path))
-        return {name: found.column(name, "data") for name in found.names}
-    except (DataError, OSError, ValueError, LookupError, AttributeError):
+        return {name: found.cells(name, "data")[:PREVIEW].to_pylist() for name in found.names}
+    except (DataError, OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, StopIteration):
         return {}
+
+
+def _is_key(name: str, cells: list[str]) -> bool:
+    """Whether a column numbers rows: it has no name, or one of a key, and no cell twice."""
+    return name.lower() in ("", "id", "index", "key", "unnamed: 0") and len(set(cells)) == len(cells)
 
 
 def _is_prose(cells: list[str]) -> bool:
@@ -411,19 +452,18 @@ def _csv(files: Mapping[str, Path], task: str | None, wanted: str | None = None)
 
     Columns of text of which most cells are unlike any other (names, ids) are left out.
     """
-    from decoct.data.files import read_text
     from decoct.data.tables import MISSING, read_table
+    from decoct.data.text_files import delimiter_of
 
     path = files["train"]
-    first = read_text(path).partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    header = not any(_is_number(cell.strip().strip('"')) for cell in first.split(delimiter))
+    delimiter = delimiter_of(path)
+    header = not _are_values(read_table(path, delimiter=delimiter, header=False))
     table = read_table(path, delimiter=delimiter, header=header)
     target = table.names[-1] if wanted is None else wanted
     cells = [cell for cell in table.column(target, "target") if cell not in MISSING]
     numeric = all(map(_is_number, cells))
     if task is None:
-        task = "regression" if numeric and len(set(cells)) > 20 else "tabular_classification"
+        task = "regression" if numeric and len(set(cells)) > MANY else "tabular_classification"
     names = [
         name
         for name in table.names
@@ -432,6 +472,9 @@ def _csv(files: Mapping[str, Path], task: str | None, wanted: str | None = None)
     unlike = [name for name in names if len(set(table.column(name, "data"))) > max(20, len(cells) / 2)]
     names = [name for name in names if name not in unlike]
     data: dict[str, Any] = {"use": "csv", "path": str(path.resolve()), "target": target}
+    if "validation" in files:
+        told = f"{files['validation']}: a table has no validation file of its own; a part of {path.name} is held out"
+        warnings.warn(told, stacklevel=2)
     data |= {"test_path": str(files["test"].resolve())} if "test" in files else {}
     data |= {"kind": "regression"} if task == "regression" else {}
     data |= {"categorical": names} if names else {}
@@ -439,6 +482,21 @@ def _csv(files: Mapping[str, Path], task: str | None, wanted: str | None = None)
     data |= {"delimiter": delimiter} if delimiter != "," else {}
     data |= {} if header else {"header": False}
     return task, data
+
+
+def _are_values(table: Table) -> bool:
+    """Whether the first row of a table holds values as the others do, and no names of columns."""
+    from decoct.data.tables import MISSING
+
+    first = [column[0].as_py() for column in table.columns]
+    if len(set(first)) < len(first) or any(each in MISSING for each in first):
+        return True
+    rest = [column[1:PREVIEW].to_pylist() for column in table.columns]
+    numeric = [all(_is_number(each) for each in cells if each not in MISSING) for cells in rest]
+    if not all(_is_number(cell) for cell, number in zip(first, numeric) if number):
+        return False
+    texts = [(cell, cells) for cell, number, cells in zip(first, numeric, rest) if not number]
+    return any(cell in cells for cell, cells in texts) if texts else bool(numeric)
 
 
 def _is_number(text: str) -> bool:
@@ -451,12 +509,13 @@ def _is_number(text: str) -> bool:
 
 def found(recipe: Path) -> list[str]:
     """What a recipe is about, as it was understood, one line each: the data, the task, the networks."""
+    from decoct.data.index import opened
     from decoct.recipe.recipe import Recipe
     from decoct.runner.describing import described
 
     loaded = Recipe.load(recipe)
     networks = ", ".join(f"{name} {each.use}" for name, each in loaded.models.items())
     return [
-        f"{loaded.data.path}: {described(loaded.data.open(), loaded.task)}",
+        f"{loaded.data.path}: {described(opened(loaded.data), loaded.task)}",
         f"Models: {networks}; {recipe} has it all",
     ]

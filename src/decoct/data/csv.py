@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,5 +47,6 @@ class CSV(Data):
         splits = columns.splits
         if "test" not in splits:
             splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
-        info = {"categories": columns.categories, "target": self.target, "missing": self.missing}
+        info: dict[str, Any] = {"categories": columns.categories, "target": self.target, "missing": list(self.missing)}
+        info |= {} if self.header else {"header": False}
         return assemble(self, splits, classes=columns.classes, features=columns.features, info=info)

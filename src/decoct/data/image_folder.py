@@ -17,13 +17,17 @@ from decoct.data.pixels import PictureFiles, Read, examined
 from decoct.data.splits import assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
-NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
 
 
 class ImageFolder(PictureFiles):
     """Images in one folder for each class, with or without a folder for each split.
 
-    `path/train/CLASS/*`, `path/validation/CLASS/*` and `path/test/CLASS/*`, or `path/CLASS/*`.
+    `path/train/CLASS/*`, `path/validation/CLASS/*` and `path/test/CLASS/*` (in any case), or `path/CLASS/*`.
     `size`: the shorter side is scaled to it and the middle square kept, needed where the images differ in size;
     `channels` 1 (grey) or 3 (colour); `test` the fraction held out by key where there is no test folder. Images are
     decoded when a batch asks for them, to uint8: those of 16 bits scaled by 65535, or from `value_range` (black,
@@ -69,7 +73,7 @@ class ImageFolder(PictureFiles):
         shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
         if len(set(shapes.values())) > 1:
             raise DataError(f"{root}: the splits differ in image size ({shapes}); give data.size")
-        info = {} if self.value_range is None else {"value_range": self.value_range}
+        info = {} if self.value_range is None else {"value_range": list(self.value_range)}
         return assemble(self, splits, classes=classes, info=info)
 
     def _read(self, found: ClassFolders, classes: tuple[str, ...], pictures: Pictures) -> Split:
@@ -130,5 +134,6 @@ def _say_left_out(root: Path, found: dict[str, ClassFolders]) -> None:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    found = {split: root / name for split, names in NAMES.items() for name in reversed(names) if (root / name).is_dir()}
+    there = {each.name.lower(): each for each in sorted(root.iterdir(), reverse=True) if each.is_dir()}
+    found = {split: there[name] for split, names in NAMES.items() for name in reversed(names) if name in there}
     return found if "train" in found else {"train": root}

@@ -82,7 +82,8 @@ class ImageMasks(PictureFiles):
         shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
         if len(set(shapes.values())) > 1:
             raise DataError(f"{root}: the splits differ in image size ({shapes}); give data.size")
-        return assemble(self, splits, classes=self._names(splits, root))
+        info = {} if self.value_range is None else {"value_range": list(self.value_range)}
+        return assemble(self, splits, classes=self._names(splits, root), info=info)
 
     def _folders(self, root: Path) -> dict[str, tuple[Path, Path]]:
         """The folders of images and of masks of each split."""

@@ -48,10 +48,10 @@ def opened(data: Data, *, offline: bool = False, sure: bool = True) -> Dataset:
 
 def changed(data: Data) -> list[str]:
     """The files that hold other bytes than the index remembers, though they look the same; where it remembers none."""
-    entry = _entry(data)
-    if entry is None:
-        return []
     try:
+        entry = _entry(data)
+        if entry is None:
+            return []
         kept = Artifact.load(entry.folder)
         return entry.other_files(kept)
     except (DecoctError, OSError, ValueError):
@@ -111,7 +111,7 @@ class Entry:
             warnings.warn(each.message, each.category, stacklevel=4)
         try:
             self._keep(found, [str(each.message) for each in told])
-        except (DecoctError, OSError, TypeError, ValueError):
+        except (DecoctError, OSError, ValueError):
             return found
         return replace(found, index=self.folder) if self.folder.is_dir() else found
 
@@ -127,8 +127,7 @@ class Entry:
         splits = {name: kept_split(split) for name, split in found.splits.items()}
         facts = Kept(found.fingerprint, list(found.classes), list(found.features), dict(found.info), told, splits)
         text = json.dumps(facts.plain(), allow_nan=False)  # a text, as a manifest sorts its keys
-        if json.loads(text) != facts.plain():
-            raise TypeError("what is known of the data is no plain data")
+        assert json.loads(text) == facts.plain(), f"{self.data.use}: what is known of the data is no plain data"
         _forget_others(self.folder)
         for name, split in found.splits.items():
             write_decoded(self.decoded, name, split)

@@ -38,6 +38,9 @@ class TextFiles(Data):
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     test: float = Field(default=0.2, gt=0, lt=1)
 
+    def files(self) -> list[str]:
+        return [] if self.path is None else list(map(str, split_files(present(self.path)).values()))
+
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the file, or the folder of train and test files")
@@ -87,7 +90,7 @@ def named_splits(path: Path, files: Sequence[Path]) -> dict[str, Path]:
             raise DataError(f"{path}: {found[split].name} and {file.name} are both for {split}; keep one")
         if split is not None:
             found[split] = file
-    if "train" not in found and len(files) == 1:
+    if not found and len(files) == 1:
         return {"train": files[0]}
     if "train" not in found:
         listed = ", ".join(each.name for each in files[:10]) or "none"

@@ -75,7 +75,8 @@ class VOC(Data):
         splits = {name: self._split(each, classes) for name, each in found.items()}
         if "test" not in splits:
             splits["train"], splits["test"] = hold_out(splits["train"], 0.2, "test")
-        return assemble(self, splits, classes=classes)
+        info = {} if self.value_range is None else {"value_range": list(self.value_range)}
+        return assemble(self, splits, classes=classes, info=info)
 
     def _split(self, found: list[_Found], classes: tuple[str, ...]) -> Split:
         ids = {name: number for number, name in enumerate(classes)}

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import io
 import json
 import math
 import os
 import re
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,19 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TABLES = (".csv", ".tsv")
 BATCH = 64
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on damaged files."""
 MOST_PIXELS = 100_000_000
 KNOWN = 1
 """The version of manuals that is understood."""
@@ -59,13 +75,18 @@ class Asked:
         to value or a sequence of values in their order; a DataFrame is a list of rows, a path to a CSV file too. `top`:
         how many classes are named with their probability.
         """
-        several = _several(asked, self.kind)
+        several = _several(asked, self.kind, self.header)
         found = [
             answer
             for part in _parts([asked] if several is None else several, BATCH)
             for answer in self._answers(part, top)
         ]
         return found[0] if several is None else found
+
+    @property
+    def header(self) -> bool:
+        """Whether tables begin with the names of their columns."""
+        return bool(self.manual.get("table", {}).get("header", True))
 
     def _answers(self, asked: Sequence[Any], top: int) -> list[dict[str, Any]]:
         feed, notes = self._feed(asked)
@@ -127,9 +148,15 @@ def refuse_other_manual(manual: Any) -> None:
     if part is None or not isinstance(how, Mapping) or not isinstance(answers, Mapping) or not answers:
         raise Refused("the manual does not say how the file is called; export it again with decoct")
     absent = [name for name in needed[part] if name not in how]
-    wrong = [name for name, each in answers.items() if not isinstance(each, Mapping) or "answer" not in each]
-    if absent or wrong:
-        raise Refused(f"the manual lacks {', '.join([*absent, *wrong])}; export it again with decoct")
+    for name, each in answers.items():
+        kind = each.get("answer") if isinstance(each, Mapping) else None
+        own = {"boxes": ("classes", "above", "overlap", "most", "width", "height"), "numbers": ()}
+        absent += [f"{name}.{key}" for key in own.get(str(kind), ("classes",)) if kind is None or key not in each]
+    columns = how.get("columns", ())
+    if not all(isinstance(each, Mapping) and "name" in each for each in columns):
+        absent.append("the names of columns")
+    if absent:
+        raise Refused(f"the manual lacks {', '.join(absent)}; export it again with decoct")
 
 
 def open_file(path: str | os.PathLike[str], *, threads: int = 1) -> Asked:
@@ -154,7 +181,10 @@ def open_file(path: str | os.PathLike[str], *, threads: int = 1) -> Asked:
     if text is None and beside.is_file():
         text = beside.read_text(encoding="utf-8")
     if text is None:
-        raise Refused(f"{place} does not say how it is called (no manual in it or beside it); export it with decoct")
+        raise Refused(
+            f"{place} does not say how it is called (no manual in it or beside it): it was made before files said so, "
+            "or elsewhere; export the model again with decoct"
+        )
     names = [each.name for each in session.get_outputs()]
     tokenizer = next(
         (
@@ -175,31 +205,43 @@ def open_file(path: str | os.PathLike[str], *, threads: int = 1) -> Asked:
     )
 
 
-def rows_of(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a delimited file by column; the delimiter is found by its first line."""
+def rows_of(path: Path, header: bool = True) -> Iterator[Any]:
+    """The rows of a delimited file by column, or, without a header, as lists; the first line shows the delimiter."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Refused(f"{path} is not UTF-8; save it again as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise Refused(f"{path} cannot be read ({error})") from None
     first = text.partition("\n")[0]
-    delimiter = max(("\t", ";", "|", ","), key=first.count)
-    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter), 2):
-        if None in row or None in row.values():
-            raise Refused(f"{path}, row {number}: another number of cells than the header has")
-        yield row
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(("\t", ";", "|", ","), key=first.count))
+    names: list[str] | None = None
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if header and names is None:
+                names = row
+            elif names is not None and len(row) != len(names):
+                raise Refused(f"{path}, line {rows.line_num}: another number of cells than the header has")
+            else:
+                yield row if names is None else dict(zip(names, row))
+    except csv.Error as error:
+        raise Refused(f"{path}, line {rows.line_num}: {error}") from None
 
 
-def _several(asked: Any, kind: str) -> list[Any] | None:
+def _several(asked: Any, kind: str, header: bool) -> list[Any] | None:
     """What is asked about one by one; None where it is one thing."""
     if kind != "tabular":
         many = isinstance(asked, list | tuple) or (isinstance(asked, np.ndarray) and asked.ndim == 4)
         return list(asked) if many else None
     if isinstance(asked, str | os.PathLike):
-        return list(rows_of(Path(asked)))
+        return list(rows_of(Path(asked), header))
     if hasattr(asked, "to_dict") and hasattr(asked, "columns"):
         found: list[Any] = asked.to_dict("records")
         return found
-    if isinstance(asked, Mapping):
+    if isinstance(asked, Mapping) or hasattr(asked, "to_dict"):
         return None
     first = asked[0] if len(asked) else None
     return list(asked) if isinstance(first, Mapping | list | tuple | np.ndarray) else None
@@ -246,12 +288,15 @@ def _opened(asked: Any) -> Any:
         raise Refused(f"a {type(asked).__name__} is no photo; give a path, bytes, an image of Pillow or an array")
     where = "the photo" if isinstance(asked, bytes) else str(asked)
     try:
-        opened = Image.open(io.BytesIO(asked) if isinstance(asked, bytes) else asked, formats=FORMATS)
+        try:
+            opened = Image.open(io.BytesIO(asked) if isinstance(asked, bytes) else asked, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise Refused(f"{where}: too many pixels for one picture ({error})") from None
         if math.prod(opened.size) > MOST_PIXELS:
             raise Refused(f"{where}: {opened.size[0]}x{opened.size[1]} are too many pixels for one picture")
         opened.load()
         turned = ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError) as error:
+    except UNREADABLE as error:
         if isinstance(error, Refused):
             raise
         raise Refused(f"{where}: no readable image ({error})") from None
@@ -265,12 +310,19 @@ def _in_bytes(picture: Any, how: Mapping[str, Any]) -> Any:
     from PIL import Image
 
     if picture.mode == "F" or picture.mode.startswith("I"):
-        numbers, known = np.asarray(picture), picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM")
-        if how.get("value_range") is None and (not known or picture.mode == "F"):
-            raise Refused("its pixels are floats or 32-bit numbers, and nothing says which are black and white")
+        numbers, tags = np.asarray(picture), getattr(picture, "tag_v2", None)
+        plain = (picture.format in ("PNG", "PPM") and picture.mode != "F") or (
+            tags is None and picture.mode[:4] == "I;16"
+        )
+        if not plain:
+            raise Refused("its pixels are floats, or numbers of a TIFF: save it as PNG of 8 or 16 bits")
         black, white = how.get("value_range") or (0.0, 65535.0)
         share = np.clip((numbers.astype(np.float64) - black) / (white - black), 0, 1)
+        clear = picture.info.get("transparency")
         picture = Image.fromarray(np.rint(255 * share).astype(np.uint8))
+        if isinstance(clear, int):
+            alpha = Image.fromarray(np.where(numbers == clear, 0, 255).astype(np.uint8))
+            picture = Image.merge("LA", [picture, alpha])
     if picture.has_transparency_data:
         coloured = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
@@ -295,6 +347,8 @@ def _row(asked: Any, table: Mapping[str, Any]) -> np.ndarray:
     """float32 `[F]`: numbers as they are, categories as their numbers, NaN where a value is missing."""
     columns = table["columns"]
     names = [column["name"] for column in columns]
+    if hasattr(asked, "to_dict"):  # a row of pandas
+        asked = asked.to_dict()
     if isinstance(asked, Mapping):
         given = {str(name).strip(): value for name, value in asked.items()}
         absent = [name for name in names if name not in given]
@@ -315,18 +369,25 @@ def _cell(value: Any, column: Mapping[str, Any], missing: set[str]) -> float:
         return math.nan
     codes = column.get("categories")
     if codes is not None:
-        for form in (text, str(text)):
-            if isinstance(form, str) and form in codes:
-                return float(codes[form])
+        return _code(text, codes)
     try:
         number = float(text)
-    except (TypeError, ValueError):
-        if codes is not None:
-            return math.nan  # a category that training did not have
-        raise Refused(f"column {column['name']}: {value!r} is no number") from None
-    if codes is not None and number not in set(map(float, codes.values())):
-        return math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if math.isinf(number):
+        raise Refused(f"column {column['name']}: {value!r} is no number")
     return number
+
+
+def _code(value: Any, codes: Mapping[str, float]) -> float:
+    """The number of a category; NaN for one that training did not have. Categories of numbers are told by value."""
+    if str(value) in codes:
+        return float(codes[str(value)])
+    try:
+        number = float(value)
+        return next((float(code) for name, code in codes.items() if float(name) == number), math.nan)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 # --- what comes out ----------------------------------------------------------------------------------------------
@@ -441,7 +502,7 @@ def _overlap(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 # --- the command -------------------------------------------------------------------------------------------------
 
 
-def asked_for(words: Sequence[str], kind: str) -> list[tuple[str, Any]]:
+def asked_for(words: Sequence[str], kind: str, header: bool = True) -> list[tuple[str, Any]]:
     """What the words of a command line ask about, with a name each: photos of a folder, rows of a table, texts."""
     found: list[tuple[str, Any]] = []
     for word in words:
@@ -449,7 +510,7 @@ def asked_for(words: Sequence[str], kind: str) -> list[tuple[str, Any]]:
         if kind == "tabular":
             if not path.is_file():
                 raise Refused(f"{word} is no file; give a table with a header ({', '.join(TABLES)})")
-            found += [(f"{path.name}:{number}", row) for number, row in enumerate(rows_of(path), 2)]
+            found += [(f"{path.name}:{number}", row) for number, row in enumerate(rows_of(path, header), 1 + header)]
         elif kind == "image":
             if path.is_dir():
                 inside = sorted(
@@ -459,7 +520,10 @@ def asked_for(words: Sequence[str], kind: str) -> list[tuple[str, Any]]:
             else:
                 found.append((word, path))
         elif path.suffix.lower() == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise Refused(f"{path} is not UTF-8; save it again as UTF-8") from None
             found += [(f"{path.name}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
         else:
             found.append((word, word))
@@ -479,6 +543,8 @@ def plain(value: Any) -> Any:
 
 def line(said: Mapping[str, Any]) -> str:
     """An answer in one line."""
+    if all(isinstance(each, float) for each in said.values()):  # numbers, whatever they are called
+        return ", ".join(f"{name} {_short(value)}" for name, value in said.items())
     if "class" in said:
         rest = [(name, share) for name, share in said["probabilities"].items() if name != said["class"]]
         others = ", ".join(f"{name} {share:.1%}" for name, share in rest[:2])
@@ -500,6 +566,12 @@ def line(said: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def printed(text: str) -> str:
+    """Text for a terminal: control characters and what no encoding holds are written out."""
+    safe = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return safe.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
@@ -514,10 +586,10 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     try:
         model = open_file(given.model)
-        pairs = asked_for(given.asked, model.kind)
+        pairs = asked_for(given.asked, model.kind, model.header)
         for part in _parts(pairs, BATCH):
             for (name, _), said in zip(part, model.predict([each for _, each in part], top=given.top)):
-                print(json.dumps({"input": name, **plain(said)}) if given.json else f"{name}: {line(said)}")
+                print(json.dumps({"input": name, **plain(said)}) if given.json else printed(f"{name}: {line(said)}"))
     except Refused as error:
         print(f"predict: {error}", file=sys.stderr)
         return 3

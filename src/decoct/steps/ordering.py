@@ -21,8 +21,8 @@ def order_problem(step: Step, source: Step | None) -> str | None:
 
     `source` is the step that its input "model" names, None for a model that no step of the recipe made.
     """
-    if source is None or source.use not in RESHAPING:
-        return None
+    if source is None or (source.use not in RESHAPING and type(source).__module__.startswith("decoct.")):
+        return None  # a plug-in's own may inherit from one of them
     from decoct.steps.compressing.compressing import Compressing
     from decoct.steps.compressing.prune import Prune
     from decoct.steps.compressing.qat import QAT

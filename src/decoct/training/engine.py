@@ -56,7 +56,7 @@ class Engine:
         if self.precision == "no":
             return nullcontext()
         found = torch.autocast(self.device.type, dtype=_TYPES[self.precision])
-        if self.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if self.device.type == "cpu" and torch.backends.mkldnn.is_available() and not _has_bf16():
             return _native(found)
         return found
 
@@ -165,6 +165,10 @@ class Engine:
         """Goes back to a loss scale."""
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state))
+
+
+def _has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

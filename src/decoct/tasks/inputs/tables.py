@@ -64,7 +64,8 @@ class Tables(Inputs):
         for each in self.columns:
             codes = each.categories if each.categories is not None else known.get(each.name)
             columns.append({"name": each.name} | ({} if codes is None else {"categories": dict(codes)}))
-        return {"table": {"columns": columns, "missing": list(info.get("missing") or MISSING)}}
+        found = {"columns": columns, "missing": list(info.get("missing") or MISSING)}
+        return {"table": found | ({} if info.get("header", True) else {"header": False})}
 
     def axes(self) -> Mapping[str, Mapping[int, str]]:
         return {"features": {0: "batch"}}
