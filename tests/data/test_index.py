@@ -212,3 +212,17 @@ def test_processes_that_write_one_entry_at_once_leave_a_whole_one(tmp_path: Path
     entries = list(index_folder().rglob("manifest.json"))
     assert len(entries) == 1
     Artifact.load(entries[0].parent)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="who may write is told by modes")
+def test_an_index_that_others_may_write_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = table(tmp_path)
+    opened(data)
+    assert index_folder().stat().st_mode & 0o077 == 0
+    assert opened(data, sure=False).remembered
+    index_folder().chmod(0o777)
+    assert not opened(data, sure=False).remembered
+
+
+def test_nothing_is_said_of_files_that_are_gone(tmp_path: Path) -> None:
+    assert changed(CSV(path=tmp_path / "gone.csv", target="y")) == []

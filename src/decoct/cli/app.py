@@ -261,16 +261,22 @@ def predict(
 ) -> Answer:
     """Asks a model about photos, sentences or rows of a table; exported files without torch."""
     from decoct.api.load import load
-    from decoct.serving.predict import Refused, asked_for, line, plain
+    from decoct.serving.predict import BATCH, Refused, asked_for, line, plain
 
     model = load(artifact)
     try:
         pairs = asked_for(asked, model.kind, model.header)
     except Refused as error:
         raise DataError(str(error)) from None
-    said = model.predict([each for _, each in pairs], top=top)
-    record = [{"input": name, **plain(each)} for (name, _), each in zip(pairs, said)]
-    return Answer({"model": str(model.path), "answers": record}, [f"{n}: {line(s)}" for (n, _), s in zip(pairs, said)])
+    record, lines = [], []
+    for start in range(0, len(pairs), BATCH):
+        part = pairs[start : start + BATCH]
+        for (name, _), said in zip(part, model.predict([each for _, each in part], top=top)):
+            if context.obj.json:
+                record.append({"input": name, **plain(said)})
+            else:
+                lines.append(f"{name}: {line(said)}")
+    return Answer({"model": str(model.path), "answers": record}, lines)
 
 
 @command

@@ -97,6 +97,12 @@ def walked(folder: Path, junk: list[Path] | None = None) -> Iterator[Path]:
         yield from (Path(place, name) for name in names if not is_junk(name))
 
 
+def others_may_write(path: Path) -> bool:
+    """Whether another user of this machine could have written a file or folder of the cache; OSError if it is gone."""
+    facts = path.stat()
+    return os.name == "posix" and (facts.st_uid != os.getuid() or bool(facts.st_mode & 0o022))
+
+
 def absent(use: str, wanted: str) -> DataError:
     """The error for data that are neither on disk nor to be downloaded; `wanted` says what `path` must hold."""
     return DataError(

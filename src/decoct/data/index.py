@@ -22,7 +22,7 @@ import numpy as np
 from decoct.artifact import Artifact, damaged, parse_json, writing
 from decoct.data.base import Data, Dataset
 from decoct.data.columns import Kept, kept_split, read_split, write_decoded, write_split
-from decoct.data.files import cache_folder
+from decoct.data.files import cache_folder, others_may_write
 from decoct.errors import DataError, DecoctError, IntegrityError
 
 SMALL = 1 << 16
@@ -80,6 +80,8 @@ class Entry:
         """What is kept; None where nothing whole is there, or, looked at closely, not what the files hold."""
         try:
             kept = Artifact.load(self.folder, verify=False)
+            if others_may_write(index_folder()):
+                raise IntegrityError("others may have written it")
             if sure and (damaged(self.folder) or self.other_files(kept)):
                 raise IntegrityError("it is not what the files hold")
             facts = Kept(**parse_json(kept.meta["kept"], str(self.folder), dict[str, Any]))
@@ -128,6 +130,7 @@ class Entry:
         facts = Kept(found.fingerprint, list(found.classes), list(found.features), dict(found.info), told, splits)
         text = json.dumps(facts.plain(), allow_nan=False)  # a text, as a manifest sorts its keys
         assert json.loads(text) == facts.plain(), f"{self.data.use}: what is known of the data is no plain data"
+        index_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         _forget_others(self.folder)
         for name, split in found.splits.items():
             write_decoded(self.decoded, name, split)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decoct.artifact import Described, Strict, check_shape, described_by, read_sealed, sealed, write_whole
-from decoct.data.index import opened
+from decoct.data.files import others_may_write
+from decoct.data.index import index_folder, opened
 from decoct.errors import DataError, DecoctError
 from decoct.runner.keys import within
 from decoct.spec import Spec
@@ -67,6 +68,8 @@ def resolved(task: Task, data: Dataset) -> Task:
 
 def _kept(place: Path) -> Task | None:
     try:
+        if others_may_write(index_folder()):
+            return None
         plain = check_shape(read_sealed(place), str(place), _Resolved)["task"]
         found: Task = described_by("decoct.tasks", plain, place)
     except (DecoctError, OSError):
