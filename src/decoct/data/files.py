@@ -86,6 +86,11 @@ def walked(folder: Path, junk: list[Path] | None = None) -> Iterator[Path]:
 
     `junk` takes the folders that were left out.
     """
+    yield from map(Path, walked_names(folder, junk))
+
+
+def walked_names(folder: Path, junk: list[Path] | None = None) -> Iterator[str]:
+    """The same as texts, which for many files takes a third of the time."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})")
@@ -94,7 +99,7 @@ def walked(folder: Path, junk: list[Path] | None = None) -> Iterator[Path]:
         if junk is not None:
             junk += [Path(place, each) for each in folders if is_junk(each)]
         folders[:] = [each for each in folders if not is_junk(each)]
-        yield from (Path(place, name) for name in names if not is_junk(name))
+        yield from (os.path.join(place, name) for name in names if not is_junk(name))
 
 
 def others_may_write(path: Path) -> bool:

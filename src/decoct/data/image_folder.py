@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from decoct.data.base import Dataset, Split
-from decoct.data.files import folder_of, is_junk, walked
+from decoct.data.files import folder_of, is_junk, walked_names
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
 from decoct.data.pixels import PictureFiles, Read, examined
 from decoct.data.splits import assemble, hold_out
@@ -97,20 +98,28 @@ class ClassFolders:
     classes, as they are hidden or hold no image; and the files of other kinds."""
 
     root: Path
-    files: dict[str, list[Path]]
+    files: dict[str, list[str]]
     empty: list[Path]
-    others: list[Path]
+    others: list[str]
+
+
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def class_folders(root: Path) -> ClassFolders:
     """What a folder with one folder a class holds."""
     found = ClassFolders(root, {}, [], [])
     for folder in sorted(each for each in root.iterdir() if each.is_dir()):
-        every = [] if is_junk(folder.name) else sorted(walked(folder, found.empty))
-        files = [path for path in every if path.suffix.lower() in SUFFIXES]
+        every = [] if is_junk(folder.name) else sorted(walked_names(folder, found.empty), key=_parts)
+        files = [path for path in every if _suffix(path) in SUFFIXES]
         if files:
             found.files[folder.name] = files
-            found.others.extend(path for path in every if path.suffix.lower() not in SUFFIXES)
+            found.others.extend(path for path in every if _suffix(path) not in SUFFIXES)
         else:
             found.empty.append(folder)
     return found
