@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -171,16 +172,34 @@ def _has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+class _Native:
+    """torch's own kernels alone while some body runs, in whichever thread: oneDNN is on again after the last."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.before = bool(torch._C._get_mkldnn_enabled())
+                torch._C._set_mkldnn_enabled(False)
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch._C._set_mkldnn_enabled(self.before)
+
+
+_NATIVE = _Native()
+
+
 @contextmanager
 def _native(context: AbstractContextManager[Any]) -> Iterator[None]:
     """Autocast by torch's own kernels alone: processors without AVX-512 have no LSTM of bfloat16 in oneDNN."""
-    enabled: bool = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with context:
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
+    with _NATIVE, context:
+        yield
 
 
 def _squares(parameters: Sequence[Tensor], device: torch.device) -> Tensor:
