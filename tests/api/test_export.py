@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 import decoct as dc
 from api_toys import SHORT, Rows, Texts, loader, network, text_rows
 from decoct.api.export import _write_quantized
+from decoct.api.integers import Integers
 from decoct.errors import RecipeError
 from decoct.quantization.dynamic import Dynamic
 from decoct.targets.onnx import graph
@@ -80,6 +81,12 @@ def test_a_quantized_model_is_written_after_what_it_needs(tmp_path: Path) -> Non
     blocked.mkdir()
     with pytest.raises(OSError, match="directory"):
         _write_quantized(
-            tmp_path / "model.onnx", Dynamic(), proto, module, [{"input": x.numpy()}], None, assets={blocked: "{}"}
+            tmp_path / "model.onnx",
+            Integers(Dynamic(), False),
+            proto,
+            module,
+            [{"input": x.numpy()}],
+            None,
+            assets={blocked: "{}"},
         )
     assert not (tmp_path / "model.onnx").exists()

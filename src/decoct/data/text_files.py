@@ -72,7 +72,7 @@ class TextFiles(Data):
 
 def split_files(path: Path) -> dict[str, Path]:
     """The file of each split in a folder, by the words of its name; one file is the training split."""
-    if path.is_file():
+    if not path.is_dir():
         return {"train": path}
     return named_splits(path, [each for each in sorted(path.iterdir()) if each.is_file() and ending(each) in ENDINGS])
 

@@ -19,6 +19,7 @@ from decoct.models.saving import load_model
 from decoct.spec import Choice
 from decoct.steps.base import TRAIN, Context, Inputs, Step, StepProblem
 from decoct.steps.records import SEARCHED
+from decoct.steps.shipping.asking import manual_of, put_into
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.budgets import Budgets, Measured, measured
 from decoct.targets.onnx import Onnx
@@ -195,6 +196,7 @@ class Search(Step, Budgets):
         programs = context.task.reading(side).programs(load_model(artifact, given=context.given).module)
         with tempfile.TemporaryDirectory() as folder:
             path = target.write(programs, Path(folder))[MAIN]
+            put_into(path, manual_of(context.task.reading(side), context.data.info))  # which ships too
             return measured(self, target, path, context, side)
 
 

@@ -95,13 +95,14 @@ class Quantize(Step, Budgets):
         meta = {"side": side, "seed": source.meta.get("seed", context.run_seed), "source": source.name}
         context.progress(0, 3, "the float graph")
         floating = open_float(source, context, self.opset)
+        manual = manual_of(context.task.reading(side), context.data.info)
+        with_manual(floating.graph, manual)  # the files are compared in size
         with writing(
             context.folder, kind="exported", name=context.name, key=context.key, lineage=context.lineage, meta=meta
         ) as draft:
             self._prove(floating, context)
             sample = context.task.reading(side).feed(verification(context, 1)[0])
             found = self._quantized(floating.graph, context, side, sample)
-            manual = manual_of(context.task.reading(side), context.data.info)
             path = save(with_manual(found.graph, manual), draft.folder / FILE)
             beside(draft.folder, manual)
             context.progress(2, 3, "comparing the file with the float model")
