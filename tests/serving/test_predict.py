@@ -162,6 +162,12 @@ def test_rows_are_answered_as_they_were_scored(table: Path) -> None:
     assert right == pytest.approx(scored["quality"]["accuracy"])
     through_torch = dc.load(table / "01-student")
     assert through_torch.module is not None
+    through_torch.module.train()
+    next(through_torch.module.children()).eval()  # as a frozen part has it
+    modes = [module.training for module in through_torch.module.modules()]
+    assert len(set(modes)) == 2
+    through_torch.predict(rows[0])
+    assert [module.training for module in through_torch.module.modules()] == modes
     for one, other in zip(said[:20], through_torch.predict(rows[:20])):
         assert one["class"] == other["class"]
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)

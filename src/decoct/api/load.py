@@ -10,6 +10,7 @@ import numpy as np
 
 from decoct.artifact import MANIFEST, Artifact
 from decoct.errors import DataError, RecipeError
+from decoct.report.chain import ALONE, TEACHER
 from decoct.report.records import RESULTS, read_results
 from decoct.serving.predict import Asked, Refused, open_file
 from decoct.steps.records import EXPORTED, Exported
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from decoct.models.base import Network
     from decoct.tasks.base import Task
 
-LEFT_OUT = ("teacher", "student_alone")
+LEFT_OUT = (TEACHER, ALONE)
 """Models of a run that are there for comparison."""
 
 
@@ -166,7 +167,7 @@ def _through_torch(artifact: Artifact) -> Loaded:
     """The program that would be exported, run in torch."""
     import torch
 
-    from decoct.models.modes import as_in_training
+    from decoct.models.modes import evaluating
     from decoct.models.saving import load_model
     from decoct.tasks.base import read_task
 
@@ -175,13 +176,8 @@ def _through_torch(artifact: Artifact) -> Loaded:
     program, names = reading.program(network.module), list(reading.outputs)
 
     def run(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        was = network.module.training
-        program.eval()
-        try:
-            with torch.no_grad(), as_in_training():
-                found = program(**{name: torch.from_numpy(each) for name, each in feed.items()})
-        finally:
-            network.module.train(was)
+        with torch.no_grad(), evaluating(program):
+            found = program(**{name: torch.from_numpy(each) for name, each in feed.items()})
         return dict(zip(names, [each.numpy() for each in (found if isinstance(found, tuple) else (found,))]))
 
     return Loaded(artifact.folder, Asked(manual, run, reading.assets().get("tokenizer.json")), artifact, network)

@@ -15,14 +15,8 @@ from decoct.data.base import Dataset, Split
 from decoct.data.files import folder_of, is_junk, walked_names
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
 from decoct.data.pixels import PictureFiles, Read, examined
-from decoct.data.splits import assemble, hold_out
+from decoct.data.splits import NAMES, assemble, hold_out
 from decoct.errors import DataError, RecipeError
-
-NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test", "testing"),
-}
 
 
 class ImageFolder(PictureFiles):
@@ -45,7 +39,7 @@ class ImageFolder(PictureFiles):
     def files(self) -> list[str]:
         if self.path is None:
             return []
-        found = [class_folders(folder) for folder in _split_folders(folder_of(self.path)).values()]
+        found = [class_folders(folder) for folder in split_folders(folder_of(self.path)).values()]
         every = [
             [each.root, *each.others, *(path for files in each.files.values() for path in files)] for each in found
         ]
@@ -58,7 +52,7 @@ class ImageFolder(PictureFiles):
         if self.path is None:
             raise RecipeError("data.path: missing; give the folder of images")
         root = folder_of(self.path).absolute()
-        found = {split: class_folders(folder) for split, folder in _split_folders(root).items()}
+        found = {split: class_folders(folder) for split, folder in split_folders(root).items()}
         classes = tuple(sorted(found["train"].files))
         if len(classes) < 2:
             raise DataError(
@@ -142,7 +136,8 @@ def _say_left_out(root: Path, found: dict[str, ClassFolders]) -> None:
         )
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split, by its name in any case; without one for training the folder is it."""
     there = {each.name.lower(): each for each in sorted(root.iterdir(), reverse=True) if each.is_dir()}
     found = {split: there[name] for split, names in NAMES.items() for name in reversed(names) if name in there}
     return found if "train" in found else {"train": root}

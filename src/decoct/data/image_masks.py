@@ -10,10 +10,9 @@ from pydantic import Field, model_validator
 
 from decoct.data.base import Dataset, Split
 from decoct.data.files import folder_of
-from decoct.data.image_folder import NAMES
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, pictures_in, resized
 from decoct.data.pixels import PictureFiles, Read, examined
-from decoct.data.splits import assemble, hold_out
+from decoct.data.splits import NAMES, assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
 NO_CLASS = 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,23 @@ import numpy as np
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.hashing import fingerprint, keyed, uniform
 from decoct.errors import DataError, RecipeError
+
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""What people call the files and folders of each split, the first name first."""
+
+
+def split_named(file: str) -> str | None:
+    """The split that a word of a file's name says.
+
+    >>> split_named("adult-test.csv.gz"), split_named("wine.csv")
+    ('test', None)
+    """
+    words = set(re.split(r"[^a-z]+", file.lower()))
+    return next((split for split, names in NAMES.items() if words & set(names)), None)
 
 
 def assemble(

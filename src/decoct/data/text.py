@@ -11,10 +11,9 @@ from pydantic import Field
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.files import folder_of, is_junk, present, read_text
 from decoct.data.hashing import text_keys
-from decoct.data.splits import assemble, hold_out
+from decoct.data.splits import assemble, hold_out, split_named
 from decoct.errors import DataError, RecipeError
 
-NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 ENDINGS = (".txt", ".txt.gz", ".tokens")
 
 
@@ -70,9 +69,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
         raise DataError(f"data.path={path}: no text files there ({', '.join(ENDINGS)})")
     found: dict[str, list[Path]] = {}
     for file in every:
-        words = re.split(r"[^a-z]+", file.name.lower())
-        split = next((name for name, names in NAMES.items() if any(each in words for each in names)), "")
-        found.setdefault(split, []).append(file)
+        found.setdefault(split_named(file.name) or "", []).append(file)
     if "" in found and len(found) > 1:
         raise DataError(
             f"data.path={path}: some files name a split and {found[''][0].name} does not; put train, valid or "

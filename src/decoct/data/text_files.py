@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,12 +14,11 @@ from decoct.data.base import Data, Dataset, Split
 from decoct.data.files import present, read_text
 from decoct.data.hashing import text_keys
 from decoct.data.parquet import read_columns
-from decoct.data.splits import assemble, hold_out
+from decoct.data.splits import assemble, hold_out, split_named
 from decoct.data.tables import read_table
 from decoct.errors import DataError, RecipeError, did_you_mean
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DELIMITERS = ",;\t|"
 
 
@@ -84,8 +82,7 @@ def named_splits(path: Path, files: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for file in files:
-        said = re.split(r"[^a-z]+", file.name.lower())
-        split = next((name for name, words in NAMES.items() if set(words) & set(said)), None)
+        split = split_named(file.name)
         if split is not None and split in found:
             raise DataError(f"{path}: {found[split].name} and {file.name} are both for {split}; keep one")
         if split is not None:

@@ -12,10 +12,8 @@ from pydantic import Field
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.files import present, read_text
 from decoct.data.hashing import text_keys
-from decoct.data.splits import assemble, hold_out
+from decoct.data.splits import NAMES, assemble, hold_out
 from decoct.errors import DataError, RecipeError
-
-NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 class TSV(Data):

@@ -14,9 +14,8 @@ import numpy as np
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.files import folder_of, read_text
 from decoct.data.hashing import image_keys
-from decoct.data.image_folder import NAMES
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange, resized, stack
-from decoct.data.splits import assemble, hold_out
+from decoct.data.splits import NAMES, assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

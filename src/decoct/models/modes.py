@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 
-class _FastPath:
-    """How many bodies run without torch's fast path, in all threads, and whether it was on before the first."""
+class SwitchedOff:
+    """One of torch's switches off while some body runs, in whichever thread; after the last it is as it was before."""
 
-    def __init__(self) -> None:
-        self.lock, self.users, self.before = threading.Lock(), 0, True
+    def __init__(self, get: Callable[[], bool], put: Callable[[bool], None]) -> None:
+        self._get, self._put = get, put
+        self._lock, self._users, self._before = threading.Lock(), 0, True
 
     def __enter__(self) -> None:
-        with self.lock:
-            if self.users == 0:
-                self.before = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-            self.users += 1
+        with self._lock:
+            if self._users == 0:
+                self._before = self._get()
+                self._put(False)
+            self._users += 1
 
     def __exit__(self, *error: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                torch.backends.mha.set_fastpath_enabled(self.before)
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._put(self._before)
 
 
-_FAST_PATH = _FastPath()
+_FAST_PATH = SwitchedOff(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)
 
 
 def as_in_training() -> AbstractContextManager[None]:

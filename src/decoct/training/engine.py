@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from decoct.data.parts import Padding
 from decoct.errors import RecipeError, ResourceError
+from decoct.models.modes import SwitchedOff
 from decoct.outputs import Batch
 from decoct.training.processes import ONE, Processes
 from decoct.training.sharding import is_sharded, local, shard
@@ -172,27 +172,7 @@ def _has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class _Native:
-    """torch's own kernels alone while some body runs, in whichever thread: oneDNN is on again after the last."""
-
-    def __init__(self) -> None:
-        self.lock, self.users, self.before = threading.Lock(), 0, True
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if self.users == 0:
-                self.before = bool(torch._C._get_mkldnn_enabled())
-                torch._C._set_mkldnn_enabled(False)
-            self.users += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                torch._C._set_mkldnn_enabled(self.before)
-
-
-_NATIVE = _Native()
+_NATIVE = SwitchedOff(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from decoct.data.views import Views
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.outputs import Batch, Predictor
 from decoct.steps.base import Context
+from decoct.tasks.base import Task
 from decoct.tasks.inputs.base import STUDENT
 from decoct.tasks.mixing.base import Mixer, Mixing
 
@@ -109,13 +110,13 @@ def evaluation_batches(context: Context, name: str) -> Iterator[Batch]:
     """All samples of a split, in their own order, unaugmented."""
     split = _split(context, name)
     if isinstance(split, Split):
-        return ordered(split, context.collate, batch_size=_evaluated_at_once(context))
+        return ordered(split, context.collate, batch_size=evaluated_at_once(context.task))
     return (context.task.from_loader(item) for item in split)
 
 
-def _evaluated_at_once(context: Context) -> int:
+def evaluated_at_once(task: Task) -> int:
     """Samples in a batch that is scored: 256, fewer where what goes in and comes out is large."""
-    interface = context.task.reading(STUDENT).interface
+    interface = task.reading(STUDENT).interface
     values = math.prod(interface.shape) if interface.kind == "image" else 0
     if interface.per_pixel:
         values += interface.width * math.prod(interface.shape[1:])
