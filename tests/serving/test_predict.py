@@ -49,6 +49,9 @@ CONTENTS = {
     "transparent": encoded(Image.fromarray(np.dstack([PHOTO, PHOTO[..., :1]]), "RGBA"), "PNG"),
     "clear grey": encoded(Image.fromarray(np.dstack([PHOTO[..., 0], PHOTO[..., 1]]), "LA"), "PNG"),
     "16 bits": encoded(Image.fromarray(RNG.integers(0, 65536, (23, 31)).astype(np.uint16)), "PNG"),
+    "16 bits, one clear": encoded(
+        Image.fromarray(np.arange(713, dtype=np.uint16).reshape(23, 31) * 90), "PNG", transparency=900
+    ),
     **{f"turned {each}": turned(each) for each in range(2, 9)},
 }
 
