@@ -15,4 +15,4 @@ import far_toys
 def _children_from_before() -> None:
     """What other tests left running, as a browser, is not laid at this test's door."""
     far_toys.BEFORE.clear()
-    far_toys.BEFORE.update(each.pid for each in psutil.Process().children(recursive=True))
+    far_toys.BEFORE.update(each.pid for each in psutil.Process().children())

@@ -151,12 +151,24 @@ BEFORE = set()
 
 
 def children():
-    """Living and dead children that a test made, but for the helper that multiprocessing keeps."""
+    """Living and dead children that a test made, each as (pid, its words), with what those started.
+
+    But for the helper that multiprocessing keeps, and what others' children start meanwhile, as a browser does.
+    """
     import psutil
 
-    found = psutil.Process().children(recursive=True)
-    own = [each for each in found if "resource_tracker" not in " ".join(_words(each))]
-    return [each.pid for each in own if each.pid not in BEFORE]
+    own = [each for each in psutil.Process().children() if each.pid not in BEFORE]
+    made = [each for each in own if "resource_tracker" not in " ".join(_words(each))]
+    return [(each.pid, _words(each)) for first in made for each in (first, *_below(first))]
+
+
+def _below(process):
+    import psutil
+
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _words(process):
