@@ -51,6 +51,7 @@ from decoct.objectives.skew_kl import skew_kl_loss
 from decoct.objectives.skew_reverse_kl import skew_reverse_kl_loss
 from decoct.objectives.soft_cross_entropy import soft_cross_entropy
 from decoct.objectives.standardize import standardize_logits
+from decoct.objectives.taylor_cross_entropy import taylor_cross_entropy_loss
 from decoct.objectives.top_k_kl import top_k_cross_entropy, top_k_kl_loss
 from decoct.objectives.total_variation import total_variation_loss
 from decoct.objectives.uld import uld_loss
@@ -116,6 +117,7 @@ __all__ = [
     "skew_reverse_kl_loss",
     "soft_cross_entropy",
     "standardize_logits",
+    "taylor_cross_entropy_loss",
     "top_k_cross_entropy",
     "top_k_kl_loss",
     "total_variation_loss",

@@ -60,6 +60,7 @@ CLASS_TERMS = {
     "skew_kl",
     "skew_reverse_kl",
     "soft_cross_entropy",
+    "taylor_cross_entropy",
     "total_variation",
     "uld",
     "wsld",

@@ -21,6 +21,7 @@ LOSSES = {
     "nkd_loss": lambda ids: F.nkd_loss(S, T, ids),
     "wsld_loss": lambda ids: F.wsld_loss(S, T, ids),
     "cross_entropy": lambda ids: F.cross_entropy(S, ids),
+    "taylor_cross_entropy_loss": lambda ids: F.taylor_cross_entropy_loss(S, ids),
     "balanced_cross_entropy": lambda ids: F.balanced_cross_entropy(S, ids, counts=(3, 2, 2, 1, 1)),
     "linear_kd_loss": lambda ids: F.linear_kd_loss(HIDDEN, Head(WEIGHT), HIDDEN, Head(WEIGHT), labels=Labels(ids)),
 }

@@ -127,6 +127,10 @@ def cross_entropy(s, t, y):
     return mean(-math.log(softmax(a)[c]) for a, c in zip(s, y))
 
 
+def taylor(s, t, y, order=2):
+    return mean(sum((1 - softmax(a)[c]) ** k / k for k in range(1, order + 1)) for a, c in zip(s, y))
+
+
 # name: (function of student, teacher, target and options, oracle, takes a target, options to try)
 LOSSES = {
     "kd": (F.kd_loss, kd, False, [{}, {"temperature": 1.0}]),
@@ -140,6 +144,12 @@ LOSSES = {
     "batch_correlation": (F.batch_correlation_loss, batch_correlation, False, [{}, {"temperature": 1.0}]),
     "binary_kd": (F.binary_kd_loss, binary_kd, False, [{}, {"temperature": 3.0}]),
     "cross_entropy": (lambda s, t, y, **o: F.cross_entropy(s, y, **o), cross_entropy, True, [{}]),
+    "taylor_cross_entropy": (
+        lambda s, t, y, **o: F.taylor_cross_entropy_loss(s, y, **o),
+        taylor,
+        True,
+        [{}, {"order": 1}, {"order": 5}],
+    ),
 }
 ZERO_AT_EQUALITY = ["kd", "logit_mse", "dkd", "class_correlation", "batch_correlation", "binary_kd"]
 
@@ -279,7 +289,7 @@ def test_no_gradient_into_the_teacher(name):
     assert t.grad is None
 
 
-@pytest.mark.parametrize("name", ["dkd", "nkd", "wsld", "cross_entropy"])
+@pytest.mark.parametrize("name", ["dkd", "nkd", "wsld", "cross_entropy", "taylor_cross_entropy"])
 @pytest.mark.parametrize("target", [-100, 255, -(2**63)])
 def test_a_target_outside_the_classes_is_refused(name, target):
     s, t, y = draw(23, 3, 5)
@@ -288,11 +298,22 @@ def test_a_target_outside_the_classes_is_refused(name, target):
         run(name, s, t, y)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cross_entropy"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if not name.endswith("cross_entropy") or name.startswith("soft")])
 def test_unlike_shapes_name_both(name):
     s, t, y = draw(29, 3, 5)
     with pytest.raises(RecipeError, match=r"\[3, 5\] and teacher \[3, 4\]"):
         run(name, s, t[:, :4], y)
+
+
+def test_the_taylor_series_grows_to_the_cross_entropy():
+    s, _, y = draw(37, 6, 4)
+    whole = F.cross_entropy(s, y).item()
+    values = [F.taylor_cross_entropy_loss(s, y, order=order).item() for order in (1, 2, 3, 10, 100, 100_000)]
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(whole, abs=1e-4)
+    assert values[0] == pytest.approx((1 - torch.softmax(s, 1)[torch.arange(6), y]).mean().item(), abs=1e-12)
+    with pytest.raises(RecipeError, match="order is 0"):
+        F.taylor_cross_entropy_loss(s, y, order=0)
 
 
 def test_standardize_logits():
@@ -368,7 +389,7 @@ def test_labels_may_be_smoothed_from_not_at_all_to_the_even_distribution():
             F.cross_entropy(s, y, label_smoothing=amount)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cross_entropy"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if not name.endswith("cross_entropy") or name.startswith("soft")])
 def test_a_temperature_that_is_no_number_above_zero_is_refused(name):
     s, t, y = draw(41, 3, 5)
     assert torch.isfinite(run(name, s, t, y, temperature=1e-3))

@@ -60,6 +60,7 @@ CATALOGUE = Catalogue(
         "soft_cross_entropy": "decoct.objectives.soft_cross_entropy:SoftCrossEntropy",
         "sum": "decoct.objectives.base:Sum",
         "task_loss": "decoct.objectives.task_loss:TaskLoss",
+        "taylor_cross_entropy": "decoct.objectives.taylor_cross_entropy:TaylorCrossEntropy",
         "total_variation": "decoct.objectives.total_variation:TotalVariation",
         "uld": "decoct.objectives.uld:ULD",
         "vid": "decoct.objectives.vid:VID",
