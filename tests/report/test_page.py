@@ -88,7 +88,7 @@ def test_several_runs_side_by_side(browser, write, records, tmp_path):
         closed.click()
     pictures = page.locator(".chart").count()
     page.locator(".chart svg.marks").nth(pictures - 1).wait_for()
-    assert page.locator(".chart svg.marks").count() == pictures == 2 + 8 - 2 + 8 - 2 + 6
+    assert page.locator(".chart svg.marks").count() == pictures == 2 + 1 + 8 - 2 + 8 - 2 + 6
     must_be_quiet(page, path)
     page.close()
 

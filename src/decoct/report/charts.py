@@ -246,7 +246,7 @@ def _lines(
             "axis": axis,
         },
         "detail": {"field": "seed"},
-        **_by_group("group", groups, colours, dashes=not points, legend=len(groups) > 1),
+        **by_group("group", groups, colours, dashes=not points, legend=len(groups) > 1),
     }
     opacity = 1.0 if seeds == 1 else 0.55
     mark = {"type": "line", "strokeWidth": 2 if seeds == 1 else 1.4, "opacity": opacity, "aria": False}
@@ -263,7 +263,7 @@ def _lines(
     return Chart(title, summary, {"height": HEIGHT, "encoding": encoding, "layer": layers}, data, len(rows), table)
 
 
-def _by_group(field_name: str, domain: list[str], colours: Colours, *, dashes: bool, legend: bool) -> Json:
+def by_group(field_name: str, domain: list[str], colours: Colours, *, dashes: bool, legend: bool) -> Json:
     """Colour together with dash or shape, so that no curve is told by colour alone."""
     second = ("strokeDash", DASHES) if dashes else ("shape", SHAPES)
     symbol = {"symbolType": "stroke", "symbolSize": 400} if dashes else {"symbolOpacity": 1}

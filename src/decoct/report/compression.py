@@ -10,7 +10,8 @@ from typing import Any
 from decoct.report import units
 from decoct.report.chain import told
 from decoct.report.charts import HEIGHT, Chart, coded, short, tooltip
-from decoct.report.records import Compression, LayerChange, Number, Results, Sensitivity
+from decoct.report.fields import Number
+from decoct.report.records import Compression, LayerChange, Results, Sensitivity
 from decoct.report.sentence import join, noun
 
 VERBS = {

@@ -34,6 +34,9 @@ class ClassChange:
     n: int
     teacher: float | None
     student: float | None
+    precision: float | None = None
+    """The student's: the share of its answers of this class that are right."""
+    average_precision: float | None = None
 
     @property
     def points(self) -> float:
@@ -67,9 +70,13 @@ def changes(teacher: ModelRecord, student: ModelRecord) -> list[ClassChange]:
     first, second = teacher.confusion, student.confusion
     if first is None or second is None or not first.usable() or not second.usable() or first.labels != second.labels:
         return []
-    found = []
+    found, figures = [], {str(each.label): each for each in student.classes}
     for i, label in enumerate(first.labels):
         totals = [sum(confusion.matrix[i]) for confusion in (first, second)]
-        recalls = [c.matrix[i][i] / total if total else None for c, total in zip((first, second), totals)]
-        found.append(ClassChange(str(label), round(totals[1]), *recalls))
+        taught, recall = (c.matrix[i][i] / n if n else None for c, n in zip((first, second), totals))
+        answered = sum(row[i] for row in second.matrix)
+        precision = second.matrix[i][i] / answered if answered else None
+        mine = figures.get(str(label))
+        area = mine.average_precision if mine else None
+        found.append(ClassChange(str(label), round(totals[1]), taught, recall, precision, area))
     return found

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from decoct.errors import DataError
 from decoct.report import charts, units
 from decoct.report.chain import teacher_of
 from decoct.report.charts import Chart
+from decoct.report.close import Examples
 from decoct.report.colours import Colours
+from decoct.report.comparing import differences, gains
 from decoct.report.compression import Stage, stages
 from decoct.report.confusion import ClassChange, changes, mistakes, squares
 from decoct.report.curves import Log, read_log
+from decoct.report.gallery import Card, cards, precision_recall
 from decoct.report.highlights import Highlight, highlights
 from decoct.report.measured import StepView, facts, step_views
 from decoct.report.pareto import pareto
@@ -116,6 +119,11 @@ class RunView:
     smallest: int
     """Samples of the smallest class that has any; 0 where no classes are compared."""
     changed: tuple[str, str]
+    areas: bool
+    """Whether any class has an average precision."""
+    precision: Placed | None
+    examples: Examples
+    cards: list[Card]
     widest: float
     facts: list[tuple[str, str]]
     steps: list[StepView]
@@ -144,15 +152,30 @@ def page(runs: Sequence[Run]) -> str:
     colours = Colours.over([run.results for run in runs], logs)
     fronts = [pictures.add(chart) for cost in ("latency", "size") for chart in pareto(runs, cost, colours)]
     views = [_view(i, run, log, columns, pictures, colours, limit) for i, (run, log) in enumerate(zip(runs, logs))]
+    several = len(runs) > 1
+    unlike, more = differences(runs) if several else ([], 0)
+    joint = charts.validation(joined(runs, logs), runs[0].results.metric, colours, limit) if several else None
     return _render(
         "page.html.jinja",
         views=views,
+        gains=gains(runs) if several else [],
+        unlike=unlike,
+        more_unlike=more,
+        joint=pictures.add(joint),
         columns=columns,
         fronts=fronts,
         pictures=pictures,
         title=_title(runs),
         units=units,
     )
+
+
+def joined(runs: Sequence[Run], logs: Sequence[Log]) -> Log:
+    """The validation curves of all runs, each step under its run's name."""
+    curves = [
+        replace(curve, step=f"{run.name}: {curve.step}") for run, log in zip(runs, logs) for curve in log.validation
+    ]
+    return Log(validation=curves)
 
 
 def embedded_json(content: Any) -> str:
@@ -241,6 +264,10 @@ def _view(
         hidden_classes=max(len(changed) - SHOWN_CLASSES, 0),
         smallest=min((each.n for each in changed if each.n), default=0),
         changed=(teacher.name if teacher else "", student.name if student else ""),
+        areas=any(each.average_precision is not None for each in changed),
+        precision=pictures.add(precision_recall(student, colours)) if student else None,
+        examples=results.examples,
+        cards=cards(results.examples),
         widest=max([abs(each.points) for each in changed], default=0.0) or 1.0,
         facts=facts(results),
         steps=step_views(results.steps),

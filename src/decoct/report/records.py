@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from decoct.artifact import read_json
 from decoct.errors import DataError, IntegrityError
+from decoct.report.close import ClassFigures, Examples
+from decoct.report.fields import Number, Record, Scores, as_list, as_mapping
 
 RESULTS = "results.json"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _without_gaps(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: each for key, each in value.items() if each is not None and _finite(each) is not None}
-    return {} if value is None else value
-
-
-def _list(value: Any) -> Any:
-    return [] if value is None else value
-
-
-def _mapping(value: Any) -> Any:
-    return {} if value is None else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite)]
-"""A finite number; NaN and infinities count as absent."""
-Scores = Annotated[dict[str, float], BeforeValidator(_without_gaps)]
-"""Numbers by name; those that are absent or not finite are left out."""
-
-
-class Record(BaseModel):
-    """A part of a record; unknown keys are ignored, since later steps add some."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Latency(Record):
@@ -101,9 +72,9 @@ class Kernels(Record):
     int8: int = 0
     weights: int = 0
     float: int = 0
-    between: Annotated[dict[str, int], BeforeValidator(_mapping)] = {}
-    left: Annotated[list[Kernel], BeforeValidator(_list)] = []
-    layers: Annotated[list[Kernel], BeforeValidator(_list)] = []
+    between: Annotated[dict[str, int], BeforeValidator(as_mapping)] = {}
+    left: Annotated[list[Kernel], BeforeValidator(as_list)] = []
+    layers: Annotated[list[Kernel], BeforeValidator(as_list)] = []
 
     @property
     def total(self) -> int:
@@ -122,7 +93,7 @@ class Speed(Record):
     ratio: Number = None
     file_ms: Number = None
     float_ms: Number = None
-    words: Annotated[list[str], BeforeValidator(_list)] = []
+    words: Annotated[list[str], BeforeValidator(as_list)] = []
 
 
 class Costs(Record):
@@ -164,7 +135,7 @@ class Tried(Record):
 
     value: Number = None
     good: bool | None = None
-    budgets: Annotated[dict[str, Budget], BeforeValidator(_mapping)] = {}
+    budgets: Annotated[dict[str, Budget], BeforeValidator(as_mapping)] = {}
 
 
 class Round(Record):
@@ -181,20 +152,20 @@ class Compression(Record):
     use: str = ""
     path: str = ""
     source: str = ""
-    scheme: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
-    before: Annotated[Costs, BeforeValidator(_mapping)] = Costs()
-    after: Annotated[Costs, BeforeValidator(_mapping)] = Costs()
-    changes: Annotated[list[LayerChange], BeforeValidator(_list)] = []
-    rounds: Annotated[list[Round], BeforeValidator(_list)] = []
-    quantization: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    scheme: Annotated[dict[str, Any], BeforeValidator(as_mapping)] = {}
+    before: Annotated[Costs, BeforeValidator(as_mapping)] = Costs()
+    after: Annotated[Costs, BeforeValidator(as_mapping)] = Costs()
+    changes: Annotated[list[LayerChange], BeforeValidator(as_list)] = []
+    rounds: Annotated[list[Round], BeforeValidator(as_list)] = []
+    quantization: Annotated[dict[str, Any], BeforeValidator(as_mapping)] = {}
     audit: Kernels | None = None
-    speed: Annotated[Speed, BeforeValidator(_mapping)] = Speed()
-    sensitivity: Annotated[list[Sensitivity], BeforeValidator(_list)] = []
-    budgets: Annotated[dict[str, Budget], BeforeValidator(_mapping)] = {}
+    speed: Annotated[Speed, BeforeValidator(as_mapping)] = Speed()
+    sensitivity: Annotated[list[Sensitivity], BeforeValidator(as_list)] = []
+    budgets: Annotated[dict[str, Budget], BeforeValidator(as_mapping)] = {}
     verified: Scores = {}
     setting: str = ""
     chosen: Number = None
-    tries: Annotated[list[Tried], BeforeValidator(_list)] = []
+    tries: Annotated[list[Tried], BeforeValidator(as_list)] = []
 
 
 class ModelRecord(Record):
@@ -205,7 +176,7 @@ class ModelRecord(Record):
     path: str = ""
     quality: Scores = {}
     quality_sd: Scores = {}
-    per_seed: Annotated[list[Seeded], BeforeValidator(_list)] = []
+    per_seed: Annotated[list[Seeded], BeforeValidator(as_list)] = []
     split: str = ""
     n: int | None = None
     fidelity: Scores = {}
@@ -218,12 +189,13 @@ class ModelRecord(Record):
     artifact: str | None = None
     verified: Scores = {}
     confusion: Confusion | None = None
+    classes: Annotated[list[ClassFigures], BeforeValidator(as_list)] = []
     source: str = ""
-    chain: Annotated[list[str], BeforeValidator(_list)] = []
+    chain: Annotated[list[str], BeforeValidator(as_list)] = []
     """The steps that it came through, oldest first, its own last."""
     quantized: bool | None = None
-    kernels: Annotated[Kernels, BeforeValidator(_mapping)] = Kernels()
-    speed: Annotated[Speed, BeforeValidator(_mapping)] = Speed()
+    kernels: Annotated[Kernels, BeforeValidator(as_mapping)] = Kernels()
+    speed: Annotated[Speed, BeforeValidator(as_mapping)] = Speed()
 
     @property
     def p50(self) -> float | None:
@@ -246,7 +218,7 @@ class Comparison(Record):
     better: str
     than: str
     metric: str = ""
-    differences: Annotated[list[Number], BeforeValidator(_list)] = []
+    differences: Annotated[list[Number], BeforeValidator(as_list)] = []
     mean: Number = None
     low: Number = None
     high: Number = None
@@ -298,20 +270,21 @@ class Results(Record):
     """The whole of results.json."""
 
     decoct: str = ""
-    recipe: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    recipe: Annotated[dict[str, Any], BeforeValidator(as_mapping)] = {}
     seed: int | None = None
-    seeds: Annotated[list[int], BeforeValidator(_list)] = []
+    seeds: Annotated[list[int], BeforeValidator(as_list)] = []
     device: str = ""
     wall_s: Number = None
     task: TaskRecord = TaskRecord()
-    data: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
-    models: Annotated[list[ModelRecord], BeforeValidator(_list)] = []
-    comparisons: Annotated[list[Comparison], BeforeValidator(_list)] = []
-    compressions: Annotated[list[Compression], BeforeValidator(_list)] = []
-    stores: Annotated[list[StoreRecord], BeforeValidator(_list)] = []
-    steps: Annotated[list[StepRecord], BeforeValidator(_list)] = []
-    machine: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
-    versions: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
+    data: Annotated[dict[str, Any], BeforeValidator(as_mapping)] = {}
+    models: Annotated[list[ModelRecord], BeforeValidator(as_list)] = []
+    comparisons: Annotated[list[Comparison], BeforeValidator(as_list)] = []
+    examples: Annotated[Examples, BeforeValidator(as_mapping)] = Examples()
+    compressions: Annotated[list[Compression], BeforeValidator(as_list)] = []
+    stores: Annotated[list[StoreRecord], BeforeValidator(as_list)] = []
+    steps: Annotated[list[StepRecord], BeforeValidator(as_list)] = []
+    machine: Annotated[dict[str, Any], BeforeValidator(as_mapping)] = {}
+    versions: Annotated[dict[str, Any], BeforeValidator(as_mapping)] = {}
     sealed: str = ""
     """The manifest that vouches for these results; empty where the run wrote none."""
     failed: Failed | None = None

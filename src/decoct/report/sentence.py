@@ -121,7 +121,7 @@ def decided(results: Results, better: str, than: str) -> Tone:
     for each in results.comparisons:
         metric = each.metric or results.metric
         if {each.better, each.than} == {better, than} and metric == results.metric and each.mean is not None:
-            tone = _comparison(results, each).tone
+            tone = compare(results, each).tone
             turned: dict[Tone, Tone] = {"better": "worse", "worse": "better"}
             return tone if each.better == better else turned.get(tone, tone)
     return "open"
@@ -249,7 +249,7 @@ def _unit(metric: str, amount: str) -> str:
 def _gain(results: Results, subject: ModelRecord) -> Iterator[Finding]:
     for each in results.comparisons:
         if each.mean is not None and results.model(each.better) is not None:
-            yield _comparison(results, each)
+            yield compare(results, each)
     known = any(each.better == subject.name and each.mean is not None for each in results.comparisons)
     alone = results.model(ALONE)
     if compressed(results, subject):
@@ -260,10 +260,11 @@ def _gain(results: Results, subject: ModelRecord) -> Iterator[Finding]:
     mine, theirs = subject.quality.get(results.metric), alone.quality.get(results.metric)
     if mine is not None and theirs is not None and subject.graded_like(alone):
         difference = mine - theirs
-        yield _comparison(results, Comparison(better=subject.name, than=ALONE, mean=difference, n=1))
+        yield compare(results, Comparison(better=subject.name, than=ALONE, mean=difference, n=1))
 
 
-def _comparison(results: Results, each: Comparison) -> Finding:
+def compare(results: Results, each: Comparison, *, over: str = "") -> Finding:
+    """What a comparison says; `over`: what its interval is over, where not over seeds."""
     metric = each.metric or results.metric
     direction = results.task.direction if metric == results.metric else ""
     sign = -1.0 if units.less_is_better(metric, direction) else 1.0
@@ -281,19 +282,20 @@ def _comparison(results: Results, each: Comparison) -> Finding:
     else:
         way = "better" if mean > 0 else "worse"
         text = f"{start} is {amount}{_unit(metric, amount)} {way}{scope} than {than}"
-    return _with_interval(text, each, metric, sign, mean)
+    return _with_interval(text, each, metric, sign, mean, over)
 
 
-def _with_interval(text: str, each: Comparison, metric: str, sign: float, mean: float) -> Finding:
+def _with_interval(text: str, each: Comparison, metric: str, sign: float, mean: float, over: str = "") -> Finding:
     seeds = each.n or len(each.differences)
-    if each.low is None or each.high is None or seeds < 2:
+    if each.low is None or each.high is None or (seeds < 2 and not over):
         counted = "one seed" if seeds <= 1 else f"{seeds} seeds"
         return Finding(f"{text} (measured with {counted}, so there is no interval and it may be chance).", "open")
     low, high = sorted((sign * each.low, sign * each.high))
     bounds = " to ".join(_signed(bound, metric) for bound in (low, high))
-    interval = f"{100 * each.level:.0f} % interval {bounds} over {seeds} seeds"
+    interval = f"{100 * each.level:.0f} % interval {bounds} over {over or f'{seeds} seeds'}"
+    nothing = "this is no clear difference" if over else "these seeds show no difference"
     if low <= 0 <= high:
-        return Finding(f"{text} ({interval}). The interval contains 0: these seeds show no difference.", "open")
+        return Finding(f"{text} ({interval}). The interval contains 0: {nothing}.", "open")
     return Finding(f"{text} ({interval}).", "better" if mean > 0 else "worse")
 
 

@@ -22,6 +22,7 @@ _LABELS = {
     "nll": "NLL",
     "log_loss": "Log loss",
     "cross_entropy": "Cross-entropy",
+    "taylor_cross_entropy": "Taylor cross-entropy",
     "agreement": "Agreement",
     "perplexity": "Perplexity",
     "miou": "Mean IoU",
@@ -49,7 +50,20 @@ _PERCENT = {
     "map75",
     "map_to_teacher",
 }
-_LESS_IS_BETTER = {"rmse", "mae", "mse", "nll", "kl", "ece", "log_loss", "cross_entropy", "perplexity", "wer", "loss"}
+_LESS_IS_BETTER = {
+    "rmse",
+    "mae",
+    "mse",
+    "nll",
+    "kl",
+    "ece",
+    "log_loss",
+    "cross_entropy",
+    "taylor_cross_entropy",
+    "perplexity",
+    "wer",
+    "loss",
+}
 
 
 def label(metric: str) -> str:

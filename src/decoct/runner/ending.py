@@ -93,6 +93,7 @@ def results_of(ended: Ended) -> dict[str, Any]:
         "data": {"use": recipe.data.use, "fingerprint": ended.data.fingerprint, **_sources(ended)},
         "models": measured["models"],
         "comparisons": measured["comparisons"],
+        **({"examples": measured["examples"]} if measured["examples"] else {}),
         "compressions": measured["compressions"],
         "stores": measured["stores"],
         "steps": [dict(each) for each in ended.steps],

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The models that were measured, with the steps each came through (`chain`), their comparisons, the machine,
-    what was compressed, and the soft-label stores; `artifacts` by the id of their node."""
+    """The models that were measured, with the steps each came through (`chain`), their comparisons, samples on which
+    two of them differ, the machine, what was compressed, and the soft-label stores; `artifacts` by their node's id."""
     models: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
     machine: dict[str, Any] = {}
+    examples: dict[str, Any] = {}
     for node in nodes:
         artifact = artifacts[node.id]
         if artifact.kind == "records":
@@ -27,6 +28,7 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
                 _add(models, record)
             comparisons += records.get("comparisons", [])
             machine = records.get("machine", machine)
+            examples = examples or records.get("examples", {})
     chains, own = Chains(nodes), _ids(nodes)
     for record in models:
         record["chain"] = chains.to(str(record.get("step", "")))
@@ -34,6 +36,7 @@ def gathered(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[s
     return {
         "models": models,
         "comparisons": comparisons,
+        "examples": examples,
         "machine": machine,
         "compressions": compressions(nodes, artifacts),
         "stores": stores(nodes, artifacts),

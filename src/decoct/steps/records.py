@@ -86,4 +86,5 @@ class Records(Strict):
 
     models: list[_Record]
     comparisons: list[dict[str, Any]] = []
+    examples: dict[str, Any] = {}
     machine: dict[str, Any] = {}

@@ -16,7 +16,7 @@ class Regression(Tables, Numbers, Joined):
 
     Logits and target float32 `[B, D]`, NaN where the target must not be used. `target_mean` and `target_std`, and the
     `columns`, come from the training split. The loss is the squared error of standardised values, mean over D and over
-    labelled samples. The exported file gives `values` in their own units, and scores are in them: rmse, mae, r2.
+    labelled samples. The exported file gives `values` in their own units, and scores are in them: rmse, mae, mse, r2.
     """
 
     use: ClassVar[str] = "regression"

@@ -10,19 +10,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import accuracy_score, confusion_matrix
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix
 
 from decoct.artifact import Artifact, writing
 from decoct.data.base import Dataset, Split
 from decoct.data.digits import Digits
 from decoct.errors import RecipeError
+from decoct.meters.interval import interval
 from decoct.models.mlp import MLP
 from decoct.models.onnx_file import open_session
 from decoct.models.saving import save_model
 from decoct.models.small_resnet import SmallResNet
+from decoct.runner.keys import key_of
 from decoct.steps.base import Context
 from decoct.steps.shipping.benchmark import Benchmark, finite
-from decoct.steps.shipping.compared import compared, interval
+from decoct.steps.shipping.compared import compared
 from decoct.steps.shipping.export import Export
 from decoct.steps.train_estimator import TrainEstimator
 from decoct.tasks.image_classification import ImageClassification
@@ -203,3 +206,43 @@ def test_a_model_spec_is_no_artifact(digits: tuple) -> None:
 def test_finite_leaves_plain_json() -> None:
     value = {"a": math.nan, "b": (np.float32(1.5), np.int64(2), math.inf), "c": None, 3: "x"}
     assert finite(value) == {"a": None, "b": [1.5, 2, None], "c": None, "3": "x"}
+
+
+def test_samples_shown_are_those_on_which_the_files_differ(digits: tuple, records: dict) -> None:
+    room, inputs, folder = digits
+    test = room.data.splits["test"]
+    images = test.columns["image"].transpose(0, 3, 1, 2)
+    said, taught = (
+        open_session(inputs[name][0].file("model.onnx"))({"image": images})["logits"] for name in ("student", "teacher")
+    )
+    found = records["all"]["examples"]
+    assert (found["model"], found["reference"], found["split"]) == ("student", "teacher", "test")
+    assert found["apart"] == (said.argmax(1) != taught.argmax(1)).sum()
+    assert len(found["items"]) == min(12, found["apart"])
+    for each in found["items"]:
+        i = each["index"]
+        assert each["model"]["class"] == str(said[i].argmax())
+        assert each["reference"]["class"] == str(taught[i].argmax())
+        assert each["true"] == str(test.columns["label"][i])
+        assert each["shown"]["image"].startswith("data:image/png;base64,")
+    silent = Benchmark(**QUICK, examples=0).run(inputs, context(room.task, room.data, folder / "09-silent"))
+    assert "examples" not in silent.json("records.json", dict)
+
+
+def test_average_precision_of_each_class_is_that_of_the_file(digits: tuple, records: dict) -> None:
+    room, inputs, _ = digits
+    test = room.data.splits["test"]
+    images, labels = test.columns["image"].transpose(0, 3, 1, 2), test.columns["label"]
+    logits = open_session(inputs["student"][0].file("model.onnx"))({"image": images})["logits"].astype(np.float64)
+    shares = softmax(logits, axis=1)
+    expected = [average_precision_score(labels == c, shares[:, c]) for c in range(10)]
+    found = records["student"]["classes"]
+    assert [each["average_precision"] for each in found] == pytest.approx(expected, rel=1e-9)
+
+
+def test_showing_samples_by_default_leaves_the_keys_of_before(digits: tuple) -> None:
+    room, inputs, _ = digits
+    values = {name: list(each) for name, each in inputs.items()}
+    plain = key_of(Benchmark(), values, room.data, room.task, 0)
+    assert key_of(Benchmark(examples=12), values, room.data, room.task, 0) == plain
+    assert key_of(Benchmark(examples=0), values, room.data, room.task, 0) != plain

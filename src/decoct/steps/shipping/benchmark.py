@@ -11,6 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from decoct.artifact import Artifact, writing
+from decoct.data.base import Split
+from decoct.data.shown import shown
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.meters.latency import Latency, measure
 from decoct.meters.machine import machine
@@ -18,12 +20,13 @@ from decoct.meters.memory import peak_memory
 from decoct.meters.size import file_bytes
 from decoct.outputs import Batch, Outputs
 from decoct.steps.base import Context, Inputs, Step
-from decoct.steps.learning.batches import evaluation_batches
+from decoct.steps.learning.batches import evaluation_batches, splits_of
 from decoct.steps.records import RECORDS
 from decoct.steps.shipping.candidates import Candidate, kernels_of, open_candidate, source_of, speed_of
 from decoct.steps.shipping.compared import compared
 from decoct.steps.shipping.export import head
-from decoct.tasks.answers.base import Scores
+from decoct.tasks.answers.base import IGNORED, Answer, Scores, dense
+from decoct.tasks.answers.details import Details
 from decoct.threads import in_threads
 
 MAIN_PAIR = ("student", "student_alone")
@@ -48,13 +51,15 @@ class Benchmark(Step):
     `split` is what quality is measured on; `batch` samples a call, `threads`, `repeats` calls after `warmup`, for
     `seconds` at most, all models in turn; `reference` is the model that fidelity is measured to; `compare` lists pairs
     [better, than] (student and student_alone where both are there). Of several seeds, quality is the mean and latency
-    the first's.
+    the first's. `examples`: so many samples on which the student and the reference differ are shown on the page; 0
+    keeps all samples off it.
     """
 
     use: ClassVar[str] = "benchmark"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"*": ("exported", "model", "estimator")}
     gives: ClassVar[str] = "records"
     machine_bound: ClassVar[bool] = True
+    added_later: ClassVar[tuple[str, ...]] = ("examples",)
 
     name: str = "benchmark"
     threads: int = Field(default=1, ge=1, le=1024)
@@ -65,17 +70,19 @@ class Benchmark(Step):
     split: str = "test"
     reference: str | None = "teacher"
     compare: tuple[tuple[str, str], ...] | None = None
+    examples: int = Field(default=12, ge=0, le=200)
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         artifacts = {name: _by_seed(value, context.run_seed) for name, value in inputs.items()}
         self._check_names(artifacts)
         with in_threads(self.threads):
-            records = self._records(artifacts, context)
+            records, examples = self._records(artifacts, context)
         result = {
             "models": list(records.values()),
             "comparisons": [
                 compared(records[better], records[than], context.task.metric) for better, than in self._pairs(records)
             ],
+            **({"examples": examples} if examples else {}),
             "machine": machine(),
         }
         with writing(
@@ -84,12 +91,16 @@ class Benchmark(Step):
             draft.write_json(RECORDS, finite(result))
         return Artifact.load(context.folder)
 
-    def _records(self, artifacts: Mapping[str, Mapping[int, Artifact]], context: Context) -> dict[str, dict[str, Any]]:
+    def _records(
+        self, artifacts: Mapping[str, Mapping[int, Artifact]], context: Context
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """The record of each model, and samples on which the student and the reference differ."""
         opened = {
             name: {seed: open_candidate(artifact, context, self.threads) for seed, artifact in seeds.items()}
             for name, seeds in artifacts.items()
         }
-        judged, count = self._judged(opened, context)
+        looked = self._details(opened, context)
+        judged, count = self._judged(opened, looked, context)
         first = {name: next(iter(seeds.values())) for name, seeds in opened.items()}
         context.progress(1, 2, "latency")
         small = self._small(context)
@@ -99,7 +110,7 @@ class Benchmark(Step):
             warmup=self.warmup,
             seconds=self.seconds,
         )
-        return {
+        records = {
             name: {
                 "name": name,
                 "step": candidate.artifact.name,
@@ -111,12 +122,30 @@ class Benchmark(Step):
                 **self._costs(candidate, small),
                 "latency": self._latency(latencies[name], candidate, small),
                 "confusion": judged[name][0].confusion,
+                **({"classes": looked[name].by_class()} if name in looked else {}),
             }
             for name, candidate in first.items()
         }
+        return records, self._apart(looked, context)
+
+    def _details(self, opened: Mapping[str, Any], context: Context) -> Mapping[str, Details]:
+        """A closer look at each model under its first seed; at none where answers have no such look."""
+        found = {name: context.task.answer.details() for name in opened}
+        return {name: each for name, each in found.items() if each is not None}
+
+    def _apart(self, looked: Mapping[str, Details], context: Context) -> dict[str, Any]:
+        """Samples on which the student and the reference differ, as people look at them; empty where none are shown."""
+        others = [name for name in looked if name != self.reference]
+        split = splits_of(context).get(self.split)
+        if not (self.examples and others and self.reference in looked and isinstance(split, Split)):
+            return {}
+        name = MAIN_PAIR[0] if MAIN_PAIR[0] in others else others[-1]
+        count, found = looked[name].apart(self.examples)
+        items = [{**each, "shown": shown(context.data, split, each["index"])} for each in found]
+        return {"model": name, "reference": self.reference, "split": self.split, "apart": count, "items": items}
 
     def _judged(
-        self, opened: Mapping[str, Mapping[int, Candidate]], context: Context
+        self, opened: Mapping[str, Mapping[int, Candidate]], looked: Mapping[str, Details], context: Context
     ) -> tuple[dict[str, list[Judged]], int]:
         """What each model scored under each seed, in one pass over the split; and how many samples that was."""
         tallies = {(name, seed): context.task.answer.tally() for name, seeds in opened.items() for seed in seeds}
@@ -127,10 +156,13 @@ class Benchmark(Step):
             context.progress(0, 2, f"quality on {count} samples")
             known = {seed: candidate.predict(batch) for seed, candidate in reference.items()}
             for (name, seed), tally in tallies.items():
-                if name == self.reference:
-                    tally.add(batch, known[seed])
-                else:
-                    tally.add(batch, opened[name][seed].predict(batch), _partner(known, seed))
+                own = name == self.reference
+                said = known[seed] if own else opened[name][seed].predict(batch)
+                other = None if own else _partner(known, seed)
+                tally.add(batch, said, other)
+                if name in looked and seed == next(iter(opened[name])):
+                    target = _target(context.task.answer, batch)
+                    looked[name].add(dense(said), target, None if other is None else dense(other))
         found: dict[str, list[Judged]] = {}
         for (name, seed), tally in tallies.items():
             found.setdefault(name, []).append(_judge(seed, tally.scores()))
@@ -232,6 +264,13 @@ def _judge(seed: int, found: Scores) -> Judged:
         found.fidelity,
         confusion,
     )
+
+
+def _target(answer: Answer, batch: Batch) -> np.ndarray:
+    """The target of a batch as an array, -100 or NaN where it must not be used."""
+    target: np.ndarray = batch.target.cpu().numpy().copy()
+    target[~answer.labelled(batch).cpu().numpy()] = np.nan if target.dtype.kind == "f" else IGNORED
+    return target
 
 
 def _partner(reference: Mapping[int, Outputs], seed: int) -> Outputs | None:

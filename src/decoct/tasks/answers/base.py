@@ -18,6 +18,7 @@ from decoct.models.interface import Port
 from decoct.outputs import DENSE, Batch, Needs, Outputs, Predictor
 from decoct.spec import Spec
 from decoct.store.codecs.base import Codec
+from decoct.tasks.answers.details import Details
 from decoct.tasks.inputs.base import Inputs, Trace
 
 Over = Literal["items", "labelled"]
@@ -195,6 +196,11 @@ class Answer(Spec):
     def codec(self, keep: Codec) -> Codec:
         """How a store keeps such answers, where `keep` is what was asked for."""
         return keep
+
+    def details(self) -> Details | None:
+        """Looks closer at one model than a tally: at classes, and at samples on which two models differ; None where
+        there is no way to."""
+        return None
 
     @abstractmethod
     def from_file(self, arrays: Mapping[str, Tensor], batch: Batch, reader: str) -> Outputs:

@@ -15,6 +15,7 @@ from decoct.errors import DataError, RecipeError
 from decoct.models.interface import Port
 from decoct.outputs import Batch, Dense, Outputs
 from decoct.tasks.answers.base import IGNORED, Answer, Over, Scores, Tally, Traces, dense, in_loss_type
+from decoct.tasks.answers.details import ClassDetails, Details
 from decoct.tasks.answers.metrics import ClassFidelity, ClassScores
 from decoct.tasks.inputs.base import Inputs
 
@@ -129,6 +130,9 @@ class OneClass(Answer):
 
     def tally(self) -> Tally:
         return ClassTally(self)
+
+    def details(self) -> Details | None:
+        return ClassDetails(self.classes) if self.classes else None
 
     def widths_of(self, width: int) -> dict[str, Any]:
         return {"classes": self.names_for(width)}

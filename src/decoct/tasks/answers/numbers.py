@@ -19,6 +19,7 @@ from decoct.store.codecs.base import Codec
 from decoct.store.codecs.dense import DenseCodec
 from decoct.tasks.answers.base import Answer, Over, Scores, Tally, Traces, dense, in_loss_type
 from decoct.tasks.answers.classes import rows_checked
+from decoct.tasks.answers.details import Details, NumberDetails
 from decoct.tasks.answers.metrics import regression_scores
 from decoct.tasks.inputs.base import Inputs
 
@@ -28,7 +29,7 @@ class Numbers(Answer):
 
     Logits and target float32 `[B, D]`, NaN where the target must not be used. `target_mean` and `target_std` come from
     the training split. The loss is the squared error of standardised values, mean over D and over labelled samples. The
-    exported file gives `values` in their own units, and scores are in them: rmse, mae, r2.
+    exported file gives `values` in their own units, and scores are in them: rmse, mae, mse, r2.
     """
 
     use: ClassVar[str] = "numbers"
@@ -134,6 +135,9 @@ class Numbers(Answer):
     def tally(self) -> Tally:
         return NumberTally(self)
 
+    def details(self) -> Details | None:
+        return NumberDetails(*self._scale())
+
     def in_units(self, standardised: np.ndarray) -> np.ndarray:
         """Predictions or targets `[N, D]` in their own units."""
         mean, std = self._scale()
@@ -148,7 +152,7 @@ class Numbers(Answer):
 
 
 class NumberTally(Tally):
-    """rmse, mae and r2 in the target's units, and the root of the mean squared difference to a reference."""
+    """rmse, mae, mse and r2 in the target's units, and the root of the mean squared difference to a reference."""
 
     def __init__(self, answer: Numbers) -> None:
         self._answer = answer
