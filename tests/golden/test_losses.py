@@ -48,4 +48,7 @@ def test_a_number_that_differs_is_found(kind: str) -> None:
     assert len(differences(of(1.0 + 1e-15), of(1.0), True)) == 1
     assert differences({}, of(1.0), False) == [f"/{step}: only recorded"]
     assert differences(of(1.0), {}, False) == [f"/{step}: only found"]
+    assert differences({"scores": {"mse": 1.0, "old": 2.0}}, {"scores": {"old": 2.0}}, True) == []
+    assert differences({"scores": {}}, {"scores": {"old": 2.0}}, True) == ["/scores/old: only recorded"]
+    assert differences({"scores": {"new": 1.0}}, {"scores": {}}, True) == ["/scores/new: only found"]
     assert len(differences({step: {"log": []}}, {step: {"log": [1]}}, False)) == 1
