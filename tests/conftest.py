@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("decoct", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("decoct")  # a machine that is busy fails no test
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, the recipes that tests share
 

@@ -92,9 +92,6 @@ def _settings(step: Step) -> dict[str, Any]:
     for name, other in step.keyed_with.items():
         if not getattr(step, other):
             data[name] = type(step).model_fields[name].get_default()
-    for name in step.added_later:
-        if getattr(step, name) == type(step).model_fields[name].get_default():
-            del data[name]
     return {name: value for name, value in data.items() if name not in ("name", "inputs")}
 
 

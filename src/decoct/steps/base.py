@@ -155,8 +155,6 @@ class Step(Spec):
     not_in_key: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
     keyed_with: ClassVar[Mapping[str, str]] = {}
     """Settings that change the result only where another one is set; else their default stands in the key."""
-    added_later: ClassVar[tuple[str, ...]] = ()
-    """Settings that came after keys were made: at their default they are no part of it, so that old steps hold."""
     machine_bound_by: ClassVar[tuple[str, ...]] = ()
     """Settings that make the result depend on the machine where they are set."""
 

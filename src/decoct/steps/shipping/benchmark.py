@@ -31,6 +31,8 @@ from decoct.threads import in_threads
 
 MAIN_PAIR = ("student", "student_alone")
 CALIBRATION = ("ece",)
+EXAMPLES = 12
+"""Samples shown by default."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,6 @@ class Benchmark(Step):
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"*": ("exported", "model", "estimator")}
     gives: ClassVar[str] = "records"
     machine_bound: ClassVar[bool] = True
-    added_later: ClassVar[tuple[str, ...]] = ("examples",)
 
     name: str = "benchmark"
     threads: int = Field(default=1, ge=1, le=1024)
@@ -70,7 +71,7 @@ class Benchmark(Step):
     split: str = "test"
     reference: str | None = "teacher"
     compare: tuple[tuple[str, str], ...] | None = None
-    examples: int = Field(default=12, ge=0, le=200)
+    examples: int = Field(default=EXAMPLES, ge=0, le=200, exclude_if=lambda value: value == EXAMPLES)
 
     def run(self, inputs: Inputs, context: Context) -> Artifact:
         artifacts = {name: _by_seed(value, context.run_seed) for name, value in inputs.items()}
