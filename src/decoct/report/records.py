@@ -265,6 +265,8 @@ class StepRecord(Record):
     why: str | None = None
     left_out: str | None = None
     """Samples that training left out, and why."""
+    stopped: str | None = None
+    """Why training ended before its budget."""
     state: str = ""
     """"failed" or "not reached", where the run ended before its end."""
 

@@ -29,7 +29,7 @@ from decoct.steps.labelling.answers import label_views
 from decoct.steps.labelling.step import Label
 from decoct.steps.learning.batches import class_counts, few
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
-from decoct.steps.learning.refusals import refuse_large_batches, refuse_what_cannot_mix
+from decoct.steps.learning.refusals import refuse_large_batches, refuse_what_cannot_mix, stopping
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student
 from decoct.steps.learning.settings import Learning
 from decoct.steps.learning.sources import answering, at_source, read_by, refuse_other_classes, with_few
@@ -129,6 +129,7 @@ def _step(
         first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
         return first, "its inputs fit"
     refuse_large_batches(step, context)
+    stopping(step, context)
     student = _student(recipe, step, inputs["model"], made, context)
     views_with(step, _stores(recipe, inputs, made), context)
     size = sum(each.numel() for each in student.module.parameters())
