@@ -32,7 +32,7 @@ from decoct.steps.labelling.step import Label
 from decoct.steps.learning.saving import STOPPED
 from decoct.steps.shipping.candidates import target_of
 from decoct.store.sizes import refuse_small_disk, size_text
-from decoct.training.engine import Engine
+from decoct.training.engine import Engine, found_device
 from decoct.training.heap import keep_freed_memory
 from decoct.training.processes import ONE, Processes, joined, refuse_unequal
 
@@ -307,9 +307,10 @@ class Execution:
 @dataclass(frozen=True)
 class Options:
     """How a run is carried out; of these only `precision` changes a result, where a step leaves its own open, and
-    `callbacks` where one stops a training.
+    `callbacks`, where one stops a training.
 
-    `track`: names of trackers that see it; `callbacks`: objects with `on_step` or `on_validation`; see `Callbacks`.
+    `device`: the recipe's unless one is given. `track`: names of trackers that see the run. `callbacks`: objects with
+    `on_step` or `on_validation`; see `Callbacks`.
     """
 
     seeds: int = 1
@@ -401,7 +402,8 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     `accelerate launch` started, all must call it alike, and all see the folder: those steps that train do so together,
     and the first process does and writes all else.
     """
-    options = Options(**settings)
+    options = Options(**{**settings, "device": settings.get("device") or recipe.device})
+    found_device(options.device)
     begin = time.perf_counter()
     keep_freed_memory()
     with joined(options.device) as processes:

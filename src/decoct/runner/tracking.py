@@ -32,6 +32,8 @@ class Tracker(ABC):
 
     name: ClassVar[str]
     package: ClassVar[str]
+    folder_in: ClassVar[str] = ""
+    """The variable from which the library reads its folder while it is imported; a value that the user gave stays."""
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
         """`folder` is this tracker's own, `run` what the run is called, `settings` are those of the recipe, flat."""
@@ -153,9 +155,9 @@ class Trackio(Tracker):
 
     name = "trackio"
     package = "trackio"
+    folder_in = "TRACKIO_DIR"
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(folder.resolve()))  # read when it is imported
         trackio = require("trackio", "trackio")
         with contextlib.redirect_stdout(None):
             self.run = trackio.init(
@@ -239,6 +241,8 @@ def tracked(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> 
     for name in names:
         if name not in TRACKERS:
             raise RecipeError(f"track is {name!r}; {did_you_mean(name, TRACKERS)}")
+        if TRACKERS[name].folder_in:
+            os.environ.setdefault(TRACKERS[name].folder_in, str((folder / FOLDER / name).resolve()))
         require(TRACKERS[name].package, name)
     found: list[Tracking] = []
     flat = dict(flattened(settings))
