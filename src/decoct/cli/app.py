@@ -16,7 +16,16 @@ import typer
 
 from decoct.artifact import is_full, no_space
 from decoct.cli.shell import Stopped, importing, in_front, noting, stopping, traces_printable
-from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
+from decoct.errors import (
+    BudgetMissed,
+    DataError,
+    DecoctError,
+    IntegrityError,
+    RecipeError,
+    ResourceError,
+    in_words,
+    printable,
+)
 from decoct.network import offline as kept_offline
 from decoct.threads import choose as choose_threads
 from decoct.training import launching
@@ -465,7 +474,9 @@ def _run(session: Session, name: str, out: Path | None, settings: Sequence[str],
     page = done.folder / "report.html"
     figures = rows(done.results, brief=True)
     shown = [*(["", table(figures), ""] if figures else []), *sentences(done.results), f"Page: {page}"]
-    return Answer({"folder": str(done.folder), "page": str(page), "results": dict(done.results)}, shown)
+    record = {"folder": str(done.folder), "page": str(page), "results": dict(done.results)}
+    missed = "limits" in done.results and done.kept is None
+    return Answer(record, shown, exit_code=BudgetMissed.exit_code if missed else 0)
 
 
 def call(words: Sequence[str]) -> int:

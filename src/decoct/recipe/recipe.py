@@ -18,6 +18,7 @@ from decoct.spec import Choice, Spec
 from decoct.steps.base import Step
 from decoct.steps.learning.sources import learning_in, problems_of, read_by
 from decoct.steps.ordering import order_problem, quantized_already
+from decoct.steps.shipping.limits import Limits
 from decoct.tasks.base import Task
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
@@ -31,7 +32,8 @@ class Recipe(Spec):
     of each that a term of their objective names as its `source` beside every batch of the data; `models` are Specs by
     name, which steps take as inputs; each of `steps` takes the step before it where an input is left out. The same
     recipe comes from YAML, Python and the command line. `device`: where models train, auto (CUDA where there is one),
-    cpu, cuda, cuda:1 or mps; no result is keyed by it, so that a run may go on elsewhere.
+    cpu, cuda, cuda:1 or mps; no result is keyed by it, so that a run may go on elsewhere. `limits`: what the chain must
+    keep as a whole; the last artifact that keeps them is kept.
     """
 
     version: Literal[1] = 1
@@ -42,6 +44,7 @@ class Recipe(Spec):
     sources: dict[Name, Annotated[Data, Choice("decoct.data")]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
+    limits: Limits | None = Field(default=None, exclude_if=lambda value: value is None)
     models: dict[Name, Annotated[Model, Choice("decoct.models"), BeforeValidator(shorthand)]] = {}
     steps: tuple[Annotated[Step, Choice("decoct.steps")], ...] = Field(min_length=1)
 

@@ -19,8 +19,10 @@ from decoct.objectives.criterion import needs_of
 from decoct.objectives.layers import choose_layers
 from decoct.outputs import Batch, Dense, Needs, Outputs
 from decoct.recipe import file as recipe_file
+from decoct.recipe.graph import graph
 from decoct.recipe.recipe import Recipe
 from decoct.runner.execution import Options, prepare, prepare_sources
+from decoct.runner.limiting import Limiting, refuse_blind_limits
 from decoct.runner.shipping import refuse_what_cannot_ship, student_of, target_of
 from decoct.steps.base import Context, Step
 from decoct.steps.compressing.compressing import Compressing
@@ -93,6 +95,9 @@ def check(recipe: Recipe, *, offline: bool = False, given: Mapping[str, Any] | N
     data, task = prepare(recipe, options, sure=False)
     context = Context(task=task, data=data, name="check", folder=Path(), work=Path(), seed=0, given=options.given)
     context = replace(context, sources=prepare_sources(recipe, options, sure=False))
+    refuse_blind_limits(recipe.limits, context)
+    if recipe.limits is not None:
+        Limiting(recipe.limits, graph(recipe, [recipe.seed]), {})
     batch = few(context, PROBE_SAMPLES)
     made: dict[str, StandIn] = {}
     checked, problems = [], []

@@ -23,6 +23,7 @@ from decoct.report.run_manifest import RUN_MANIFEST, RunManifest
 from decoct.runner.ending import Ended, failure, versions, write_end
 from decoct.runner.folders import folders_of, forget, lock, put_aside, refuse_file, set_aside, stamp, work_folder
 from decoct.runner.keys import derive, key_of
+from decoct.runner.limiting import Limiting, refuse_blind_limits
 from decoct.runner.logs import GrowingLog
 from decoct.runner.opening import looked_at_closely, prepare_data
 from decoct.runner.tracking import tracked
@@ -61,6 +62,12 @@ class Run:
     results: Mapping[str, Any]
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
 
+    @property
+    def kept(self) -> Artifact | None:
+        """The last artifact that keeps the recipe's limits; None where none does, or there are no limits."""
+        path = self.results.get("limits", {}).get("kept_path")
+        return self.artifacts.get(path) if path else None
+
     def artifact(self, step: str, seed: int | None = None) -> Artifact:
         """The artifact of a step, under the recipe's seed unless another is named."""
         wanted = self.recipe.seed if seed is None else seed
@@ -95,6 +102,7 @@ class Execution:
         self.log = GrowingLog(folder)
         self.earlier = _earlier(folder)
         self.took = _times(self.earlier)
+        self.limiting: Limiting | None = None
 
     def value(self, name: str) -> Any:
         """What stands behind the id of a node or the name of a model: an artifact or a Model Spec."""
@@ -162,6 +170,9 @@ class Execution:
     def all(self, nodes: Sequence[Node], begin: float) -> dict[str, Any]:
         """Runs or skips every node; the results. `begin`: when the run began, as `time.perf_counter` has it."""
         first = self.processes.first
+        if self.recipe.limits is not None:
+            refuse_blind_limits(self.recipe.limits, self.looking(nodes[0]))
+            self.limiting = Limiting(self.recipe.limits, nodes, self.earlier)
         if first:
             self.begin(nodes)
         for node in nodes:
@@ -208,6 +219,7 @@ class Execution:
             self.processes.count,
             self.log,
             folders=[node.folder for node in nodes],
+            limits={} if self.limiting is None else self.limiting.record(),
         )
 
     def run(self, node: Node) -> Artifact:
@@ -237,10 +249,17 @@ class Execution:
         return artifact
 
     def note(self, node: Node) -> None:
-        """Takes the log of a node that is done into the run's."""
+        """Takes the log of a node that is done into the run's, and holds its artifact against the limits."""
         self.log.add(node, self.artifacts[node.id])
         if not self.steps[-1]["skipped"]:
             self.log.write()
+        if self.limiting is not None:
+            self.limiting.judge(node, self.artifacts, lambda: self.looking(node))
+
+    def looking(self, node: Node) -> Context:
+        """What a node's artifact is looked at in; nothing is written there."""
+        folder, given = self.folder / node.folder, self.options.given
+        return Context(self.task, self.data, node.step.name, folder, folder, seed=0, given=given, device="cpu")
 
     def context(self, node: Node, key: str) -> Context:
         """What the node's step runs in; checkpoints left by a run with another key are dropped."""
