@@ -95,8 +95,8 @@ def _with_limits(results: Results, cost: Finding) -> list[Finding]:
 
 
 def subject_of(results: Results) -> ModelRecord | None:
-    """The model the first sentence is about: the one that is kept where there are limits, else the compressed one at the
-    end of the chain, else the student, else the first that is no teacher, else the teacher."""
+    """The model the first sentence is about: the one that limits keep, else the compressed one at the end of the chain,
+    else the student, else the first that is no teacher, else the teacher."""
     end, models = kept_of(results) or end_of(results), results.models
     if end is not None:
         return end
