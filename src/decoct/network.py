@@ -20,6 +20,9 @@ REPORTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "GRADIO_ANALYTICS_ENABLED": "False",
 }
 """Environment variables, and the values with which dependencies report nothing. ONNX Runtime reads its own while it is
 imported, and has then opened what it sends from."""

@@ -1,6 +1,7 @@
 """TrainEstimator: the file says what scikit-learn says, on real rows, whatever the estimator and the task."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from decoct.artifact import Artifact
 from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, IntegrityError, RecipeError
+from decoct.models.estimators.growing import telling
 from decoct.models.estimators.trees import rounded_down
 from decoct.models.onnx_file import open_session
 from decoct.outputs import Needs
@@ -94,7 +96,7 @@ def test_probabilities_are_those_of_scikit_learn(tmp_path: Path, use: str, data:
     assert artifact.meta["verified"]["max_abs_diff"] <= 1e-5
     assert 0.8 < artifact.scores["accuracy"] <= 1
     log = [json.loads(line) for line in artifact.file("log.jsonl").read_text().splitlines()]
-    assert log[-1]["accuracy"] == artifact.scores["accuracy"]
+    assert log[-1]["scores"] == artifact.scores
 
 
 @pytest.mark.parametrize(
@@ -219,3 +221,26 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 def test_unknown_estimator_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="random_forest"):
         TrainEstimator(name="teacher", estimator={"use": "random_forrest"})
+
+
+@pytest.mark.parametrize(("use", "counts"), [("gradient_boosting", True), ("random_forest", False)])
+def test_progress_is_told_while_it_fits_and_changes_nothing(use: str, counts: bool, tmp_path: Path) -> None:
+    """Rounds of boosting are counted as they are done; of what scikit-learn tells nothing about, the seconds."""
+    data, task = classes_data("digits"), TabularClassification()
+    room = context(task, data, tmp_path)
+    x = rows(room, "train")
+    y = np.concatenate([batch.target.numpy() for batch in evaluation_batches(room, "train")])
+    spec = Choice("decoct.models.estimators").validate({"use": use, **SMALL[use]})
+    told: list[tuple[float, float, str]] = []
+    with telling(lambda done, total, text: told.append((done, total, text)), use, every=0.001):
+        watched = spec.fit(x, y, seed=3)
+    assert told
+    assert all(text.startswith(f"{use}: ") and text.endswith(" s") for _, _, text in told)
+    done = [each[0] for each in told if each[1]]
+    assert bool(done) == counts
+    if counts:
+        assert done == sorted(done)
+        assert done[-1] > 1
+        assert {total for _, total, _ in told if total} == {12}
+    assert np.array_equal(watched.predict_proba(x), spec.fit(x, y, seed=3).predict_proba(x))
+    assert not [each for each in threading.enumerate() if each.name == "progress"]

@@ -208,6 +208,7 @@ def test_engine_says_what_it_cannot():
 def test_an_engine_on_the_cpu_does_not_decide_for_the_next(monkeypatch):
     assert Engine("cpu").device == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Engine("cuda").device == torch.device("cuda", 0)
     assert Engine("auto").device == torch.device("cuda", 0)
     assert Engine("cpu").device == torch.device("cpu")

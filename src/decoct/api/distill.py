@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,9 @@ def distill(
     alone: bool = False,
     out: Path | str | None = None,
     seed: int = 0,
+    device: str = "auto",
+    track: str | Sequence[str] = (),
+    callbacks: Sequence[Any] = (),
     **settings: Any,
 ) -> Distilled:
     """Trains `student` on what `teacher` says about `train`; neither argument is changed.
@@ -117,7 +120,10 @@ def distill(
     DataLoaders that give (inputs, target), or a Data Spec as `train` alone. `task`: a name or Task Spec. `objective`:
     0.9 KD (of numbers regression_kd) + 0.1 task loss by default. `alone` trains the same student without the teacher
     too, as step "student_alone". `out`: the run's folder; a temporary one by default. `settings` go to the Distill step
-    (`optimizer`, `batch_size`, `precision`, `budget`, ...). A call that was stopped is continued by the same call.
+    (`optimizer`, `batch_size`, `precision`, `budget`, `stop`, ...). `device`: auto, cpu, cuda, cuda:1 or mps. `track`:
+    names of trackers (tensorboard, wandb, mlflow, trackio). `callbacks`: objects with `on_step(step, losses)` or
+    `on_validation(step, scores)`, which stop training where they return True or a reason. A call that was stopped is
+    continued by the same call.
     """
     given: dict[str, Any] = {}
     data = data_of(train, val, test, given)
@@ -140,7 +146,9 @@ def distill(
     randomness = Randomness()
     before = randomness.state_dict()
     try:
-        return Distilled(recipe.run(folder, given=given), given)
+        trackers = (track,) if isinstance(track, str) else tuple(track)
+        run = recipe.run(folder, given=given, device=device, track=trackers, callbacks=callbacks)
+        return Distilled(run, given)
     finally:
         randomness.load_state_dict(before)
 

@@ -85,7 +85,8 @@ class Loaded:
 
 
 def load(path: Path | str) -> Loaded:
-    """A run's folder (its last student), the folder of a step, or an exported ONNX file, as something that answers.
+    """A run's folder (its last student, or what its limits keep), the folder of a step, or an exported ONNX file, as
+    something that answers.
 
     An exported file is run as it ships, by ONNX Runtime, and torch is not imported. DataError where nothing of the kind
     is there, RecipeError for a model that reads what only its user's program can make, IntegrityError for damage.
@@ -107,8 +108,13 @@ def load(path: Path | str) -> Loaded:
 
 
 def _student(run: Path) -> Path:
-    """The folder of the last model of a run that is neither its teacher nor for comparison, files first."""
+    """The folder of what a run keeps where it has limits; else of the last model that is neither its teacher nor for
+    comparison, files first."""
     results = read_results(run)
+    if results.limits is not None and results.limits.asked:
+        if results.limits.kept_path is None or not (run / results.limits.kept_path / MANIFEST).is_file():
+            raise DataError(f"{run}: no artifact of it keeps its limits; give the folder of the step that you mean")
+        return run / results.limits.kept_path
     teachers = {*LEFT_OUT, *_teachers(results.recipe)}
     students = []
     for each in results.models:

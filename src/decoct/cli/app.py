@@ -16,7 +16,16 @@ import typer
 
 from decoct.artifact import is_full, no_space
 from decoct.cli.shell import Stopped, importing, in_front, noting, stopping, traces_printable
-from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError, ResourceError, in_words, printable
+from decoct.errors import (
+    BudgetMissed,
+    DataError,
+    DecoctError,
+    IntegrityError,
+    RecipeError,
+    ResourceError,
+    in_words,
+    printable,
+)
 from decoct.network import offline as kept_offline
 from decoct.threads import choose as choose_threads
 from decoct.training import launching
@@ -58,6 +67,12 @@ Settings = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; runs/RECIPE by default.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat the student's steps under so many seeds.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where it trains; a GPU also as cuda:1.")
+]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", metavar="NAME", help="tensorboard, wandb, mlflow or trackio; repeatable.")
+]
 SeedsAll = Annotated[bool, typer.Option("--seeds-all", help="Repeat the teacher's steps too.")]
 
 
@@ -95,9 +110,9 @@ def command(function: Callable[..., Answer]) -> Callable[..., Answer]:
 
 
 @command
-def demo(context: typer.Context, out: Out = None) -> Answer:
+def demo(context: typer.Context, out: Out = None, device: Device = None, track: Track = None) -> Answer:
     """Runs the digits recipe from teacher to page, in under 90 s on two cores."""
-    return _run(context.obj, "digits", out or Path("runs/demo"), [])
+    return _run(context.obj, "digits", out or Path("runs/demo"), [], device=device, track=track or ())
 
 
 @command
@@ -129,6 +144,8 @@ def distill(
     task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="Where the data leave it open.")] = None,
     target: Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="Of a table; else the last.")] = None,
     out: Out = None,
+    device: Device = None,
+    track: Track = None,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe and run nothing.")] = False,
 ) -> Answer:
     """Does the whole chain on your own data: teacher, student alone and taught, files, figures, page."""
@@ -149,7 +166,7 @@ def distill(
     if not context.obj.quiet and not context.obj.json:
         for each in scaffold.found(recipe):
             print(each, flush=True)
-    return _run(context.obj, str(recipe), folder, [])
+    return _run(context.obj, str(recipe), folder, [], device=device, track=track or ())
 
 
 @command
@@ -207,12 +224,15 @@ def run(
     out: Out = None,
     seeds: Seeds = 1,
     seeds_all: SeedsAll = False,
+    device: Device = None,
+    track: Track = None,
     nproc: Annotated[int, typer.Option("--nproc", min=1, help="Train in so many processes.")] = 1,
 ) -> Answer:
     """Runs all steps; unchanged ones are skipped; continues after any interruption."""
     if launching.asked_for(nproc):
         return Answer({}, exit_code=launching.launch(context.obj.words, nproc))
-    return _run(context.obj, recipe, out, settings or [], seeds=seeds, seeds_all=seeds_all)
+    options = {"seeds": seeds, "seeds_all": seeds_all, "device": device, "track": track or ()}
+    return _run(context.obj, recipe, out, settings or [], **options)
 
 
 @command
@@ -227,6 +247,7 @@ def apply(
         str | None,
         typer.Option("--calibration", metavar="SPLIT|DIR", help="Of quantize: train, validation, or a folder of data."),
     ] = None,
+    device: Device = None,
 ) -> Answer:
     """Runs one step on a saved artifact."""
     from decoct.cli import scaffold
@@ -244,6 +265,7 @@ def apply(
             recipe=named,
             calibration=calibration,
             offline=context.obj.offline,
+            device=device,
             watch=watch,
         )
     record = {"folder": str(made.folder), "kind": made.kind, "scores": dict(made.scores), "meta": dict(made.meta)}
@@ -452,7 +474,9 @@ def _run(session: Session, name: str, out: Path | None, settings: Sequence[str],
     page = done.folder / "report.html"
     figures = rows(done.results, brief=True)
     shown = [*(["", table(figures), ""] if figures else []), *sentences(done.results), f"Page: {page}"]
-    return Answer({"folder": str(done.folder), "page": str(page), "results": dict(done.results)}, shown)
+    record = {"folder": str(done.folder), "page": str(page), "results": dict(done.results)}
+    missed = "limits" in done.results and done.kept is None
+    return Answer(record, shown, exit_code=BudgetMissed.exit_code if missed else 0)
 
 
 def call(words: Sequence[str]) -> int:

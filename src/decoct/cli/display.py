@@ -68,6 +68,8 @@ class Watcher:
         """Takes one event of the run."""
         if self.quiet:
             return
+        if event.get("event") in ("record", "finished"):
+            return
         name = f"{event['step']}" + (f" (seed {event['seed']})" if event.get("seed") else "")
         kind = event.get("event")
         if kind == "started":
@@ -79,7 +81,8 @@ class Watcher:
         elif kind == "done":
             scores = ", ".join(f"{key} {value:.4g}" for key, value in list(event.get("scores", {}).items())[:2])
             found = event.get("summary") or (f"validation {scores}" if scores else "")
-            self._end(f"{name}: {event.get('wall_s', 0.0):.1f} s" + (f", {found}" if found else ""))
+            stopped = f"stopped early: {event['stopped']}" if event.get("stopped") else ""
+            self._end(", ".join(filter(None, (f"{name}: {event.get('wall_s', 0.0):.1f} s", found, stopped))))
 
     def _begin(self, name: str) -> None:
         self.spoke = time.monotonic()

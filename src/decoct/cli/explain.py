@@ -66,7 +66,12 @@ def listed(words: list[str] | None = None) -> dict[str, dict[str, str]]:
     return {word: {key: known[word].summary(key) for key in known[word]} for word in words or known}
 
 
-PARTS = {"recipe": "decoct.recipe.recipe:Recipe", "budget": "decoct.training.budget:Budget"}
+PARTS = {
+    "recipe": "decoct.recipe.recipe:Recipe",
+    "budget": "decoct.training.budget:Budget",
+    "stop": "decoct.training.stopping:Stop",
+    "limits": "decoct.steps.shipping.limits:Limits",
+}
 """Parts of a recipe that are chosen from no catalogue."""
 
 

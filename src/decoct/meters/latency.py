@@ -49,6 +49,24 @@ def measure(
     >>> measure({"a": lambda: sum(range(100))}, repeats=20)["a"].repeats
     20
     """
+    samples = timings(candidates, repeats=repeats, warmup=warmup, seconds=seconds, rounds=rounds)
+    load = psutil.getloadavg()[0]
+    return {name: summary(each, load=load) for name, each in samples.items()}
+
+
+def timings(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int = 200,
+    warmup: int = 20,
+    seconds: float | None = None,
+    rounds: int = ROUNDS,
+) -> dict[str, list[np.ndarray]]:
+    """What `measure` sums up: the nanoseconds of each call of each candidate, by round.
+
+    >>> [len(each) for each in timings({"a": lambda: None}, repeats=4, rounds=2)["a"]]
+    [2, 2]
+    """
     if repeats < 1 or rounds < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats}, rounds={rounds}, warmup={warmup}; repeats and rounds are at least 1")
     names = list(candidates)
@@ -62,8 +80,7 @@ def measure(
             break
         for name in names[index % len(names) :] + names[: index % len(names)]:
             samples[name].append(_timed(candidates[name], calls))
-    load = psutil.getloadavg()[0]
-    return {name: summary(samples[name], load=load) for name in names}
+    return samples
 
 
 def summary(rounds: list[np.ndarray], *, load: float | None = None) -> Latency:

@@ -18,9 +18,11 @@ from decoct.spec import Choice, Spec
 from decoct.steps.base import Step
 from decoct.steps.learning.sources import learning_in, problems_of, read_by
 from decoct.steps.ordering import order_problem, quantized_already
+from decoct.steps.shipping.limits import Limits
 from decoct.tasks.base import Task
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+DEVICES = r"^(auto|cpu|cuda|cuda:[0-9]+|mps)$"
 
 
 class Recipe(Spec):
@@ -29,16 +31,20 @@ class Recipe(Spec):
     `seed` decides every random number; `sources` are data beside the main `data`, by name: learning steps draw a batch
     of each that a term of their objective names as its `source` beside every batch of the data; `models` are Specs by
     name, which steps take as inputs; each of `steps` takes the step before it where an input is left out. The same
-    recipe comes from YAML, Python and the command line.
+    recipe comes from YAML, Python and the command line. `device`: where models train, auto (CUDA where there is one),
+    cpu, cuda, cuda:1 or mps; no result is keyed by it, so that a run may go on elsewhere. `limits`: what the chain must
+    keep as a whole; the last artifact that keeps them is kept.
     """
 
     version: Literal[1] = 1
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    device: str = Field(default="auto", pattern=DEVICES, exclude_if=lambda value: value == "auto")
     task: Annotated[Task, Choice("decoct.tasks")]
     data: Annotated[Data, Choice("decoct.data")]
     sources: dict[Name, Annotated[Data, Choice("decoct.data")]] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
+    limits: Limits | None = Field(default=None, exclude_if=lambda value: value is None)
     models: dict[Name, Annotated[Model, Choice("decoct.models"), BeforeValidator(shorthand)]] = {}
     steps: tuple[Annotated[Step, Choice("decoct.steps")], ...] = Field(min_length=1)
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from decoct.artifact import read_json
 from decoct.errors import IntegrityError
 from decoct.report.chain import teacher_of
+from decoct.report.limits import limits_view
 from decoct.report.measured import facts, step_views
 from decoct.report.records import ModelRecord
 from decoct.report.run_manifest import write_page_file
@@ -57,6 +58,7 @@ def card(run: Run) -> str:
         headings=list(figures[0]) if figures else [],
         figures=figures,
         limits=limits(run, model),
+        held=limits_view(results),
         snippet=snippet(run.folder, model) if model else "",
         asking=asking(run.folder, model) if model else "",
         lineage=lineage(run.folder, model) if model else [],

@@ -67,7 +67,8 @@ def _step(records: list[StepRecord]) -> StepView:
     mean = units.seconds(sum(times) / len(times)) if times else units.ABSENT
     total = units.seconds(sum(times)) if times else units.ABSENT
     left_out = _each(f"left out: {record.left_out}" if record.left_out else "" for record in records)
-    why = "; ".join([*_each(record.why or "" for record in records), *left_out])
+    stopped = _each(f"stopped early: {record.stopped}" if record.stopped else "" for record in records)
+    why = "; ".join([*_each(record.why or "" for record in records), *stopped, *left_out])
     return StepView(records[0].name, records[0].use, mean, total, state, why)
 
 

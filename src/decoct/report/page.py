@@ -25,6 +25,7 @@ from decoct.report.confusion import ClassChange, changes, mistakes, squares
 from decoct.report.curves import Log, read_log
 from decoct.report.gallery import Card, cards, precision_recall
 from decoct.report.highlights import Highlight, highlights
+from decoct.report.limits import LimitsView, limits_view
 from decoct.report.measured import StepView, facts, step_views
 from decoct.report.pareto import pareto
 from decoct.report.records import ModelRecord, Results
@@ -108,6 +109,7 @@ class RunView:
     highlights: list[Highlight]
     rows: list[Row]
     stages: list[StageView]
+    limits: LimitsView | None
     training: list[Placed | None]
     validation: Placed | None
     once: list[str]
@@ -255,6 +257,7 @@ def _view(
         highlights=highlights(results),
         rows=table(results, [column.title for column in columns]),
         stages=[StageView(each, pictures.add(each.chart)) for each in stages(results)],
+        limits=limits_view(results),
         training=[pictures.add(chart) for chart in charts.training(log, colours, limit)],
         validation=pictures.add(charts.validation(log, results.metric, colours, limit)),
         once=charts.logged_once(log, results.metric),

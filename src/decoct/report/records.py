@@ -237,6 +237,8 @@ class StepRecord(Record):
     why: str | None = None
     left_out: str | None = None
     """Samples that training left out, and why."""
+    stopped: str | None = None
+    """Why training ended before its budget."""
     state: str = ""
     """"failed" or "not reached", where the run ended before its end."""
 
@@ -248,6 +250,40 @@ class Failed(Record):
     type: str = ""
     message: str = ""
     exit_code: int | None = None
+
+
+class HeldRecord(Record):
+    """An artifact held against the limits of the run: what was found, and by how much each broken one is broken."""
+
+    step: str
+    use: str = ""
+    path: str = ""
+    artifact: str | None = None
+    found: Annotated[dict[str, Number], BeforeValidator(_mapping)] = {}
+    broken: Annotated[dict[str, Number], BeforeValidator(_mapping)] = {}
+    words: Annotated[list[str], BeforeValidator(_list)] = []
+
+
+class LimitsRecord(Record):
+    """The limits of a run, each artifact of its chain held against them, and the step whose artifact is kept.
+
+    `reference` is the step from whose quality the loss is counted; `nearest` is the step that came nearest where none
+    keeps them all.
+    """
+
+    asked: Scores = {}
+    quantile: Number = None
+    metric: str = ""
+    reference: str | None = None
+    reference_quality: Number = None
+    kept: str | None = None
+    kept_path: str | None = None
+    nearest: str | None = None
+    steps: Annotated[list[HeldRecord], BeforeValidator(_list)] = []
+
+    def held(self, step: str | None) -> HeldRecord | None:
+        """What was found of the artifact of a step."""
+        return next((each for each in self.steps if each.step == step), None)
 
 
 class StoreRecord(Record):
@@ -288,6 +324,7 @@ class Results(Record):
     sealed: str = ""
     """The manifest that vouches for these results; empty where the run wrote none."""
     failed: Failed | None = None
+    limits: LimitsRecord | None = None
     unfinished: bool = False
     """Whether the run was stopped, or goes on: then nothing else is told."""
 

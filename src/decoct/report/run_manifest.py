@@ -61,6 +61,7 @@ class _Shape(Strict):
     steps: list[_Step]
     files: dict[str, list[_Sums]]
     failed: dict[str, Any] = Field(default={})
+    kept: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class RunManifest:
     """`state` is running from the first write of a run to its last: until then no file of the run is vouched for.
 
     `files` holds for each file what it may be: while one is written again, the old content and the new one, so that a
-    run is whole whenever the writer dies. `folders` are the step folders that runs have made here.
+    run is whole whenever the writer dies. `folders` are the step folders that runs have made here; `kept` is the one
+    whose artifact kept the recipe's limits last, empty where there are no limits or none did.
     """
 
     state: State
@@ -89,6 +91,7 @@ class RunManifest:
     steps: tuple[MadeStep, ...] = ()
     files: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     failed: Mapping[str, Any] = field(default_factory=dict)
+    kept: str = ""
 
     def wrong(self, run: Path, names: Iterable[str] = FILES) -> list[str]:
         """What of these files of a run is not as it was written, one sentence a file."""
@@ -116,6 +119,7 @@ class RunManifest:
                 "steps": steps,
                 "files": files,
                 "failed": dict(self.failed),
+                **({"kept": self.kept} if self.kept else {}),
             }
         )
 
@@ -129,7 +133,14 @@ def read_run_manifest(run: Path) -> RunManifest | None:
         return None
     known = [each.name for each in fields(MadeStep)]
     steps = tuple(MadeStep(**{name: each[name] for name in known}) for each in content["steps"])
-    return RunManifest(content["state"], tuple(content["folders"]), steps, content["files"], content.get("failed", {}))
+    return RunManifest(
+        content["state"],
+        tuple(content["folders"]),
+        steps,
+        content["files"],
+        content.get("failed", {}),
+        content.get("kept", ""),
+    )
 
 
 def seal(run: Path, manifest: RunManifest) -> RunManifest:

@@ -19,6 +19,8 @@ from decoct.report.chain import (
     told,
     twin_of,
 )
+from decoct.report.limits import kept_of
+from decoct.report.limits import told as limits_told
 from decoct.report.records import Comparison, Failed, ModelRecord, Results, as_results
 
 SAME_SPEED, SAME_SIZE = 1.05, 1.02
@@ -70,8 +72,9 @@ def _failed(failed: Failed) -> str:
 def _figures(records: Results) -> list[Finding]:
     subject = subject_of(records)
     if subject is None:
-        return [Finding("This run evaluated no model.", "lead")]
-    found = [Finding(_cost(records, subject, teacher_of(records, subject)), "lead")]
+        limits = limits_told(records)
+        return [Finding("This run evaluated no model." if limits is None else limits[0], "lead")]
+    found = _with_limits(records, Finding(_cost(records, subject, teacher_of(records, subject)), "lead"))
     found += _gain(records, subject)
     found += _fidelity(records, subject)
     found += _integers(records)
@@ -80,10 +83,21 @@ def _figures(records: Results) -> list[Finding]:
     return found
 
 
+def _with_limits(results: Results, cost: Finding) -> list[Finding]:
+    """The first sentence, and what became of the run's limits; that no artifact keeps them comes first."""
+    found = limits_told(results)
+    if found is None:
+        return [cost]
+    text, tone = found
+    if results.limits is not None and results.limits.kept is None:
+        return [Finding(text, "lead"), Finding(cost.text, "note")]
+    return [cost, Finding(text, "warning" if tone == "warning" else "better")]
+
+
 def subject_of(results: Results) -> ModelRecord | None:
-    """The model the first sentence is about: the compressed one at the end of the chain, else the student, else the
-    first that is no teacher, else the teacher."""
-    end, models = end_of(results), results.models
+    """The model the first sentence is about: the one that limits keep, else the compressed one at the end of the chain,
+    else the student, else the first that is no teacher, else the teacher."""
+    end, models = kept_of(results) or end_of(results), results.models
     if end is not None:
         return end
     pupils = [model for model in models if not is_teacher(model)]
@@ -92,8 +106,9 @@ def subject_of(results: Results) -> ModelRecord | None:
 
 
 def shipped_of(results: Results) -> ModelRecord | None:
-    """The model at the end of the chain: the compressed one, else the last that is neither a teacher nor alone."""
-    end = end_of(results)
+    """The model that ships: the one that is kept where there are limits, else the one at the end of the chain: the
+    compressed one, else the last that is neither a teacher nor alone."""
+    end = kept_of(results) or end_of(results)
     if end is not None:
         return end
     students = [model for model in results.models if not is_teacher(model) and model.name != ALONE]

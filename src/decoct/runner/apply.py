@@ -25,6 +25,7 @@ from decoct.steps.learning.sources import read_by
 from decoct.steps.ordering import order_problem
 from decoct.steps.records import EXPORTED, REPORT, Exported, Report
 from decoct.steps.shipping.quantize import SPLITS
+from decoct.training.engine import found_device
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -45,13 +46,15 @@ def apply(
     recipe: Path | str | None = None,
     calibration: str | None = None,
     offline: bool = False,
+    device: str | None = None,
     watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
 ) -> Artifact:
     """Runs the step `name` of the catalogue on the artifact in a folder and writes the result to `out`.
 
     `settings` are the step's own, as `key=value`, and those of its scheme (`ratio=0.5` of prune); `inputs.ROLE=DIR`
     gives further artifacts. Task and data are those of the run that the artifact stands in, or of `recipe`.
-    `calibration`: of quantize, the split (train or validation) or a folder of data to calibrate on.
+    `calibration`: of quantize, the split (train or validation) or a folder of data to calibrate on. `device`: the
+    recipe's by default.
     """
     folder, out = Path(artifact), Path(out)
     given = Artifact.load(folder)
@@ -76,7 +79,9 @@ def apply(
         data = _calibrated_by(origin, data, source, offline)
     _in_order(step, inputs.get("model"))
     sources = execution.prepare_sources(origin, options) if read_by(step) else {}
-    return alone(step, inputs, out, data, task, origin.seed, watch=watch, sources=sources)
+    where = device or origin.device
+    found_device(where)
+    return alone(step, inputs, out, data, task, origin.seed, watch=watch, sources=sources, device=where)
 
 
 def alone(
@@ -90,6 +95,7 @@ def alone(
     given: Mapping[str, Any] | None = None,
     watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
     sources: Mapping[str, Dataset] | None = None,
+    device: str = "auto",
 ) -> Artifact:
     """Runs one step by itself, its artifact in `out`; the same call goes on with what a killed one began.
 
@@ -114,6 +120,7 @@ def alone(
             lineage={each: [_lineage(value)] for each, value in inputs.items()},
             given=given or {},
             sources=sources or {},
+            device=device,
             progress=lambda done, total, text: watch(
                 {"event": "progress", "step": step.name, "seed": 0, "done": done, "total": total, "text": text}
             ),

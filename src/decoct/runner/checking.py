@@ -19,8 +19,10 @@ from decoct.objectives.criterion import needs_of
 from decoct.objectives.layers import choose_layers
 from decoct.outputs import Batch, Dense, Needs, Outputs
 from decoct.recipe import file as recipe_file
+from decoct.recipe.graph import graph
 from decoct.recipe.recipe import Recipe
 from decoct.runner.execution import Options, prepare, prepare_sources
+from decoct.runner.limiting import Limiting, refuse_blind_limits
 from decoct.runner.shipping import refuse_what_cannot_ship, student_of, target_of
 from decoct.steps.base import Context, Step
 from decoct.steps.compressing.compressing import Compressing
@@ -29,7 +31,7 @@ from decoct.steps.labelling.answers import label_views
 from decoct.steps.labelling.step import Label
 from decoct.steps.learning.batches import class_counts, few
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
-from decoct.steps.learning.refusals import refuse_large_batches, refuse_what_cannot_mix
+from decoct.steps.learning.refusals import refuse_large_batches, refuse_what_cannot_mix, stopping
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student
 from decoct.steps.learning.settings import Learning
 from decoct.steps.learning.sources import answering, at_source, read_by, refuse_other_classes, with_few
@@ -93,6 +95,9 @@ def check(recipe: Recipe, *, offline: bool = False, given: Mapping[str, Any] | N
     data, task = prepare(recipe, options, sure=False)
     context = Context(task=task, data=data, name="check", folder=Path(), work=Path(), seed=0, given=options.given)
     context = replace(context, sources=prepare_sources(recipe, options, sure=False))
+    refuse_blind_limits(recipe.limits, context)
+    if recipe.limits is not None:
+        Limiting(recipe.limits, graph(recipe, [recipe.seed]), {})
     batch = few(context, PROBE_SAMPLES)
     made: dict[str, StandIn] = {}
     checked, problems = [], []
@@ -129,6 +134,7 @@ def _step(
         first = next((made[name] for name in inputs.values() if name in made), StandIn(_zeros(task)))
         return first, "its inputs fit"
     refuse_large_batches(step, context)
+    stopping(step, context)
     student = _student(recipe, step, inputs["model"], made, context)
     views_with(step, _stores(recipe, inputs, made), context)
     size = sum(each.numel() for each in student.module.parameters())

@@ -41,6 +41,8 @@ class Ended:
     folders: Sequence[str] = ()
     """The step folders that stand here."""
     failed: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """What was held against the recipe's limits; empty where it has none."""
 
     @property
     def reached(self) -> list[Node]:
@@ -51,7 +53,11 @@ class Ended:
         """The manifest, its files aside."""
         steps = [_made(node, self.artifacts[node.id]) for node in self.reached]
         return RunManifest(
-            "failed" if self.failed else "finished", tuple(self.folders), tuple(steps), failed=dict(self.failed)
+            "failed" if self.failed else "finished",
+            tuple(self.folders),
+            tuple(steps),
+            failed=dict(self.failed),
+            kept=str(self.limits.get("kept_path") or ""),
         )
 
 
@@ -100,6 +106,7 @@ def results_of(ended: Ended) -> dict[str, Any]:
         "machine": measured["machine"],
         "versions": versions(),
         **({"failed": dict(ended.failed)} if ended.failed else {}),
+        **({"limits": dict(ended.limits)} if ended.limits else {}),
     }
 
 

@@ -16,18 +16,24 @@ from decoct.artifact import Artifact, read_json, unless_full, write_whole
 from decoct.data.index import opened
 from decoct.errors import DecoctError, IntegrityError, RecipeError
 from decoct.models.base import KeptModel
+from decoct.models.saving import WEIGHTS
 from decoct.network import offline
 from decoct.recipe.graph import Node, folder_name, graph
 from decoct.report.run_manifest import RUN_MANIFEST, RunManifest
 from decoct.runner.ending import Ended, failure, versions, write_end
 from decoct.runner.folders import folders_of, forget, lock, put_aside, refuse_file, set_aside, stamp, work_folder
 from decoct.runner.keys import derive, key_of
+from decoct.runner.limiting import Limiting, refuse_blind_limits
 from decoct.runner.logs import GrowingLog
 from decoct.runner.opening import looked_at_closely, prepare_data
+from decoct.runner.tracking import tracked
+from decoct.runner.watching import Event, StepWatch, Watchers
 from decoct.steps.base import Context, Step
 from decoct.steps.labelling.step import Label
+from decoct.steps.learning.saving import STOPPED
+from decoct.steps.shipping.candidates import target_of
 from decoct.store.sizes import refuse_small_disk, size_text
-from decoct.training.engine import Engine
+from decoct.training.engine import Engine, found_device
 from decoct.training.heap import keep_freed_memory
 from decoct.training.processes import ONE, Processes, joined, refuse_unequal
 
@@ -35,10 +41,6 @@ if TYPE_CHECKING:
     from decoct.data.base import Dataset
     from decoct.recipe.recipe import Recipe
     from decoct.tasks.base import Task
-
-
-Event = Mapping[str, Any]
-"""What a watcher sees: `event` is started, progress, skipped or done; `step`, `seed`; and what belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class Run:
     folder: Path
     results: Mapping[str, Any]
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> Artifact | None:
+        """The last artifact that keeps the recipe's limits; None where none does, or there are no limits."""
+        path = self.results.get("limits", {}).get("kept_path")
+        return self.artifacts.get(path) if path else None
 
     def artifact(self, step: str, seed: int | None = None) -> Artifact:
         """The artifact of a step, under the recipe's seed unless another is named."""
@@ -83,8 +91,10 @@ class Execution:
         task: Task,
         options: Options,
         sources: Mapping[str, Dataset] | None = None,
+        watchers: Watchers | None = None,
     ) -> None:
         self.recipe, self.folder, self.data, self.task, self.options = recipe, folder, data, task, options
+        self.watchers = Watchers(options.watch) if watchers is None else watchers
         self.sources = dict(sources or {})
         self.processes = options.processes
         self.artifacts: dict[str, Artifact] = {}
@@ -92,6 +102,7 @@ class Execution:
         self.log = GrowingLog(folder)
         self.earlier = _earlier(folder)
         self.took = _times(self.earlier)
+        self.limiting: Limiting | None = None
 
     def value(self, name: str) -> Any:
         """What stands behind the id of a node or the name of a model: an artifact or a Model Spec."""
@@ -156,6 +167,28 @@ class Execution:
                 put_aside(self.folder / name)
         write_whole(self.folder / "recipe.yaml", self.recipe.yaml())
 
+    def all(self, nodes: Sequence[Node], begin: float) -> dict[str, Any]:
+        """Runs or skips every node; the results. `begin`: when the run began, as `time.perf_counter` has it."""
+        first = self.processes.first
+        if self.recipe.limits is not None:
+            refuse_blind_limits(self.recipe.limits, self.looking(nodes[0]))
+            self.limiting = Limiting(self.recipe.limits, nodes, self.earlier)
+        if first:
+            self.begin(nodes)
+        for node in nodes:
+            try:
+                self.run(node)
+            except Exception as error:
+                if first:
+                    self.give_up(nodes, node, error, time.perf_counter() - begin)
+                raise
+            if first:
+                self.note(node)
+        results = self.processes.shared(lambda: self.finish(nodes, time.perf_counter() - begin))
+        if first:
+            self.watchers({"event": "finished", "step": "", "seed": 0, "results": results})
+        return results
+
     def finish(self, nodes: Sequence[Node], wall: float) -> dict[str, Any]:
         """Writes results, page, card and manifest; the results."""
         _warn_of_versions(self)
@@ -186,6 +219,7 @@ class Execution:
             self.processes.count,
             self.log,
             folders=[node.folder for node in nodes],
+            limits={} if self.limiting is None else self.limiting.record(),
         )
 
     def run(self, node: Node) -> Artifact:
@@ -203,13 +237,11 @@ class Execution:
             if self.processes.first:
                 forget(self.folder, node.folder)
             wall = time.perf_counter() - begin
-            self.steps.append({**record, **_left_out(artifact), "skipped": False, "wall_s": round(wall, 3)})
-            self.tell(
-                node, event="done", wall_s=wall, scores=dict(artifact.scores), summary=artifact.meta.get("summary")
-            )
+            self.steps.append({**record, **_noted(artifact), "skipped": False, "wall_s": round(wall, 3)})
+            self.tell(node, event="done", wall_s=wall, **self._told(artifact))
         else:
             took = self.took.get((node.step.name, node.seed), 0.0)
-            self.steps.append({**record, **_left_out(artifact), "skipped": True, "wall_s": took})
+            self.steps.append({**record, **_noted(artifact), "skipped": True, "wall_s": took})
             self.tell(node, event="skipped", why=why)
         if self.processes.first:
             self.tidy(node)
@@ -217,10 +249,17 @@ class Execution:
         return artifact
 
     def note(self, node: Node) -> None:
-        """Takes the log of a node that is done into the run's."""
+        """Takes the log of a node that is done into the run's, and holds its artifact against the limits."""
         self.log.add(node, self.artifacts[node.id])
         if not self.steps[-1]["skipped"]:
             self.log.write()
+        if self.limiting is not None:
+            self.limiting.judge(node, self.artifacts, lambda: self.looking(node))
+
+    def looking(self, node: Node) -> Context:
+        """What a node's artifact is looked at in; nothing is written there."""
+        folder, given = self.folder / node.folder, self.options.given
+        return Context(self.task, self.data, node.step.name, folder, folder, seed=0, given=given, device="cpu")
 
     def context(self, node: Node, key: str) -> Context:
         """What the node's step runs in; checkpoints left by a run with another key are dropped."""
@@ -242,6 +281,7 @@ class Execution:
             precision=self.options.precision,
             processes=self.processes,
             sources=self.sources,
+            watch=StepWatch(self.watchers, node.step.name, node.seed) if self.options.listened else None,
         )
 
     def look_closely(self) -> None:
@@ -264,7 +304,14 @@ class Execution:
 
     def tell(self, node: Node, **what: Any) -> None:
         if self.processes.first:
-            self.options.watch({"step": node.step.name, "seed": node.seed, **what})
+            self.watchers({"step": node.step.name, "seed": node.seed, **what})
+
+    def _told(self, artifact: Artifact) -> dict[str, Any]:
+        """What an artifact is worth, the task's own metric first, and how large what ships of it is."""
+        main, scores = self.task.metric[0], dict(artifact.scores)
+        ordered = {name: scores[name] for name in (main, *(each for each in scores if each != main)) if name in scores}
+        stopped = {"stopped": artifact.meta[STOPPED]} if STOPPED in artifact.meta else {}
+        return {"scores": ordered, "summary": artifact.meta.get("summary"), "file_bytes": _bytes(artifact), **stopped}
 
     def _work(self, node: Node) -> Path:
         return self.folder / f".{node.folder}.work"
@@ -278,7 +325,12 @@ class Execution:
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; of these only `precision` changes a result, where a step leaves its own open."""
+    """How a run is carried out; of these only `precision` changes a result, where a step leaves its own open, and
+    `callbacks`, where one stops a training.
+
+    `device`: the recipe's unless one is given. `track`: names of trackers that see the run. `callbacks`: objects with
+    `on_step` or `on_validation`; see `Callbacks`.
+    """
 
     seeds: int = 1
     seeds_all: bool = False
@@ -288,6 +340,13 @@ class Options:
     given: Mapping[str, Any] = field(default_factory=dict)
     watch: Callable[[Event], None] = lambda event: None
     processes: Processes = ONE
+    track: Sequence[str] = ()
+    callbacks: Sequence[Any] = ()
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody wants to see the records of training."""
+        return bool(self.track or self.callbacks)
 
 
 def prepare(recipe: Recipe, options: Options, *, sure: bool = True) -> tuple[Dataset, Task]:
@@ -362,7 +421,8 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
     `accelerate launch` started, all must call it alike, and all see the folder: those steps that train do so together,
     and the first process does and writes all else.
     """
-    options = Options(**settings)
+    options = Options(**{**settings, "device": settings.get("device") or recipe.device})
+    found_device(options.device)
     begin = time.perf_counter()
     keep_freed_memory()
     with joined(options.device) as processes:
@@ -374,26 +434,26 @@ def execute(recipe: Recipe, folder: Path, **settings: Any) -> Run:
             sources = processes.in_turn(lambda: prepare_sources(recipe, options, sure=False))
             found = [each.fingerprint for each in (data, *sources.values())]
             refuse_unequal("the data set", found, processes)
-            execution = Execution(recipe, folder, data, task, options, sources)
-            nodes = graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all)
-            if processes.first:
-                execution.begin(nodes)
-            for node in nodes:
-                try:
-                    execution.run(node)
-                except Exception as error:
-                    if processes.first:
-                        execution.give_up(nodes, node, error, time.perf_counter() - begin)
-                    raise
-                if processes.first:
-                    execution.note(node)
-            results = processes.shared(lambda: execution.finish(nodes, time.perf_counter() - begin))
+            names = tuple(options.track) if processes.first else ()
+            with tracked(names, folder, recipe.plain(defaults=False)) as trackers:
+                watchers = Watchers(options.watch, trackers, options.callbacks)
+                execution = Execution(recipe, folder, data, task, options, sources, watchers)
+                results = execution.all(graph(recipe, seeds_of(recipe, options), seeds_all=options.seeds_all), begin)
     return Run(recipe, folder, results, execution.artifacts)
 
 
-def _left_out(artifact: Artifact) -> dict[str, str]:
-    """What the step's training left out, in words; empty where it was nothing."""
-    return {"left_out": str(artifact.meta["left_out"])} if "left_out" in artifact.meta else {}
+def _noted(artifact: Artifact) -> dict[str, str]:
+    """What the step's training left out and why it stopped early, in words; empty where neither was."""
+    return {name: str(artifact.meta[name]) for name in ("left_out", STOPPED) if name in artifact.meta}
+
+
+def _bytes(artifact: Artifact) -> int | None:
+    """The size of what an artifact is for: its exported files, or its weights."""
+    if artifact.kind in ("exported", "estimator"):
+        target, path = target_of(artifact)
+        return sum(each.stat().st_size for each in target.files(path))
+    path = artifact.folder / WEIGHTS
+    return path.stat().st_size if path.is_file() else None
 
 
 def _earlier(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from decoct.models.base import identity
 from decoct.spec import Spec
 from decoct.tasks.inputs.base import STUDENT
 from decoct.training.processes import ONE, Processes
+from decoct.training.stopping import Watch
 
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
@@ -46,7 +47,8 @@ class Context:
     goes when the step is done; `seed` is its own, derived from `run_seed`; `key` goes into the artifact; `given`
     holds objects that came from Python; `progress` takes (done, total, text) for the display; `processes` are those
     that do this step, of which the first writes what there is to write; `readers` what teachers read that do
-    not read as the task says, by role; `sources` are further data beside the main ones, opened, by name.
+    not read as the task says, by role; `sources` are further data beside the main ones, opened, by name; `watch` sees
+    the records of training.
     """
 
     task: Task
@@ -65,6 +67,7 @@ class Context:
     processes: Processes = ONE
     sources: Mapping[str, Dataset] = field(default_factory=dict)
     readers: Mapping[str, ReaderInputs] = field(default_factory=dict)
+    watch: Watch | None = None
 
     @property
     def collate(self) -> Collate:
@@ -97,6 +100,7 @@ class Context:
             task=self.task if task is None else task,
             seed=self.seed if seed is None else seed,
             progress=lambda done, total, text: self.progress(done, total, f"{step.name}: {text}"),
+            watch=None if self.watch is None else self.watch.inside(step.name),
         )
         name = f"{step.name}-{_key_inside(step, inputs, inner)[:16]}"
         folder = self.work / "steps" / name

@@ -17,6 +17,7 @@ from decoct.data.sources import ordered
 from decoct.data.splits import keep_labels
 from decoct.errors import DataError, IntegrityError, RecipeError, dotted
 from decoct.models.estimators.base import Estimator, is_classes
+from decoct.models.estimators.growing import telling
 from decoct.models.estimators.trees import fill
 from decoct.models.interface import MAIN
 from decoct.models.onnx_file import open_session
@@ -74,7 +75,8 @@ class TrainEstimator(Step):
             raise RecipeError(f"{dotted(setting)}: {message}")
         features, target, keys = labelled_rows(_training(context, self.labels), context, self.side)
         context.progress(0, 3, f"{self.estimator.use} on {len(features)} samples")
-        fitted = self._fit(features, target, context.seed)
+        with telling(context.progress, f"{self.estimator.use} on {len(features)} samples"):
+            fitted = self._fit(features, target, context.seed)
         module = self.estimator.module(fitted, context.task.reading(self.side).interface.width)
         context.progress(1, 3, "writing")
         meta = {
@@ -94,7 +96,7 @@ class TrainEstimator(Step):
             draft.write_json("task.json", context.task.plain())
             np.save(draft.folder / TRAINED_ON, np.unique(keys), allow_pickle=False)
             if draft.scores:
-                record = {"kind": "validation", "step": 0, "epoch": 0, **draft.scores}
+                record = {"kind": "validation", "step": 0, "epoch": 0, "scores": dict(draft.scores)}
                 (draft.folder / "log.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
         return Artifact.load(context.folder)
 

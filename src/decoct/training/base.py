@@ -14,6 +14,7 @@ from decoct.outputs import Batch
 from decoct.training.clock import Clock
 from decoct.training.guards import Guard
 from decoct.training.processes import ONE, Processes
+from decoct.training.stopping import Stopping, Watch
 
 Update = Callable[[Sequence[Batch], Clock], Mapping[str, Tensor]]
 """One accumulation window in, one optimizer step done. Returns what is logged: "loss", and each term by name.
@@ -52,8 +53,9 @@ class Options:
     `accumulate` batches an optimizer step; `select` the score by which the best student weights are kept;
     `validate_every` steps between validations inside an epoch (None: a fifth of the run where the run is shorter than
     an epoch, else only at the ends of epochs); `guard` None lets non-finite numbers pass; `progress` takes (done,
-    total, text) at most ten times a second; `notes` are records with which a new log begins; `processes` train
-    together: the first writes log and checkpoints, and decides where clocks and signals do.
+    total, text) at most ten times a second, with the last loss and the last score called `metric`; `notes` are records
+    with which a new log begins; `processes` train together: the first writes log and checkpoints, and decides where
+    clocks and signals do; `stop` ends training by a validation score; `watch` sees each record, and may end it too.
     """
 
     accumulate: int = 1
@@ -65,6 +67,9 @@ class Options:
     progress: Progress | None = None
     notes: tuple[Mapping[str, Any], ...] = ()
     processes: Processes = ONE
+    metric: str | None = None
+    stop: Stopping | None = None
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "log_every", "validate_every"):
@@ -79,7 +84,7 @@ class Options:
 class History:
     """What happened: `records` as in log.jsonl; `best` scores and their step, where `select` was given; optimizer
     `steps` done; `resumed_from` the step of the checkpoint that the run went on from; `left_out` what is wrong with
-    samples that were left out, by key."""
+    samples that were left out, by key; `stopped` why training ended before its budget, empty where it did not."""
 
     records: list[dict[str, Any]]
     steps: int
@@ -87,3 +92,4 @@ class History:
     best_step: int | None = None
     resumed_from: int | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    stopped: str = ""

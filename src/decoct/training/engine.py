@@ -26,8 +26,9 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Engine:
     """Where and in which precision training runs.
 
-    `device` "auto" (CUDA where there is one), "cpu" or "cuda"; `precision` "no" (as the parameters are), "bf16" or
-    "fp16" (CUDA only, with a loss scale, which waits on the device once a step); `processes` those that are `joined`.
+    `device` "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" or "mps"; `precision` "no" (as the parameters
+    are), "bf16" or "fp16" (CUDA only, with a loss scale, which waits on the device once a step); `processes` those that
+    are `joined`.
     Gradients are summed over processes by the update, so a model needs no wrapper; on CUDA each process has the GPU of
     its local rank.
 
@@ -36,15 +37,11 @@ class Engine:
     """
 
     def __init__(self, device: str = "auto", precision: str = "no", processes: Processes = ONE) -> None:
-        if device not in ("auto", "cpu", "cuda"):
-            raise RecipeError(f"device is {device!r}; allowed: auto, cpu, cuda")
+        kind = found_device(device)
         if precision not in ("no", *_TYPES):
             raise RecipeError(f"precision is {precision!r}; allowed: no, bf16, fp16")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError("device is cuda and torch finds none here; use device: cpu or auto")
-        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.group, self.processes, self.rank = processes, processes.count, processes.rank
-        self.device = _gpu(processes) if kind == "cuda" else torch.device("cpu")
+        self.device = _gpu(processes, kind) if kind.type == "cuda" else kind
         self.synchronises = self.sharded = False
         self._squares: Tensor | None = None
         self.precision = precision
@@ -187,8 +184,42 @@ def _squares(parameters: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=device)
 
 
-def _gpu(processes: Processes) -> torch.device:
-    """The GPU of this process's local rank."""
+def found_device(name: str) -> torch.device:
+    """The device of a setting: auto (CUDA where there is one), cpu, cuda, a numbered GPU as cuda:1, or mps.
+
+    RecipeError for another word, ResourceError for one that is not there.
+
+    >>> found_device("cpu")
+    device(type='cpu')
+    """
+    word, _, number = name.partition(":")
+    numbered = word == "cuda" and number.isascii() and number.isdigit()
+    if name not in ("auto", "cpu", "cuda", "mps") and not numbered:
+        raise RecipeError(f"device is {name!r}; allowed: auto, cpu, cuda, a numbered GPU as cuda:1, mps")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ResourceError("device is mps and torch finds no Apple GPU here; use device: cpu or auto")
+        return torch.device("mps")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if word == "cuda" and not count:
+        raise ResourceError(f"device is {name} and torch finds no GPU here; use device: cpu or auto")
+    if numbered and int(number) >= count:
+        there = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise ResourceError(f"device is {name} and torch finds {there} here; use one of them, or device: cpu")
+    if numbered:
+        return torch.device("cuda", int(number))
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and count) else "cpu")
+
+
+def _gpu(processes: Processes, wanted: torch.device) -> torch.device:
+    """The GPU that is wanted by its number; else that of this process's local rank."""
+    if wanted.index is not None:
+        if processes.several:
+            raise RecipeError(
+                f"device is {wanted}, one GPU for {processes.count} processes; use device: cuda, one each"
+            )
+        torch.cuda.set_device(wanted)  # kernels that Triton starts go there
+        return wanted
     count = torch.cuda.device_count()
     if processes.several and processes.local_rank >= count:
         raise ResourceError(

@@ -149,6 +149,18 @@ class Means:
         self._usual, self.spikes = state.get("usual"), [dict(each) for each in state.get("spikes", [])]
 
 
+def last_told(log: Log, metric: str | None) -> str:
+    """The last loss, and the last score called `metric` where there is one, as the end of a line of progress."""
+    last: dict[str, dict[str, Any]] = {}
+    for each in reversed(log.records):
+        last.setdefault(each["kind"], each)
+        if {"train", "validation"} <= last.keys():
+            break
+    loss, scores = last.get("train", {}).get("loss"), last.get("validation", {}).get("scores", {})
+    told = {"loss": loss, f"validation {metric}": scores.get(metric)}
+    return "".join(f", {name} {value:.4g}" for name, value in told.items() if value is not None)
+
+
 def _unread(value: Any) -> Any:
     """A number where reading it waits for nothing, which is on the CPU; a tensor elsewhere."""
     if not isinstance(value, Tensor):

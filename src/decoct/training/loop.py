@@ -22,9 +22,10 @@ from decoct.training.budget import Budget
 from decoct.training.callback import WithCallback
 from decoct.training.checkpoint import Checkpoints
 from decoct.training.clock import Clock
+from decoct.training.early import Early
 from decoct.training.guards import NonFinite, Origin
 from decoct.training.leaving_out import Soundness
-from decoct.training.log import Log, Means
+from decoct.training.log import Log, Means, last_told
 from decoct.training.packing import pack, unpack
 from decoct.training.position import Agreed, Position, RolledBack, agree
 from decoct.training.processes import refuse_unequal, same_start
@@ -64,12 +65,15 @@ class Run:
         self.changed = False
         self.signals, self.agreed = Signals(), Agreed()
         self.soundness = Soundness(self)
+        self.early = Early(options, self.random)
         self.begun = self.saved = self.told = time.monotonic()
 
     def _whole(self, state: State) -> State:
         parts = {**state, "source": self.source, "random": self.random, "fit": self}
         if self.best is not None:
             parts["best"] = self.best
+        if self.options.stop is not None:
+            parts["stopping"] = self.options.stop
         if isinstance(self.update, ManagedUpdate):
             parts["update"] = self.update
         twice = [name for name in state if parts[name] is not state[name]]
@@ -82,13 +86,15 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Position, the numbers not yet logged and the length of the log."""
         self._tick()
-        return {"position": asdict(self.position), "means": self.means.state_dict(), "log": self.log.position()}
+        own = {"position": asdict(self.position), "means": self.means.state_dict(), "log": self.log.position()}
+        return {**own, **self.early.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back; the log is cut."""
         self.position = Position(**state["position"])
         self.means.load_state_dict(state["means"])
         self.log.cut(state["log"])
+        self.early.load_state_dict(state)
         self.iterator = None
         self.begun = time.monotonic()
 
@@ -163,7 +169,8 @@ class Run:
         elif best is not None:
             warnings.warn(f"no validation gave a number for {best.name}: the last weights stay", stacklevel=4)
         found = (best.scores, best.step) if best is not None else ({}, None)
-        return History(self.log.records, self.position.step, *found, resumed, dict(self.position.left_out))
+        position = self.position
+        return History(self.log.records, position.step, *found, resumed, dict(position.left_out), position.stopped)
 
     def _last_things_to_do(self) -> bool:
         """What is left when the budget is used up: a callback's end, validation, the last record and checkpoint."""
@@ -288,11 +295,13 @@ class Run:
         self._tick()
         record = {"kind": "validation", "step": position.step, "epoch": position.epoch, "scores": scores}
         self.log.write({**record, "time": position.seconds})
+        why = self.early.told(self.log)
         if self.best is not None and self.student is not None:
             if self.best.name not in scores:
                 hint = did_you_mean(self.best.name, scores)
                 raise RecipeError(f"select: validation gives no score {self.best.name!r}; {hint}")
             self.best.offer(self.student, scores, position.step)
+        self._stop(why or self.early.enough(scores, position))
         self._save()
 
     @contextmanager
@@ -339,6 +348,7 @@ class Run:
         loss = terms.pop("loss", None)
         where = {"kind": "train", "step": self.position.step, "epoch": self.position.epoch}
         self.log.write({**where, "loss": loss, "terms": terms, **settings, "time": self.position.seconds})
+        self._stop(self.early.told(self.log))
         spikes, self.means.spikes = self.means.spikes, []
         self.soundness.say_spikes(spikes)
 
@@ -352,6 +362,12 @@ class Run:
             self.memory = pack(self.state.state_dict(), copy=True)
         self.changed = False
         self.saved = time.monotonic()
+
+    def _stop(self, why: str) -> None:
+        position = self.position
+        if why and not self._finished():
+            position.stopped = why
+            self.log.write({"kind": "stop", "step": position.step, "epoch": position.epoch, "why": why})
 
     def _leave_if_asked(self) -> None:
         self._agree(time.monotonic())
@@ -405,6 +421,8 @@ class Run:
         return self.position.seconds, self.budget.seconds
 
     def _finished(self) -> bool:
+        if self.position.stopped:
+            return True
         done, total = self._done()
         return done >= total
 
@@ -416,6 +434,5 @@ class Run:
     def _tell(self) -> None:
         self.told = time.monotonic()
         if self.options.progress is not None:
-            last = next((r for r in reversed(self.log.records) if r["kind"] == "train"), None)
-            loss = f", loss {last['loss']:.4g}" if last is not None and last["loss"] is not None else ""
-            self.options.progress(*self._done(), f"step {self.position.step}, epoch {self.position.epoch}{loss}")
+            text = f"step {self.position.step}, epoch {self.position.epoch}{last_told(self.log, self.options.metric)}"
+            self.options.progress(*self._done(), text)

@@ -12,7 +12,8 @@ from decoct.training.processes import Processes
 @dataclass
 class Position:
     """Where the run stands; all of it is in the checkpoint. `batch` and `windows` count skipped ones too; `samples`
-    are counted where the budget is in samples; `left_out`: what is wrong with samples that are left out, by key."""
+    are counted where the budget is in samples; `left_out`: what is wrong with samples that are left out, by key;
+    `stopped`: why training ends before its budget."""
 
     step: int = 0
     epoch: int = 0
@@ -27,6 +28,7 @@ class Position:
     skips: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     large: bool = False
+    stopped: str = ""
 
     def skipped(self) -> dict[str, Any] | None:
         """What is noted of the batch that stands here, which was not finite; None where nothing is."""

@@ -296,7 +296,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         return
     import torch
 
-    processes = Several("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    processes = Several("cuda" if device not in ("cpu", "mps") and torch.cuda.is_available() else "cpu")
     try:
         yield processes
         processes.wait()

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from decoct.models.estimators.base import Estimator, Head, classes_of, is_classes, one_column
+from decoct.models.estimators.growing import GROWING
 from decoct.models.estimators.trees import Tree, TreeEnsemble
 
 
@@ -32,9 +33,10 @@ class GradientBoosting(Estimator):
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         options = {name: getattr(self, name) for name in type(self).model_fields} | {"random_state": seed}
-        if is_classes(target):
-            return HistGradientBoostingClassifier(**options).fit(features, target)
-        return HistGradientBoostingRegressor(**options).fit(features, one_column(target, self.use))
+        kind = HistGradientBoostingClassifier if is_classes(target) else HistGradientBoostingRegressor
+        wanted, model = target if is_classes(target) else one_column(target, self.use), kind(**options)
+        with GROWING.counted(lambda: len(getattr(model, "_predictors", ())), self.max_iter, "rounds"):
+            return model.fit(features, wanted)
 
     def module(self, fitted: Any, outputs: int) -> nn.Module:
         classes = classes_of(fitted)

@@ -28,7 +28,7 @@ from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import class_counts, has_split, scores, training_source
 from decoct.steps.learning.building import build_criterion, build_student, seed_everything
 from decoct.steps.learning.memorised import warn_of_memorised
-from decoct.steps.learning.refusals import observed, refuse_large_batches, refuse_what_cannot_mix
+from decoct.steps.learning.refusals import observed, refuse_large_batches, refuse_what_cannot_mix, stopping
 from decoct.steps.learning.saving import PROBE_SAMPLES, Student, save_student
 from decoct.steps.learning.settings import Learning
 from decoct.steps.learning.sources import answering, at_source, refuse_other_classes, with_few
@@ -211,6 +211,9 @@ class Lesson:
             progress=context.progress if context.processes.first else None,
             processes=context.processes,
             notes=({"kind": "layers", "pairs": layers},) if layers else (),
+            metric=context.task.metric[0],
+            stop=stopping(step, context),
+            watch=context.watch,
         )
         scoring = (validate or self.scoring(self.forward(Needs()))) if held_out else None
         with in_threads(self.threads()):

@@ -12,7 +12,9 @@ from decoct.memory import require_memory
 from decoct.objectives.base import Objective
 from decoct.objectives.criterion import Criterion
 from decoct.steps.base import Context, Inputs
+from decoct.steps.learning.batches import has_split
 from decoct.tasks.inputs.base import READERS, STUDENT
+from decoct.training.stopping import Stopping
 
 if TYPE_CHECKING:
     from decoct.steps.learning.settings import Learning
@@ -68,6 +70,17 @@ def refuse_what_cannot_mix(step: Learning, objective: Objective, inputs: Inputs,
             f"mix is {step.mix.use}, whose pixels are no whole numbers, and {', '.join(files)} is an exported file, "
             "which takes them; use cutmix, or the step that the file was exported from"
         )
+
+
+def stopping(step: Learning, context: Context) -> Stopping | None:
+    """What ends the step's training early; RecipeError where no validation split says when."""
+    if step.stop is None:
+        return None
+    if not has_split(context, "validation"):
+        raise RecipeError("stop needs a validation split, and the data have none; give data.validation, such as 0.1")
+    name, better = context.task.metric
+    wanted = step.stop.metric or name
+    return Stopping(step.stop, wanted, context.task.answer.metrics.get(wanted, better))
 
 
 def observed(validate: Scores | None, parts: Iterable[Any]) -> Scores | None:

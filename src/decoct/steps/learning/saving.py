@@ -30,6 +30,8 @@ PARTS = "parts"
 """The folder of an artifact in which further models stand, each an artifact of its own."""
 
 
+STOPPED = "stopped"
+"""In the meta of an artifact: why its training ended before the budget."""
 LEFT_OUT = "left_out_samples"
 """Among the scores: how many samples training left out because they made numbers that are not finite."""
 
@@ -105,6 +107,8 @@ def _write_student(
         if history is not None and history.left_out:
             draft.scores[LEFT_OUT] = float(len(history.left_out))
             draft.meta["left_out"] = counted(history.left_out)
+        if history is not None and history.stopped:
+            draft.meta[STOPPED] = history.stopped
         draft.write_json("scores.json", draft.scores)
         if history is not None:
             draft.write_json("history.json", {"best": history.best, "steps": history.steps})

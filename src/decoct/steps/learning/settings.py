@@ -17,6 +17,7 @@ from decoct.tasks.mixing.base import Mixing
 from decoct.training.budget import Budget
 from decoct.training.optimizers import AdamW, Optimizer
 from decoct.training.schedules import Cosine
+from decoct.training.stopping import Stop
 
 if TYPE_CHECKING:
     from decoct.tasks.answers.base import Answer
@@ -33,6 +34,7 @@ class Learning(Step):
     images become one view, the same for both models, as `{use: mixup, alpha: 0.4}`; `teacher_views`: over how many
     augmented views of a sample the teacher's probabilities are averaged (the student sees the first); `views`: each
     sample comes in one of so many fixed augmented views in place of a new one each epoch (a stored teacher says which);
+    `stop` ends training before the budget does, as {patience: 5}, by a score on the validation split.
     `sharding`: whether several processes spread the student's weights and optimizer state among them (fsdp). The input
     "train", samples that another step made, stands for the training split.
     """
@@ -52,6 +54,7 @@ class Learning(Step):
     accumulate: int = Field(default=1, ge=1, le=1 << 24)
     max_grad_norm: float | None = Field(default=None, gt=0)
     select: Literal["best", "last"] = "best"
+    stop: Stop | None = Field(default=None, exclude_if=lambda value: value is None)
     side: str = "student"
     augment: bool = True
     labels: int | None = Field(default=None, ge=1)
@@ -83,6 +86,9 @@ class Learning(Step):
             message = problem_with(each, answer)
             if message is not None:
                 yield path, message, each.use
+        if self.stop is not None and self.stop.metric not in (None, *answer.metrics):
+            message = f"{self.stop.metric!r} is no score of this task; allowed: {', '.join(answer.metrics)}"
+            yield ("stop", "metric"), message, self.stop.metric
         if self.labels is not None and answer.scaled:
             message = (
                 f"labels is {self.labels} and the task is regression, whose scale comes from every labelled sample of "

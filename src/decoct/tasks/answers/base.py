@@ -86,6 +86,12 @@ class Answer(Spec):
         """The main metric and whether more or less of it is better."""
 
     @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        """Every score of `quality` and which way of it is better, the main one first; some need data that hold them."""
+        name, better = self.metric
+        return {name: better}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the classes by which teachers with others are matched; empty where there are none."""
         return ()

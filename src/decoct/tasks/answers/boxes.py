@@ -50,6 +50,10 @@ class Boxes(Answer):
         return "map", "max"
 
     @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        return {**super().metrics, "map50": "max", "map75": "max"}
+
+    @property
     def names(self) -> tuple[str, ...]:
         return self.classes
 

@@ -41,6 +41,18 @@ class OneClass(Answer):
         return self.metric_name or "accuracy", "max"
 
     @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        return {
+            **super().metrics,
+            "accuracy": "max",
+            "f1": "max",
+            "auc": "max",
+            "average_precision": "max",
+            "cross_entropy": "min",
+            "ece": "min",
+        }
+
+    @property
     def names(self) -> tuple[str, ...]:
         return self.classes
 

@@ -47,6 +47,10 @@ class Heads(Answer):
         return MEAN, next(iter(directions.values()))
 
     @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        return {**super().metrics, **_named({name: answer.metrics for name, answer in self.heads.items()})}
+
+    @property
     def parts(self) -> Mapping[str, Answer]:
         return self.heads
 
@@ -195,7 +199,7 @@ def _only(name: str, ports: Mapping[str, Port]) -> Port:
     return next(iter(ports.values()))
 
 
-def _named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def _named(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{head}.{name}": value for head, each in found.items() for name, value in each.items()}
 
 

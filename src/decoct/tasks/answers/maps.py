@@ -51,6 +51,10 @@ class Maps(Answer):
         return "miou", "max"
 
     @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        return {**super().metrics, "pixel_accuracy": "max", "cross_entropy": "min"}
+
+    @property
     def names(self) -> tuple[str, ...]:
         return self.classes
 

@@ -40,6 +40,10 @@ class NextTokens(Answer):
     def metric(self) -> tuple[str, Literal["max", "min"]]:
         return "perplexity", "min"
 
+    @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        return {**super().metrics, "cross_entropy": "min", "accuracy": "max"}
+
     def resolve_answer(self, data: Dataset, inputs: Inputs) -> dict[str, Any]:
         return {"tokens": inputs.vocabulary} if self.tokens is None and not inputs.raw else {}
 

@@ -44,6 +44,10 @@ class Numbers(Answer):
     def metric(self) -> tuple[str, Literal["max", "min"]]:
         return "rmse", "min"
 
+    @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        return {**super().metrics, "mae": "min", "r2": "max"}
+
     def resolve_answer(self, data: Dataset, inputs: Inputs) -> dict[str, Any]:
         if inputs.raw or (self.target_mean and self.target_std):
             return {}

@@ -23,6 +23,15 @@ from decoct.tasks.answers.metrics import ClassFidelity, Column, confusion_matrix
 from decoct.tasks.inputs.base import STUDENT, Inputs, sizes_of
 from decoct.tasks.inputs.words import first_pieces
 
+OTHERS: Mapping[str, Literal["max", "min"]] = {
+    "f1": "max",
+    "precision": "max",
+    "recall": "max",
+    "token_accuracy": "max",
+    "cross_entropy": "min",
+}
+"""All scores of tags, of which one is the main."""
+
 
 class Tags(Answer):
     """One tag for each word: logits `[B, W, classes]`, target int64 `[B, W]`, -100 where it must not be used.
@@ -53,6 +62,10 @@ class Tags(Answer):
     @property
     def metric(self) -> tuple[str, Literal["max", "min"]]:
         return self.metric_name or "f1", "max"
+
+    @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        return {**super().metrics, **OTHERS}
 
     @property
     def names(self) -> tuple[str, ...]:
