@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from decoct.artifact import Artifact
+    from decoct.models.brought import Brought
     from decoct.outputs import Needs, Outputs
 
 __all__ = ["Interface", "KeptModel", "Model", "Network", "OutsideModel", "identity", "shorthand"]
@@ -36,6 +37,10 @@ class Model(Spec):
         object with `.logits`); text nets take `input_ids=` and `attention_mask=` `[B, L]`; tabular nets `[B, F]`. Where
         the interface asks for an answer at each position, logits are `[B, L, outputs]` (images: `[B, outputs, H, W]`).
         """
+
+    def brings(self) -> Brought | None:
+        """What its files say of itself, for a network that was trained elsewhere; None for one that was not."""
+        return None
 
     def head_of(self, module: nn.Module) -> str | None:
         """The path of the linear layer at the end, where logits may be left to be made of hidden states; None: nowhere.
@@ -85,7 +90,14 @@ class KeptModel(Model):
 
 
 class OutsideModel(Model):
-    """A Model that reads files which may be gone when its artifact is loaded."""
+    """A Model that reads files which may be gone when its artifact is loaded.
+
+    `reads_files`: whether it does; what reads none is what its Spec says.
+    """
+
+    @property
+    def reads_files(self) -> bool:
+        return True
 
     @abstractmethod
     def standalone(self, interface: Interface) -> Model:
@@ -98,7 +110,7 @@ class OutsideModel(Model):
 
 def identity(model: Model) -> str:
     """SHA-256 of what a model is: its Spec without what is `not_in_key`, and of files their content, not their path."""
-    if not isinstance(model, OutsideModel):
+    if not isinstance(model, OutsideModel) or not model.reads_files:
         return digest_of(model.keyed())
     fields = {name: getattr(model, name) for name in type(model).model_fields if name != "path"}
     inner = {name: identity(each) for name, each in fields.items() if isinstance(each, Model)}
