@@ -6,9 +6,11 @@ import hashlib
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decoct.errors import did_you_mean
+from decoct.artifact import MANIFEST, read_json
+from decoct.errors import DataError, did_you_mean
 from decoct.models.interface import Interface
 from decoct.spec import Spec, digest_of
 
@@ -118,6 +120,34 @@ def identity(model: Model) -> str:
     return hashlib.sha256(json.dumps([parts, model.fingerprint()], sort_keys=True).encode()).hexdigest()
 
 
+SETTINGS, RESULTS = "config.json", "results.json"
+
+
+def of_path(place: Path) -> dict[str, Any]:
+    """Plain data for the model in a folder or file: an artifact or store, a folder of transformers or timm, a file
+    that answers. ValueError says what would be understood."""
+    path = str(place)
+    if place.is_dir() and (place / RESULTS).is_file() and not (place / MANIFEST).is_file():
+        return {"use": "artifact", "path": path}
+    if place.is_dir() and (place / MANIFEST).is_file():
+        kind = read_json(place / MANIFEST, dict[str, Any]).get("kind")
+        return {"use": "stored" if kind == "store" else "artifact", "path": path}
+    if place.is_dir() and (place / SETTINGS).is_file():
+        settings = read_json(place / SETTINGS, dict[str, Any], error=DataError)
+        return {"use": "timm" if "architecture" in settings else "transformers", "path": path}
+    if place.suffix == ".onnx" and place.is_file():
+        return {"use": "onnx", "path": path}
+    if place.suffix in WEIGHT_FILES:
+        raise ValueError(
+            f"{path!r} holds weights and does not say which network they fit; "
+            f"write {{use: file, path: {path}, model: {{use: NAME, ...}}}}"
+        )
+    raise ValueError(
+        f"{path!r} is no model that is understood: a folder with config.json and *.safetensors (transformers, timm), "
+        "a run or a step's folder, or an ONNX file"
+    )
+
+
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Endings of files that hold weights alone."""
 
@@ -125,7 +155,8 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 def shorthand(value: Any) -> Any:
     """Plain data for a model from a name: `"timm/resnet34"`, `"torchvision/resnet18"`, `"mlp"`.
 
-    `"transformers/FOLDER"` is a local folder. A file of weights is refused: it does not say what it fits.
+    `"transformers/FOLDER"` is a local folder; so is any path that begins with `.`, `~` or `/` (see `of_path`). A file
+    of weights is refused: it does not say what it fits.
 
     >>> shorthand("timm/resnet34")
     {'use': 'timm', 'name': 'resnet34'}
@@ -136,6 +167,11 @@ def shorthand(value: Any) -> Any:
 
     if not isinstance(value, str):
         return value
+    if value.startswith((".", "/", "~")):
+        place = Path(value).expanduser()
+        if not place.exists():
+            raise ValueError(f"{value!r}: nothing is there; give a folder with a model, a file, or a run")
+        return of_path(place)
     if value.endswith(WEIGHT_FILES):
         raise ValueError(
             f"{value!r} holds weights and does not say which network they fit; "

@@ -53,13 +53,13 @@ class Brought:
             return tuple(range(len(self.labels)))
         places: dict[str, int] = {}
         for number, label in enumerate(self.labels):
-            plain = _plain(label)
+            plain = plain_name(label)
             if plain in places:
                 return self._exactly(names)
             places[plain] = number
-        if len({_plain(name) for name in names}) < len(names):
+        if len({plain_name(name) for name in names}) < len(names):
             return self._exactly(names)
-        found = [places.get(_plain(name)) for name in names]
+        found = [places.get(plain_name(name)) for name in names]
         return None if None in found else tuple(each for each in found if each is not None)
 
     def _exactly(self, names: Sequence[str]) -> tuple[int, ...] | None:
@@ -82,7 +82,12 @@ class Brought:
             )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A class's name as names are compared.
+
+    >>> plain_name("Very-Good"), plain_name("LABEL_3")
+    ('very good', '3')
+    """
     unnamed = _UNNAMED.fullmatch(name)
     return unnamed[1] if unnamed else re.sub(r"[\s_-]+", " ", name).strip().casefold()
 

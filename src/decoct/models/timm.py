@@ -115,7 +115,7 @@ class Timm(OutsideModel):
         if folder is None:
             folder = snapshot(_repository(str(self.name)), self.revision, extra="vision")[0]
         if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: no folder with a config.json; save a network there with timm.models.save_for_hf")
+            raise DataError(f"{folder}: there is no config.json; save a network there with timm.models.save_for_hf")
         if not (folder / WEIGHTS).is_file():
             raise DataError(without_safetensors(str(folder), sorted(each.name for each in folder.iterdir())))
         return folder
