@@ -54,11 +54,6 @@ def refuse_other_ids(brought: Brought, reading: Reading) -> None:
     if not isinstance(inputs, Tokenized) or inputs.raw:
         return
     side = "" if reading.reader == STUDENT else "teacher_"
-    if brought.longest is not None and inputs.max_length > brought.longest:
-        raise RecipeError(
-            f"task.{side}max_length: {inputs.max_length}, and {brought.source} reads at most {brought.longest} ids; "
-            f"give at most so many"
-        )
     tokenizer = inputs.tokenizer
     if brought.folder is None:
         if isinstance(tokenizer, Pretrained):
