@@ -21,7 +21,7 @@ FINE_TUNING = {
 }
 """How a pretrained network is trained on one's own data: gently."""
 EPOCHS = 3
-ANSWERING = ("artifact", "onnx", "stored", "http", "black_box", "estimator_file")
+ANSWERING = ("artifact", "onnx", "stored", "http", "black_box", "estimator")
 """Models that answer as they are."""
 
 

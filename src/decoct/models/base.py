@@ -27,6 +27,9 @@ __all__ = ["Interface", "KeptModel", "Model", "Network", "OutsideModel", "identi
 class Model(Spec):
     """Describes a network; `build` makes a fresh one."""
 
+    reads_rows: ClassVar[bool] = False
+    """Whether it reads the rows of a table as the data have them, without the task's preprocessing."""
+
     becomes_onnx: ClassVar[bool] = False
     """Whether every such network is known to become an ONNX file, so that `check` need not try."""
 
@@ -137,6 +140,8 @@ def of_path(place: Path) -> dict[str, Any]:
         return {"use": "timm" if "architecture" in settings else "transformers", "path": path}
     if place.suffix == ".onnx" and place.is_file():
         return {"use": "onnx", "path": path}
+    if place.suffix in FITTED and place.is_file():
+        return {"use": "estimator", "path": path}
     if place.suffix in WEIGHT_FILES:
         raise ValueError(
             f"{path!r} holds weights and does not say which network they fit; "
@@ -144,10 +149,12 @@ def of_path(place: Path) -> dict[str, Any]:
         )
     raise ValueError(
         f"{path!r} is no model that is understood: a folder with config.json and *.safetensors (transformers, timm), "
-        "a run or a step's folder, or an ONNX file"
+        "a run or a step's folder, an ONNX file, a file of XGBoost (.json, .ubj), LightGBM (.txt) or skops (.skops)"
     )
 
 
+FITTED = (".json", ".ubj", ".txt", ".lgb", ".skops")
+"""Endings of files that hold a fitted model of a table."""
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Endings of files that hold weights alone."""
 

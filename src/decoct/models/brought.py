@@ -23,7 +23,8 @@ class Brought:
 
     `source` names them; `labels`: the classes of its outputs in their order, empty where it has no trained head;
     `folder`: where its tokenizer lies, None where there is none; `longest`: the most ids that it reads; `mean`, `std`
-    (of pixels in [0, 1]), `size` and `resample` (bilinear, bicubic, nearest) of its images.
+    (of pixels in [0, 1]), `size` and `resample` (bilinear, bicubic, nearest) of its images;
+    `columns` of a table by name, where it has names for them, and how many (`width`).
     """
 
     source: str
@@ -34,6 +35,8 @@ class Brought:
     std: tuple[float, ...] | None = None
     size: int | None = None
     resample: str | None = None
+    columns: tuple[str, ...] = ()
+    width: int | None = None
 
     def order(self, names: Sequence[str]) -> tuple[int, ...] | None:
         """For each of the classes `names` which output of the network it is; None where it lacks some of them.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
-from decoct.errors import DataError, RecipeError
+from decoct.errors import DataError, DecoctError, RecipeError
 from decoct.models.checks import reachable, require
 
 HUB = "huggingface.co"
@@ -26,16 +28,19 @@ def snapshot(name: str, revision: str | None = None, *, extra: str = "nlp") -> t
     cached = _cached(hub, errors, name, revision)
     if cached is not None and _is_commit(revision):
         return cached, cached.name
-    reason = f"{HUB} cannot be reached"
-    if reachable(HUB):
+    host = urlparse(os.environ.get("HF_ENDPOINT", "")).hostname or HUB
+    reason = f"{host} cannot be reached"
+    if reachable(host):
         try:
-            commit = revision if _is_commit(revision) else hub.HfApi().model_info(name, revision=revision).sha
+            commit = str(revision if _is_commit(revision) else hub.HfApi().model_info(name, revision=revision).sha)
             _refuse_unsafe(hub, name, commit)
-            return Path(hub.snapshot_download(name, revision=commit, allow_patterns=list(FILES))), str(commit)
+            return Path(hub.snapshot_download(name, revision=commit, allow_patterns=list(FILES))), commit
         except errors.RepositoryNotFoundError:
             raise DataError(
-                f"{name!r} is no folder here and no public repository on {HUB}; check the name, or give the folder"
+                f"{name!r} is no folder here and no public repository on {host}; check the name, or give the folder"
             ) from None
+        except DecoctError:
+            raise
         except (OSError, ValueError, errors.HfHubHTTPError) as error:
             reason = str(error).strip().partition("\n")[0]
     if cached is None:

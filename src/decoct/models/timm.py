@@ -113,7 +113,8 @@ class Timm(OutsideModel):
         """The folder of a path or a revision, with settings and weights in it."""
         folder = self.path
         if folder is None:
-            folder = snapshot(_repository(str(self.name)), self.revision, extra="vision")[0]
+            name = str(self.name)
+            folder = snapshot(name if "/" in name else f"timm/{name}", self.revision, extra="vision")[0]
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: there is no config.json; save a network there with timm.models.save_for_hf")
         if not (folder / WEIGHTS).is_file():
@@ -140,13 +141,6 @@ class _Config(Strict):
 def _classes(config: dict[str, Any]) -> int:
     count = config.get("num_classes")
     return int((config.get("pretrained_cfg") or {}).get("num_classes") or 0 if count is None else count)
-
-
-def _repository(name: str) -> str:
-    """Where the hub has the weights of a network of timm."""
-    settings = require("timm", "vision").models.get_pretrained_cfg(name)
-    found = getattr(settings, "hf_hub_id", None)
-    return str(found).partition("@")[0] if found else f"timm/{name}"
 
 
 def _suggest(name: str, known: list[str]) -> str:

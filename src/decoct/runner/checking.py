@@ -288,7 +288,7 @@ def _unaligned(
     ):
         return StandIn(_zeros(task)), None
     own = task_of(value, task)
-    teacher = build_student(value, own, "teacher", context.given, answers=True)
+    teacher = build_student(value, task, "teacher", context.given, answers=True)
     return _answering(teacher, own), alignment_of(value, task, name)
 
 

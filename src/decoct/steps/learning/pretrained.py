@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from decoct.errors import RecipeError
 from decoct.models.base import Model, Network
 from decoct.models.brought import Brought
+from decoct.models.estimator_file import Answers, Columns
 from decoct.models.given import fresh
 from decoct.models.reordered import choose_outputs
-from decoct.tasks.inputs.base import STUDENT
+from decoct.tasks.answers.numbers import Numbers
+from decoct.tasks.inputs.base import STUDENT, TEACHER
 from decoct.tasks.inputs.images import Images
+from decoct.tasks.inputs.tables import Tables
 from decoct.tasks.inputs.texts import Tokenized
 from decoct.tasks.inputs.tokenizers import Pretrained
 
@@ -29,6 +32,8 @@ def network_of(value: Model, task: Task, side: str, given: Mapping[str, Any], *,
     `answers`: it is to answer as it is, and a head drawn afresh will not do. RecipeError where it would read ids of
     another vocabulary than its own or, as it is, pixels that are normalised otherwise.
     """
+    if value.reads_rows:
+        return _of_rows(value, task, side, given)
     reading = task.reading(side)
     brought = value.brings()
     if brought is None:
@@ -46,6 +51,63 @@ def network_of(value: Model, task: Task, side: str, given: Mapping[str, Any], *,
     if order != tuple(range(len(brought.labels))):
         choose_outputs(module, order, own)
     return Network(module, value, reading.interface)
+
+
+def as_read(value: Any, task: Task) -> Task:
+    """The task as a teacher reads it: rows as the data have them, for a model that was fitted on these."""
+    if not isinstance(value, Model) or not value.reads_rows or not isinstance(task.inputs(TEACHER), Tables):
+        return task
+    inputs = task.inputs(TEACHER)
+    assert isinstance(inputs, Tables)
+    return task if inputs.raw else task.with_values({"raw": True, "shape": (len(inputs.columns),)}, {})
+
+
+def _of_rows(value: Model, task: Task, side: str, given: Mapping[str, Any]) -> Network:
+    """The network of a model that was fitted on rows, its columns and classes found by name."""
+    inputs, brought = task.inputs(side), value.brings()
+    if not isinstance(inputs, Tables) or brought is None:
+        raise RecipeError(f"{value.use} reads rows of tables, the task {task.use} gives none")
+    raw = as_read(value, task)
+    interface = raw.reading(side).interface
+    module = fresh(value, interface, given)
+    places = _places(brought, inputs)
+    if places is not None:
+        module = Columns(places, module)
+    answer = task.answer
+    if answer.names:
+        brought.refuse_untaught(answer.names)
+        order = brought.order(answer.names)
+        module = module if order == tuple(range(len(brought.labels))) else Answers(module, order)
+    elif isinstance(answer, Numbers):
+        module = Answers(module, mean=answer.target_mean, std=answer.target_std)
+    return Network(module, value, interface)
+
+
+def _places(brought: Brought, inputs: Tables) -> list[int] | None:
+    """Which of the data's columns a fitted model reads, in its order; None where these are all of them, in order."""
+    names = [column.name for column in inputs.columns]
+    if not names:
+        return None
+    known = set(brought.columns) & set(names)
+    if not known and brought.width == len(names):
+        used, places = inputs.columns, None  # without names, or with made up ones: by their order
+    else:
+        lost = [name for name in brought.columns if name not in known]
+        if lost or not brought.columns:
+            told = ", ".join(brought.columns[:8]) or f"{brought.width} columns without names"
+            raise RecipeError(
+                f"{brought.source} reads {told}; the data have {', '.join(names[:8])}. Give data with the columns that "
+                "it was fitted on" + (f" ({', '.join(lost[:5])} are missing)" if lost and known else "")
+            )
+        places = [names.index(name) for name in brought.columns]
+        used = tuple(inputs.columns[place] for place in places)
+    texts = [column.name for column in used if column.categories is not None]
+    if texts:
+        raise RecipeError(
+            f"{brought.source} was fitted on numbers, and the columns {', '.join(texts[:5])} hold categories, whose "
+            "numbers there only the program that fitted it knows; give data with these columns as it saw them"
+        )
+    return places
 
 
 def refuse_other_ids(brought: Brought, reading: Reading) -> None:

@@ -18,7 +18,7 @@ from decoct.outputs import DENSE, Batch, Needs, Predictor
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
 from decoct.steps.learning.folds import Folds, answering_out_of_fold, folds_of
-from decoct.steps.learning.pretrained import network_of
+from decoct.steps.learning.pretrained import as_read, network_of
 from decoct.tasks.inputs.base import STUDENT, TEACHER
 from decoct.tasks.inputs.base import Inputs as ReaderInputs
 from decoct.teachers import CATALOGUE as TEACHERS
@@ -237,7 +237,7 @@ def task_of(value: Any, task: Task) -> Task:
 
     Its inputs are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
     """
-    return task.as_taught_by(_made_for(value, task))
+    return as_read(value, task.as_taught_by(_made_for(value, task)))
 
 
 def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:
