@@ -15,6 +15,7 @@ from decoct.data.given import describe_loaders
 from decoct.errors import DataError, RecipeError
 from decoct.models.base import Model, shorthand
 from decoct.models.black_box import given_function
+from decoct.models.estimator_file import Fitted, refuse_no_estimator
 from decoct.models.given import given_model
 from decoct.models.saved import Saved
 from decoct.models.stored import Stored
@@ -91,8 +92,10 @@ def _width(task: Task, model: nn.Module, batch: Batch, side: str) -> int:
 
 
 def model_of(name: str, value: Any, given: dict[str, Any]) -> Model:
-    """The Model Spec of a module, name, artifact or Spec, or of a function from samples to labels; what cannot be
+    """The Model Spec of a module, name, path, artifact or Spec, of a fitted model of scikit-learn, or of a function from samples to labels; what cannot be
     written down goes into `given`."""
+    if hasattr(value, "n_features_in_"):  # a fitted model of scikit-learn, or one with its interface
+        value = Fitted(refuse_no_estimator(value, name))
     if isinstance(value, nn.Module):
         given[name] = value
         return given_model(name, value)

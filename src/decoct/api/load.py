@@ -10,8 +10,7 @@ import numpy as np
 
 from decoct.artifact import MANIFEST, Artifact
 from decoct.errors import DataError, RecipeError
-from decoct.report.chain import ALONE, TEACHER
-from decoct.report.records import RESULTS, read_results
+from decoct.models.saved import RESULTS, student_of
 from decoct.serving.predict import Asked, Refused, open_file
 from decoct.steps.records import EXPORTED, Exported
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
     from decoct.models.base import Network
     from decoct.tasks.base import Task
-
-LEFT_OUT = (TEACHER, ALONE)
-"""Models of a run that are there for comparison."""
 
 
 class Loaded:
@@ -103,42 +99,8 @@ def load(path: Path | str) -> Loaded:
     if (place / MANIFEST).is_file():
         return _artifact(Artifact.load(place))
     if (place / RESULTS).is_file():
-        return _artifact(Artifact.load(_student(place)))
+        return _artifact(Artifact.load(student_of(place)))
     raise DataError(f"{place} is no run and no artifact; a run has {RESULTS}, an artifact {MANIFEST}")
-
-
-def _student(run: Path) -> Path:
-    """The folder of what a run keeps where it has limits; else of the last model that is neither its teacher nor for
-    comparison, files first."""
-    results = read_results(run)
-    if results.limits is not None and results.limits.asked:
-        if results.limits.kept_path is None or not (run / results.limits.kept_path / MANIFEST).is_file():
-            raise DataError(f"{run}: no artifact of it keeps its limits; give the folder of the step that you mean")
-        return run / results.limits.kept_path
-    teachers = {*LEFT_OUT, *_teachers(results.recipe)}
-    students = []
-    for each in results.models:
-        if each.path and each.name not in teachers and (run / each.path / MANIFEST).is_file():
-            artifact = Artifact.load(run / each.path, verify=False)
-            if artifact.kind in ("exported", "model") and str(artifact.meta.get("source", "")) not in teachers:
-                students.append(each)
-    if not students:
-        raise DataError(f"{run}: its results name no student; give the folder of one of its steps")
-    return run / str(students[-1].path)
-
-
-def _teachers(recipe: Mapping[str, Any]) -> set[str]:
-    """The steps of a recipe, as plain data, whose model teaches another one."""
-    found: set[str] = set()
-    for step in recipe.get("steps", ()):
-        inputs = step.get("inputs", {}) if isinstance(step, Mapping) else {}
-        if isinstance(inputs, Mapping) and step.get("use") not in ("benchmark", "robustness"):
-            for role, given in inputs.items():
-                if role != "model":
-                    found |= (
-                        {given} if isinstance(given, str) else set(given if isinstance(given, list | tuple) else ())
-                    )
-    return found
 
 
 def _file(path: Path, artifact: Artifact | None = None) -> Loaded:

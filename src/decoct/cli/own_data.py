@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoct.errors import DataError
 
 if TYPE_CHECKING:
+    from decoct.cli.teachers import Teacher
     from decoct.data.tables import Table
 
 LARGE_ENOUGH = 64
@@ -240,14 +242,25 @@ def samples_of(data: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _side(folder: Path) -> int:
-    """To which size pictures are brought: the shortest side of some of them, at most LARGE_ENOUGH."""
+def with_detail(data: dict[str, Any], given: Teacher) -> tuple[dict[str, Any], Teacher]:
+    """Pictures in as many pixels as a pretrained teacher looks at, where they have them; the student sees them smaller,
+    as it would alone."""
+    if data.get("use") != "image_folder" or given.size is None or given.size <= data["size"]:
+        return data, given
+    side = _side(Path(str(data["path"])), given.size)
+    if side <= data["size"]:
+        return data, given
+    return {**data, "size": side}, replace(given, task={**given.task, "size": data["size"]})
+
+
+def _side(folder: Path, most: int = LARGE_ENOUGH) -> int:
+    """To which size pictures are brought: the shortest side of some of them, at most `most`."""
     from PIL import Image
 
     from decoct.data.image_folder import class_folders
     from decoct.data.images import FORMATS
 
-    sides = [LARGE_ENOUGH]
+    sides = [most]
     for files in class_folders(_training(folder)).files.values():
         for file in files[:3]:
             try:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import decoct
-from decoct.cli.own_data import look_at, samples_of
+from decoct.cli.own_data import look_at, samples_of, with_detail
+from decoct.cli.teachers import EPOCHS, Teacher
+from decoct.cli.teachers import find as find_teacher
 from decoct.errors import RecipeError, did_you_mean
 from decoct.recipe.file import dump
 
@@ -54,6 +56,7 @@ class Start:
     epochs: int
     task: Mapping[str, Any] = field(default_factory=dict)
     batch: Mapping[str, int] = field(default_factory=dict)
+    given: Teacher | None = None
 
 
 _KD = ({"use": "kd", "weight": 0.9, "temperature": 4.0}, {"use": "cross_entropy", "weight": 0.1})
@@ -169,22 +172,40 @@ class Wishes:
     student: str | None = None
     target: str | None = None
 
-    def of(self, start: Start, samples: int | None = None) -> Start:
-        """The start with these wishes; few `samples` are seen more often, so that there are STEPS of them."""
+    def of(self, start: Start, samples: int | None = None, given: Teacher | None = None) -> Start:
+        """The start with these wishes; few `samples` are seen more often, so that there are STEPS of them.
+
+        `given`: the teacher that was named, as it was found.
+        """
         if self.preset not in (None, *PRESETS):
             raise RecipeError(f"--preset {self.preset}: {did_you_mean(str(self.preset), PRESETS)}")
         share = PRESETS[self.preset or "balanced"]
         least = 0 if self.preset is None or not samples else math.ceil(STEPS * share * BATCH / samples)
         models: dict[str, Any] = dict(start.models)
-        models |= {name: given for name, given in (("large", self.teacher), ("small", self.student)) if given}
+        models |= {} if given is None else {"large": given.model}
+        models |= {"small": _named(self.student)} if self.student else {}
         teacher = dict(_NETWORK if self.teacher and "budget" not in start.teacher else start.teacher)
+        if given is not None and given.training:
+            teacher |= {**given.training, "budget": {"epochs": EPOCHS}}
         batch = {"batch_size": BATCH} if least and samples and samples < FEW else {}
         if "budget" in teacher:
             teacher |= batch
-            teacher["budget"] = {"epochs": max(least, _scaled(teacher["budget"]["epochs"], share))}
-        return replace(
-            start, models=models, teacher=teacher, batch=batch, epochs=max(least, _scaled(start.epochs, share))
-        )
+            fewest = math.ceil(least / 4) if given is not None and given.training else least
+            teacher["budget"] = {"epochs": max(fewest, _scaled(teacher["budget"]["epochs"], share))}
+        task = {**start.task, **({} if given is None else given.task)}
+        epochs = max(least, _scaled(start.epochs, share))
+        return replace(start, models=models, teacher=teacher, batch=batch, epochs=epochs, task=task, given=given)
+
+
+def _named(student: str) -> Any:
+    """Plain data for a student's name: a folder or run here, else the name itself."""
+    from decoct.models.base import of_path
+
+    place = Path(student).expanduser()
+    try:
+        return of_path(place.resolve()) if place.exists() else student
+    except ValueError as error:
+        raise RecipeError(f"--student {student}: {error}") from None
 
 
 def _scaled(epochs: int, share: float) -> int:
@@ -201,7 +222,10 @@ def write(task: str | None = None, folder: Path | None = None, wishes: Wishes | 
     task = task or "image_classification"
     if task not in STARTS:
         raise RecipeError(f"--task {task}: there is no first recipe for it; {did_you_mean(task, STARTS)}")
-    start = wishes.of(STARTS[task], None if wishes.preset is None else samples_of(data))
+    given = find_teacher(wishes.teacher, task, data or STARTS[task].data) if wishes.teacher else None
+    if given is not None and given.size is not None:
+        data, given = with_detail(data, given)
+    start = wishes.of(STARTS[task], None if wishes.preset is None else samples_of(data), given)
     scheme = INTEGERS.get(task) if wishes.preset in ("balanced", "best") else None
     return _HEAD + "".join(
         [
@@ -226,10 +250,16 @@ _HEAD = """\
 """
 
 
+_ONCE = "What it says about every sample, kept: it is asked once, and every student learns from that."
+
+
 def _steps(start: Start, scheme: Mapping[str, Any] | None = None) -> str:
     budget = {"epochs": start.epochs}
     alone = {"use": "train", "name": "student_alone", "inputs": {"model": "small"}, "budget": budget, **start.batch}
-    inputs = {"model": "small", "teacher": "teacher"}
+    ready = start.given is not None and start.given.ready
+    source = "large" if ready else "teacher"
+    once = start.given is not None and start.given.once
+    inputs = {"model": "small", "teacher": "labels" if once else source}
     student = {
         "use": "distill",
         "name": "student",
@@ -238,16 +268,19 @@ def _steps(start: Start, scheme: Mapping[str, Any] | None = None) -> str:
         "budget": budget,
         **start.batch,
     }
-    names = ("teacher", "student_alone", "student")
-    exports = [{"use": "export", "name": f"{name}_onnx", "inputs": {"model": name}} for name in names]
+    ships = start.given is None or start.given.ships
+    names = ("teacher", "student_alone", "student") if ships else ("student_alone", "student")
+    made = {"teacher": source}
+    exports = [{"use": "export", "name": f"{name}_onnx", "inputs": {"model": made.get(name, name)}} for name in names]
     files = {name: f"{name}_onnx" for name in names}
     smaller: list[dict[str, Any]] = []
     if scheme is not None:
         smaller = [{"use": "quantize", "name": "student_int8", "inputs": {"model": "student"}, "scheme": scheme}]
         files["student_int8"] = "student_int8"
-    benchmark = {"use": "benchmark", "name": "benchmark", "inputs": files}
+    benchmark = {"use": "benchmark", "name": "benchmark", "inputs": files} | ({} if ships else {"reference": None})
     parts = [
-        ("The large model, which is then frozen and teaches.", [start.teacher]),
+        *([] if ready else [("The large model, which is then frozen and teaches.", [start.teacher])]),
+        *([(_ONCE, [{"use": "label", "name": "labels", "inputs": {"teacher": source}}])] if once else []),
         ("The small model without a teacher, on the same budget: what distilling is compared with.", [alone]),
         ("The small model on what the teacher says and on the labels; the weights of the terms are yours.", [student]),
         ("Each as an ONNX file, compared with its model on real samples.", exports),

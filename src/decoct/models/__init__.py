@@ -7,6 +7,7 @@ CATALOGUE = Catalogue(
     {
         "artifact": "decoct.models.saved:Saved",
         "stored": "decoct.models.stored:Stored",
+        "estimator": "decoct.models.estimator_file:EstimatorFile",
         "onnx": "decoct.models.onnx_model:OnnxFile",
         "http": "decoct.models.remote:Remote",
         "black_box": "decoct.models.black_box:BlackBox",

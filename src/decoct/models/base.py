@@ -6,9 +6,11 @@ import hashlib
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from decoct.errors import did_you_mean
+from decoct.artifact import MANIFEST, read_json
+from decoct.errors import DataError, did_you_mean
 from decoct.models.interface import Interface
 from decoct.spec import Spec, digest_of
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from decoct.artifact import Artifact
+    from decoct.models.brought import Brought
     from decoct.outputs import Needs, Outputs
 
 __all__ = ["Interface", "KeptModel", "Model", "Network", "OutsideModel", "identity", "shorthand"]
@@ -23,6 +26,9 @@ __all__ = ["Interface", "KeptModel", "Model", "Network", "OutsideModel", "identi
 
 class Model(Spec):
     """Describes a network; `build` makes a fresh one."""
+
+    reads_rows: ClassVar[bool] = False
+    """Whether it reads the rows of a table as the data have them, without the task's preprocessing."""
 
     becomes_onnx: ClassVar[bool] = False
     """Whether every such network is known to become an ONNX file, so that `check` need not try."""
@@ -36,6 +42,10 @@ class Model(Spec):
         object with `.logits`); text nets take `input_ids=` and `attention_mask=` `[B, L]`; tabular nets `[B, F]`. Where
         the interface asks for an answer at each position, logits are `[B, L, outputs]` (images: `[B, outputs, H, W]`).
         """
+
+    def brings(self) -> Brought | None:
+        """What its files say of itself, for a network that was trained elsewhere; None for one that was not."""
+        return None
 
     def head_of(self, module: nn.Module) -> str | None:
         """The path of the linear layer at the end, where logits may be left to be made of hidden states; None: nowhere.
@@ -85,7 +95,14 @@ class KeptModel(Model):
 
 
 class OutsideModel(Model):
-    """A Model that reads files which may be gone when its artifact is loaded."""
+    """A Model that reads files which may be gone when its artifact is loaded.
+
+    `reads_files`: whether it does; what reads none is what its Spec says.
+    """
+
+    @property
+    def reads_files(self) -> bool:
+        return True
 
     @abstractmethod
     def standalone(self, interface: Interface) -> Model:
@@ -98,7 +115,7 @@ class OutsideModel(Model):
 
 def identity(model: Model) -> str:
     """SHA-256 of what a model is: its Spec without what is `not_in_key`, and of files their content, not their path."""
-    if not isinstance(model, OutsideModel):
+    if not isinstance(model, OutsideModel) or not model.reads_files:
         return digest_of(model.keyed())
     fields = {name: getattr(model, name) for name in type(model).model_fields if name != "path"}
     inner = {name: identity(each) for name, each in fields.items() if isinstance(each, Model)}
@@ -106,6 +123,38 @@ def identity(model: Model) -> str:
     return hashlib.sha256(json.dumps([parts, model.fingerprint()], sort_keys=True).encode()).hexdigest()
 
 
+SETTINGS, RESULTS = "config.json", "results.json"
+
+
+def of_path(place: Path) -> dict[str, Any]:
+    """Plain data for the model in a folder or file: an artifact or store, a folder of transformers or timm, a file
+    that answers. ValueError says what would be understood."""
+    path = str(place)
+    if place.is_dir() and (place / RESULTS).is_file() and not (place / MANIFEST).is_file():
+        return {"use": "artifact", "path": path}
+    if place.is_dir() and (place / MANIFEST).is_file():
+        kind = read_json(place / MANIFEST, dict[str, Any]).get("kind")
+        return {"use": "stored" if kind == "store" else "artifact", "path": path}
+    if place.is_dir() and (place / SETTINGS).is_file():
+        settings = read_json(place / SETTINGS, dict[str, Any], error=DataError)
+        return {"use": "timm" if "architecture" in settings else "transformers", "path": path}
+    if place.suffix == ".onnx" and place.is_file():
+        return {"use": "onnx", "path": path}
+    if place.suffix in FITTED and place.is_file():
+        return {"use": "estimator", "path": path}
+    if place.suffix in WEIGHT_FILES:
+        raise ValueError(
+            f"{path!r} holds weights and does not say which network they fit; "
+            f"write {{use: file, path: {path}, model: {{use: NAME, ...}}}}"
+        )
+    raise ValueError(
+        f"{path!r} is no model that is understood: a folder with config.json and *.safetensors (transformers, timm), "
+        "a run or a step's folder, an ONNX file, a file of XGBoost (.json, .ubj), LightGBM (.txt) or skops (.skops)"
+    )
+
+
+FITTED = (".json", ".ubj", ".txt", ".lgb", ".skops")
+"""Endings of files that hold a fitted model of a table."""
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Endings of files that hold weights alone."""
 
@@ -113,7 +162,8 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 def shorthand(value: Any) -> Any:
     """Plain data for a model from a name: `"timm/resnet34"`, `"torchvision/resnet18"`, `"mlp"`.
 
-    `"transformers/FOLDER"` is a local folder. A file of weights is refused: it does not say what it fits.
+    `"transformers/FOLDER"` is a local folder; so is any path that begins with `.`, `~` or `/` (see `of_path`). A file
+    of weights is refused: it does not say what it fits.
 
     >>> shorthand("timm/resnet34")
     {'use': 'timm', 'name': 'resnet34'}
@@ -124,6 +174,11 @@ def shorthand(value: Any) -> Any:
 
     if not isinstance(value, str):
         return value
+    if value.startswith((".", "/", "~")):
+        place = Path(value).expanduser()
+        if not place.exists():
+            raise ValueError(f"{value!r}: nothing is there; give a folder with a model, a file, or a run")
+        return of_path(place)
     if value.endswith(WEIGHT_FILES):
         raise ValueError(
             f"{value!r} holds weights and does not say which network they fit; "

@@ -1,4 +1,4 @@
-"""Transformers: encoders and decoders with a head for sequences or tokens, from a local folder or a config."""
+"""Transformers: networks with a head for sequences, tokens or images, from a folder, the hub or a config."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 from torch import nn
 
 from decoct.artifact import sha256
 from decoct.errors import DataError, RecipeError, did_you_mean
 from decoct.models.base import Interface, OutsideModel
+from decoct.models.brought import Brought
 from decoct.models.checks import require, require_kind, try_forward
+from decoct.models.folders import ALSO_READ, image_settings, longest_text, tokenizer_folder
+from decoct.models.hub import snapshot, without_safetensors
 from decoct.models.weights import all_tensors
 
 NOT_STRUCTURE = (
@@ -34,22 +37,34 @@ MOST_LAYERS = 1024
 
 
 class Transformers(OutsideModel):
-    """A network of the transformers library with a head for classification or regression of sequences or tokens.
+    """A network of the transformers library with a head for classification or regression of sequences, tokens, images.
 
-    `path`: a local folder in the transformers format (config.json, *.safetensors); its head is replaced where the
-    number of outputs differs. Or `config`: `{model_type: bert, hidden_size: 64, num_hidden_layers: 2, ...}`, drawn
-    afresh, with vocabulary, padding and labels of the task. `attention`: eager shows attention maps, sdpa is faster.
+    `path`: a local folder in the transformers format (config.json, *.safetensors), or `name` of one on the hub at a
+    `revision` (downloaded once, then from its cache). Its classes (id2label) are matched by name with the data's;
+    `labels` names them anew, in the order of its outputs; the head is drawn afresh where it is to be trained on other
+    classes. Or `config`: `{model_type: bert, hidden_size: 64, num_hidden_layers: 2, ...}`, drawn afresh, with
+    vocabulary, padding and labels of the task. `attention`: eager shows attention maps, sdpa is faster.
     """
 
     use: ClassVar[str] = "transformers"
     path: Path | None = None
+    name: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    revision: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    labels: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
     config: Mapping[str, JsonValue] | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
 
     @model_validator(mode="after")
     def _path_or_config(self) -> Transformers:
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give one of path (a local folder) and config ({model_type: bert, ...})")
+        if sum(each is not None for each in (self.path, self.name, self.config)) != 1:
+            raise ValueError(
+                "give one of path (a local folder), name (of a repository on the hub) and config ({model_type: bert, "
+                "...})"
+            )
+        if self.revision is not None and self.name is None:
+            raise ValueError("revision is of a `name` on the hub; leave it out")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels: a class is named twice; give each output a name of its own")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config.model_type is missing; name an architecture, as model_type: bert")
         for name, value in (self.config or {}).items():
@@ -58,10 +73,10 @@ class Transformers(OutsideModel):
         return self
 
     def build(self, interface: Interface, *, pretrained: bool = True) -> nn.Module:
-        require_kind(interface, self.use, "text")
+        require_kind(interface, self.use, "text", "image")
         config = _completed(self._settings(), interface)
-        if self.path is not None and pretrained:
-            module = _loaded(self.path, config, self.attention, interface)
+        if self.config is None and pretrained:
+            module = _loaded(self.folder(), config, self.attention, interface, self._classifies(interface))
         else:
             factory = _factory(interface)
             with _errors_named(f"model_type {config.model_type}, attention {self.attention}"):
@@ -70,28 +85,75 @@ class Transformers(OutsideModel):
                 )
         return try_forward(module, interface, f"transformers {config.model_type}")
 
+    def folder(self) -> Path:
+        """Where its files lie: of a name on the hub, in the cache, downloaded where they are not there yet."""
+        if self.name is not None:
+            return snapshot(self.name, self.revision)[0]
+        assert self.path is not None, "a config has no folder"
+        return self.path
+
+    def brings(self) -> Brought | None:
+        if self.config is not None:
+            return None
+        folder = self.folder()
+        config = _read_config(folder)
+        heads = [each for each in config.architectures or () if each.endswith("Classification")]
+        labels = tuple(str(config.id2label[number]) for number in sorted(config.id2label)) if heads else ()
+        if self.labels and labels and len(self.labels) != len(labels):
+            raise RecipeError(
+                f"labels: {len(self.labels)} names, and {folder} has {len(labels)} outputs ({', '.join(labels[:8])})"
+            )
+        images = image_settings(folder)
+        longest = None if images else longest_text(folder, config)
+        at = None if images else tokenizer_folder(folder)
+        source = self.name if self.name is not None else str(folder)
+        return Brought(source, (self.labels or labels) if labels else (), at, longest, **images)
+
     def standalone(self, interface: Interface) -> Transformers:
-        return self.replace(path=None, config=self._settings())
+        structure = dict.fromkeys(("path", "name", "revision"))
+        return self.replace(**structure, labels=(), config=self._settings())
 
     def fingerprint(self) -> str:
-        if self.path is None:
+        if self.config is not None:
             return self.digest()
-        files = [_config_file(self.path), *sorted(self.path.glob("*.safetensors"))]
+        folder = self.folder()
+        beside = [folder / name for name in ALSO_READ if (folder / name).is_file()]
+        files = [_config_file(folder), *sorted(folder.glob("*.safetensors")), *beside]
         return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+    def _classifies(self, interface: Interface) -> bool:
+        """Whether the folder says that it has a trained head of as many outputs, for answers of this kind."""
+        config = _read_config(self.folder())
+        wanted = _HEADS["token" if interface.positions else "sequence" if interface.kind == "text" else "image"]
+        named = any(each.endswith(wanted) for each in config.architectures or ())
+        return named and int(config.num_labels) == interface.width
 
     def _settings(self) -> dict[str, Any]:
         """The config as plain data, without what is the interface's."""
-        if self.path is None:
-            assert self.config is not None
+        if self.config is not None:
             return dict(self.config)
-        _config_file(self.path)
-        auto = require("transformers", "nlp").AutoConfig
-        with _errors_named(str(self.path)):
-            found = auto.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
+        auto, found = require("transformers", "nlp").AutoConfig, _read_config(self.folder())
         known = auto.for_model(found.model_type)
         allowed = set(known.to_dict()) | set(known.attribute_map)
         settings: dict[str, Any] = found.to_diff_dict()
         return {key: value for key, value in settings.items() if key in allowed and key not in NOT_STRUCTURE}
+
+
+_HEADS = {
+    "token": "ForTokenClassification",
+    "sequence": "ForSequenceClassification",
+    "image": "ForImageClassification",
+}
+"""How the classes of transformers end that have a head for each kind of answer."""
+
+
+def _read_config(folder: Path) -> Any:
+    """The config object of a folder."""
+    _config_file(folder)
+    with _errors_named(str(folder)):
+        return require("transformers", "nlp").AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
 
 
 def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
@@ -99,7 +161,7 @@ def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
     auto = require("transformers", "nlp").AutoConfig
     kind = settings["model_type"]
     tables = require("transformers.models.auto.modeling_auto", "nlp")
-    what = "token" if interface.positions else "sequence"
+    what = "image" if interface.kind == "image" else "token" if interface.positions else "sequence"
     kinds = getattr(tables, f"MODEL_FOR_{what.upper()}_CLASSIFICATION_MAPPING_NAMES")
     if kind not in kinds:
         raise RecipeError(
@@ -121,6 +183,11 @@ def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
             f"pad_token_id {full['pad_token_id']} is not the tokenizer's {interface.padding}; take the model's own "
             f"tokenizer for the task, or leave pad_token_id out of config"
         )
+    if interface.kind == "image" and full.setdefault("num_channels", interface.shape[0]) != interface.shape[0]:
+        raise RecipeError(
+            f"num_channels is {full['num_channels']}, the pictures have {interface.shape[0]} channels; say "
+            f"data.channels: {full['num_channels']}, or choose another model"
+        )
     with _errors_named(f"config of model_type {kind!r}"):
         return auto.for_model(**{**full, "num_labels": interface.width})
 
@@ -128,19 +195,19 @@ def _completed(settings: Mapping[str, Any], interface: Interface) -> Any:
 def _factory(interface: Interface) -> Any:
     """The class of transformers that has the head that is asked for."""
     library = require("transformers", "nlp")
+    if interface.kind == "image":
+        return library.AutoModelForImageClassification
     if interface.positions:
         return library.AutoModelForTokenClassification
     return library.AutoModelForSequenceClassification
 
 
-def _loaded(path: Path, config: Any, attention: str, interface: Interface) -> nn.Module:
-    """The network of a local folder; every weight but the head's must come from its files."""
+def _loaded(path: Path, config: Any, attention: str, interface: Interface, with_head: bool) -> nn.Module:
+    """The network of a local folder; every weight but the head's must come from its files, `with_head` these too."""
     transformers = require("transformers", "nlp")
     if not list(path.glob("*.safetensors")):
-        raise DataError(
-            f"{path} holds no *.safetensors; save the model with save_pretrained(FOLDER, safe_serialization=True), or "
-            f"download its model.safetensors into the folder"
-        )
+        files = [each.name for each in path.iterdir()]
+        raise DataError(without_safetensors(str(path), sorted(files, key=lambda name: (len(name), name))))
     with _quiet(transformers), _errors_named(str(path)):
         module, info = _factory(interface).from_pretrained(
             str(path),
@@ -158,6 +225,8 @@ def _loaded(path: Path, config: Any, attention: str, interface: Interface) -> nn
     lost = {name for name in info["missing_keys"] if name.startswith(body) and not name.startswith(pooler)}
     differ = {str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]}
     lost |= {name for name in differ if name.startswith(body)}
+    if with_head:
+        lost |= {name for name in {*info["missing_keys"], *differ} if not name.startswith(pooler)}
     if lost:
         raise RecipeError(
             f"{path}: {len(lost)} weights of the {config.model_type} are absent or of another shape, first "

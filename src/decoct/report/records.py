@@ -259,9 +259,9 @@ class HeldRecord(Record):
     use: str = ""
     path: str = ""
     artifact: str | None = None
-    found: Annotated[dict[str, Number], BeforeValidator(_mapping)] = {}
-    broken: Annotated[dict[str, Number], BeforeValidator(_mapping)] = {}
-    words: Annotated[list[str], BeforeValidator(_list)] = []
+    found: Annotated[dict[str, Number], BeforeValidator(as_mapping)] = {}
+    broken: Annotated[dict[str, Number], BeforeValidator(as_mapping)] = {}
+    words: Annotated[list[str], BeforeValidator(as_list)] = []
 
 
 class LimitsRecord(Record):
@@ -279,7 +279,7 @@ class LimitsRecord(Record):
     kept: str | None = None
     kept_path: str | None = None
     nearest: str | None = None
-    steps: Annotated[list[HeldRecord], BeforeValidator(_list)] = []
+    steps: Annotated[list[HeldRecord], BeforeValidator(as_list)] = []
 
     def held(self, step: str | None) -> HeldRecord | None:
         """What was found of the artifact of a step."""

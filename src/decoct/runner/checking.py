@@ -294,7 +294,8 @@ def _unaligned(
     ):
         return StandIn(_zeros(task)), None
     own = task_of(value, task)
-    return _answering(build_student(value, own, "teacher", context.given), own), alignment_of(value, task, name)
+    teacher = build_student(value, task, "teacher", context.given, answers=True)
+    return _answering(teacher, own), alignment_of(value, task, name)
 
 
 def _read(store: Artifact, task: Task) -> Predict:

@@ -37,9 +37,11 @@ def student_of(value: Any, context: Context) -> Student | None:
         return None
     if isinstance(value, OnnxFile):
         raise RecipeError(f"inputs.model: {already_a_file(value)}")
+    if isinstance(value, Model) and value.reads_rows:
+        raise RecipeError(f"inputs.model: {value.use} is a file of another library, which ships as it is; let it teach")
     if isinstance(value, Model) and value.use in ELSEWHERE:
         raise RecipeError(f"inputs.model: {value.use} answers elsewhere, there is no network to export; let it teach")
-    return build_student(value, context.task, "teacher", context.given)
+    return build_student(value, context.task, "teacher", context.given, answers=True)
 
 
 def refuse_what_cannot_ship(student: Student, target: Target, context: Context) -> None:

@@ -11,22 +11,25 @@ import torch
 from torch import nn
 
 from decoct.artifact import Artifact
-from decoct.models.given import fresh
 from decoct.models.modes import evaluating
 from decoct.models.saving import load_model, load_spec
 from decoct.objectives.base import Objective, Probe
 from decoct.objectives.criterion import Criterion
 from decoct.outputs import Batch, Outputs, Predictor
+from decoct.steps.learning.pretrained import network_of
 from decoct.steps.learning.saving import Student
 
 if TYPE_CHECKING:
     from decoct.tasks.base import Task
 
 
-def build_student(value: Any, task: Task, side: str, given: Mapping[str, Any]) -> Student:
-    """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further."""
+def build_student(value: Any, task: Task, side: str, given: Mapping[str, Any], *, answers: bool = False) -> Student:
+    """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further.
+
+    `answers`: a Spec's network is to answer as it is.
+    """
     if not isinstance(value, Artifact):
-        return Student(fresh(value, task.reading(side).interface, given), value, side)
+        return Student(network_of(value, task, side, given, answers=answers).module, value, side)
     spec, _, _ = load_spec(value)
     return Student(load_model(value, given=given).module, spec, value.meta["side"])
 

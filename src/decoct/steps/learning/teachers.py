@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from decoct.artifact import Artifact, Described, described_by
 from decoct.errors import DataError, DecoctError, IntegrityError, RecipeError
-from decoct.models.base import Network
 from decoct.models.black_box import BlackBox
-from decoct.models.given import fresh
 from decoct.models.onnx_model import OnnxFile
 from decoct.models.remote import Remote
 from decoct.models.saving import load_model
@@ -20,6 +18,7 @@ from decoct.outputs import DENSE, Batch, Needs, Predictor
 from decoct.steps.base import Context, Inputs
 from decoct.steps.learning.batches import evaluation_batches, has_split, rows_of, training_source
 from decoct.steps.learning.folds import Folds, answering_out_of_fold, folds_of
+from decoct.steps.learning.pretrained import as_read, network_of
 from decoct.tasks.inputs.base import STUDENT, TEACHER
 from decoct.tasks.inputs.base import Inputs as ReaderInputs
 from decoct.teachers import CATALOGUE as TEACHERS
@@ -152,8 +151,7 @@ def open_teacher(
         if value.kind == "model":
             subject = load_model(value, given=context.given)
     else:
-        interface = context.task.reading(side).interface
-        subject, suited = Network(fresh(value, interface, context.given), value, interface), "frozen"
+        subject, suited = network_of(value, context.task, side, context.given, answers=True), "frozen"
     if kind is None:
         kind = cast(Teacher, TEACHERS.resolve(suited)())
     if isinstance(value, Artifact):
@@ -239,7 +237,7 @@ def task_of(value: Any, task: Task) -> Task:
 
     Its inputs are also prepared as the artifact's task says, unless they come prepared from Python (`raw`).
     """
-    return task.as_taught_by(_made_for(value, task))
+    return as_read(value, task.as_taught_by(_made_for(value, task)))
 
 
 def alignment_of(value: Any, task: Task, role: str) -> Alignment | None:

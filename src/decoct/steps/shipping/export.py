@@ -16,7 +16,6 @@ from decoct.meters.macs import macs
 from decoct.meters.parameters import parameters
 from decoct.meters.size import file_bytes
 from decoct.models.base import Model, Network
-from decoct.models.given import fresh
 from decoct.models.interface import MAIN
 from decoct.models.onnx_file import opset
 from decoct.models.onnx_model import OnnxFile
@@ -26,6 +25,7 @@ from decoct.quantization.audit import audit
 from decoct.spec import Choice
 from decoct.steps.base import Context, Inputs, Step
 from decoct.steps.learning.batches import evaluation_batches, has_split
+from decoct.steps.learning.pretrained import network_of
 from decoct.steps.records import EXPORTED, SPEED
 from decoct.steps.shipping.asking import beside, manual_of, put_into
 from decoct.steps.shipping.budgets import Budgets, keep
@@ -93,8 +93,7 @@ class Export(Step, Budgets):
         if isinstance(source, OnnxFile):
             raise RecipeError(already_a_file(source))
         if isinstance(source, Model):
-            interface = context.task.reading(side).interface
-            network = Network(fresh(source, interface, context.given), source, interface)
+            network = network_of(source, context.task, side, context.given, answers=True)
             return self._exported(network, context, side, folder)
         if source.kind == "estimator":
             return _shipped(source, folder, manual_of(context.task.reading(side), context.data.info))

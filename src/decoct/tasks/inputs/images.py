@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -23,14 +23,16 @@ from decoct.tasks.inputs.augment import Augment, augmented, placed
 from decoct.tasks.inputs.base import STUDENT, Inputs, Trace, as_arrays, made_up, refuse_but_tensor, sizes_of
 
 CHUNK_BYTES = 1 << 20
+Resample = Literal["bilinear", "bicubic"]
 
 
 class Images(Inputs):
     """uint8 pixels in, scaled to [0, 1], resized, normalised inside the exported graph.
 
     `shape` (C, H, W) of the raw images and `mean`, `std` by channel (of pixels in [0, 1]) come from the training data
-    where left out. `size`: the model's input is resized to so many pixels a side; `teacher_size`, `teacher_mean`,
-    `teacher_std`, `teacher_shape` where the teacher's side differs. `augment` varies training images.
+    where left out. `size`: the model's input is resized to so many pixels a side, by `resample` (bilinear, bicubic);
+    `teacher_size`, `teacher_resample`, `teacher_mean`, `teacher_std`, `teacher_shape` where the teacher's side differs.
+    `augment` varies training images.
     """
 
     use: ClassVar[str] = "images"
@@ -41,6 +43,8 @@ class Images(Inputs):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: int | None = Field(default=None, ge=1, le=16_384)
+    resample: Resample | None = Field(default=None, exclude_if=lambda value: value is None)
+    teacher_resample: Resample | None = Field(default=None, exclude_if=lambda value: value is None)
     teacher_shape: tuple[int, ...] | None = None
     teacher_mean: tuple[float, ...] | None = None
     teacher_std: tuple[float, ...] | None = None
@@ -71,7 +75,7 @@ class Images(Inputs):
             )
 
     def of(self, reader: str) -> Self:
-        own = dict.fromkeys(("teacher_shape", "teacher_mean", "teacher_std", "teacher_size"))
+        own = dict.fromkeys(("teacher_shape", "teacher_mean", "teacher_std", "teacher_size", "teacher_resample"))
         if reader == STUDENT:
             return self.replace(**own)
         return self.replace(
@@ -80,6 +84,7 @@ class Images(Inputs):
             mean=self.teacher_mean or self.mean,
             std=self.teacher_std or self.std,
             size=self.teacher_size,
+            resample=self.teacher_resample,
         )
 
     def read(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> tuple[Tensor, Trace | None]:
@@ -114,7 +119,7 @@ class Images(Inputs):
             return nn.Identity()
         assert self.mean is not None, "preprocessing of a Task that is not resolved"
         assert self.std is not None, "preprocessing of a Task that is not resolved"
-        return ImagePreprocessing(self.mean, self.std, self.size)
+        return ImagePreprocessing(self.mean, self.std, self.size, self.resample or "bilinear")
 
     def program(self, model: nn.Module, postprocessing: Postprocessing | None) -> nn.Module:
         return ImageProgram(self.preprocessing(), model, postprocessing)
@@ -151,21 +156,28 @@ class Images(Inputs):
 
 
 class ImagePreprocessing(nn.Module):
-    """uint8 `[B, C, H, W]` -> float32: x / 255, bilinear resize to `size` a side (no antialias), (x − mean) / std."""
+    """uint8 `[B, C, H, W]` -> float32: x / 255, resized to `size` a side (no antialias), (x − mean) / std.
+
+    `resample`: bilinear, or bicubic (a = −0.75), whose overshoot is cut to [0, 1].
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], size: int | None) -> None:
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], size: int | None, resample: Resample = "bilinear"
+    ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.resample = size, resample
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         pixels = image.float() / 255.0
         if self.size is not None and pixels.shape[-2:] != (self.size, self.size):
-            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", align_corners=False)
+            pixels = F.interpolate(pixels, (self.size, self.size), mode=self.resample, align_corners=False)
+            if self.resample == "bicubic":
+                pixels = pixels.clamp(0.0, 1.0)
         return (pixels - self.mean) / self.std
 
 

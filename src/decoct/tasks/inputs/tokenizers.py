@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from decoct.artifact import Strict, parse_json, read_json
 from decoct.data.remember import Remembered
 from decoct.errors import DataError, DecoctError, RecipeError, ResourceError
+from decoct.models.folders import tokenizer_folder
+from decoct.models.hub import snapshot
 from decoct.spec import Catalogue, Spec
 from decoct.tasks.inputs.wordpiece import train_wordpiece
 
@@ -147,27 +149,55 @@ class BytePair(Tokenizer):
 
 
 class Pretrained(Tokenizer):
-    """The tokenizer.json of a local folder in the transformers format, or the file itself.
+    """The tokenizer of a local folder in the transformers format, or a tokenizer.json itself.
 
-    `padding` is read from tokenizer_config.json beside it where it is left out.
+    `path`, or the `name` of a repository on the hub at a `revision`. `padding` is read from tokenizer_config.json
+    beside it where it is left out. Without a tokenizer.json it is made of the vocabulary there (vocab.txt, and what
+    else transformers reads).
     """
 
     use: ClassVar[str] = "pretrained"
-    path: Path
+    path: Path | None = None
+    name: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    revision: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _path_or_name(self) -> Pretrained:
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give one of path (a local folder or file) and name (of a repository on the hub)")
+        return self
 
     def resolve(self, texts: Sequence[str]) -> Self:
         if self.text:
             return self
         require_tokenizers()
-        file = self.path / "tokenizer.json" if self.path.is_dir() else self.path
+        place = self.path if self.path is not None else snapshot(str(self.name), self.revision)[0]
+        file = place / "tokenizer.json" if place.is_dir() else place
         if not file.is_file():
-            raise DataError(
-                f"tokenizer.path={self.path}: no tokenizer.json there; write one with "
-                "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-            )
+            return self._of_vocabulary(place)
         content = read_json(file, _File, error=DataError)
         text = file.read_text(encoding="utf-8")
         found = self.replace(text=text, padding=self.padding or _padding_token(file.parent, content))
+        found.padding_id()
+        return found
+
+    def _of_vocabulary(self, folder: Path) -> Self:
+        """The same from a folder that holds a vocabulary in a form of its own, read by transformers."""
+        absent = DataError(
+            f"tokenizer.path={folder}: no tokenizer.json there; write one with "
+            "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
+        if not folder.is_dir() or tokenizer_folder(folder) is None:
+            raise absent
+        try:
+            from transformers import AutoTokenizer
+
+            made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            text, padding = str(made.backend_tokenizer.to_str()), made.pad_token
+        except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise absent from None
+        content = parse_json(text, f"the tokenizer of {folder}", _File, error=DataError)
+        found = self.replace(text=text, padding=self.padding or padding or _padding_token(folder, content))
         found.padding_id()
         return found
 
