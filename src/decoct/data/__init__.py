@@ -18,6 +18,7 @@ CATALOGUE = Catalogue(
         "credit_default": "decoct.data.credit_default:CreditDefault",
         "california_housing": "decoct.data.california_housing:CaliforniaHousing",
         "csv": "decoct.data.csv:CSV",
+        "parquet": "decoct.data.parquet_tables:ParquetTables",
         "mnist": "decoct.data.mnist:MNIST",
         "several": "decoct.data.several:Several",
         "text": "decoct.data.text:Text",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from decoct.data.base import Data, Split
 from decoct.data.decoded import keep
 from decoct.data.decoded import kept as decoded_at
 from decoct.data.pixels import Files, PictureFiles, Pixels
+from decoct.data.stored_texts import StoredTexts
 from decoct.errors import IntegrityError
 
 MAPPED = 1 << 16
@@ -33,33 +34,6 @@ class Kept:
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class StoredTexts(Sequence[str]):
-    """Texts that stand end to end in one file: text i ends at byte `ends[i]`.
-
-    >>> StoredTexts(np.frombuffer(b"abcd", np.uint8), np.array([1, 4]))[1]
-    'bcd'
-    """
-
-    def __init__(self, content: np.ndarray, ends: np.ndarray) -> None:
-        self._content, self._ends = content, ends
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        at = range(len(self))[place]
-        start = int(self._ends[at - 1]) if at else 0
-        return self._content[start : int(self._ends[at])].tobytes().decode("utf-8", "surrogatepass")
 
 
 def kept_split(split: Split) -> dict[str, Any]:
@@ -84,9 +58,9 @@ def write_split(folder: Path, name: str, split: Split, files: Sequence[str]) -> 
         elif isinstance(column, np.ndarray):
             _save(folder, place, column)
         else:
-            texts = [each.encode("utf-8", "surrogatepass") for each in column]
-            _save(folder, place, np.frombuffer(b"".join(texts), np.uint8))
-            _save(folder, f"{place}.ends", np.cumsum([len(each) for each in texts], dtype=np.int64))
+            texts = column if isinstance(column, StoredTexts) else StoredTexts.of(column)
+            _save(folder, place, texts.content)
+            _save(folder, f"{place}.ends", texts.ends)
 
 
 def read_split(folder: Path, name: str, kept: dict[str, Any], data: Data, files: Sequence[str], decoded: Path) -> Split:
@@ -143,6 +117,8 @@ def _form(column: Any) -> str:
         return "pixels"
     if isinstance(column, np.ndarray) and column.dtype != object:
         return "array"
+    if isinstance(column, StoredTexts):
+        return "texts"
     if isinstance(column, Sequence) and all(isinstance(each, str) for each in column):
         return "texts"
     raise TypeError(f"a column of {type(column).__name__}")
