@@ -9,6 +9,7 @@ CATALOGUE = Catalogue(
         "fashion_mnist": "decoct.data.fashion_mnist:FashionMNIST",
         "cifar10": "decoct.data.cifar10:CIFAR10",
         "image_folder": "decoct.data.image_folder:ImageFolder",
+        "webdataset": "decoct.data.webdataset:WebDataset",
         "image_masks": "decoct.data.image_masks:ImageMasks",
         "voc": "decoct.data.voc:VOC",
         "sst2": "decoct.data.sst2:SST2",

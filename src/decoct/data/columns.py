@@ -13,6 +13,7 @@ from decoct.data.base import Data, Split
 from decoct.data.decoded import keep
 from decoct.data.decoded import kept as decoded_at
 from decoct.data.pixels import Files, PictureFiles, Pixels
+from decoct.data.shards import Places
 from decoct.data.stored_texts import StoredTexts
 from decoct.errors import IntegrityError
 
@@ -51,9 +52,7 @@ def write_split(folder: Path, name: str, split: Split, files: Sequence[str]) -> 
     for own, column in split.columns.items():
         place = f"{name}.columns.{own}"
         if isinstance(column, Pixels):
-            number = {path: at for at, path in enumerate(files)}
-            paths = [number[column.files.paths[at]] for at in column.places.tolist()]
-            _save(folder, place, np.array(paths, np.int64))
+            _save(folder, place, _places(column, files))
             _save(folder, f"{place}.sums", column.files.sums[column.places])
         elif isinstance(column, np.ndarray):
             _save(folder, place, column)
@@ -106,10 +105,18 @@ def _pixels(
     if not isinstance(data, PictureFiles):
         raise IntegrityError(f"{data.use} has no pictures")
     read, pictures = data.decoder()
-    paths = [files[at] for at in places.tolist()]
+    paths = Places(files, places) if places.ndim == 2 else [files[at] for at in places.tolist()]
     shape = tuple(kept["shape"])
     own = Files(paths, read, pictures, shape, keys, sums, decoded=decoded_at(decoded, len(paths), shape))
     return Pixels(own.keeping(), np.arange(len(paths)))
+
+
+def _places(column: Pixels, files: Sequence[str]) -> np.ndarray:
+    """int64 `[N]`: which of the files holds each picture; of shards `[N, 3]`, and where in it."""
+    if isinstance(column.files.paths, Places):
+        return column.files.paths.among(files, column.places)
+    number = {path: at for at, path in enumerate(files)}
+    return np.array([number[column.files.paths[at]] for at in column.places.tolist()], np.int64)
 
 
 def _form(column: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.files import walked_names
 from decoct.data.hashing import fingerprint, keyed, uniform
-from decoct.data.mapped import spans
+from decoct.data.mapped import room, spans
 from decoct.errors import DataError, RecipeError
 
 NAMES = {
@@ -96,13 +96,13 @@ def hold_out(split: Split, fraction: float, salt: str) -> tuple[Split, Split]:
     A sample's side depends on its own content alone, so equal samples stay together and added ones move no other.
     At least one sample is held out.
     """
-    held = np.empty(len(split), bool)
+    held, rest = room(len(split), bool), room(len(split), bool)
     for part in spans(len(split)):
         held[part] = uniform(keyed(salt, split.keys[part])) < fraction
     if not held.any():
         hashes = keyed(salt, split.keys)
         held = hashes == hashes.min()
-    return split.where(~held), split.where(held)
+    return split.where(np.logical_not(held, out=rest)), split.where(held)
 
 
 def first(split: Split, count: int) -> Split:
