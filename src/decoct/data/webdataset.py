@@ -13,6 +13,7 @@ from pydantic import Field
 
 from decoct.data.base import Dataset, Split
 from decoct.data.coded import Coded
+from decoct.data.files import regular
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
 from decoct.data.mapped import Rows
 from decoct.data.pixels import PictureFiles, Read, examined
@@ -109,7 +110,7 @@ class _Shards:
     def __init__(self, files: Sequence[Path], data: WebDataset) -> None:
         self.labels, rows = Coded(), Rows(np.int64, (3,))
         for number, path in enumerate(files):
-            with path.open("rb") as file:
+            with regular(path).open("rb") as file:
                 texts, own = [], []
                 for key, members in groupby(members_of(path), key=lambda member: member.key):
                     sample = _sample(f"{path}: {key}", list(members), data)
