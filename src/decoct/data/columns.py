@@ -70,7 +70,7 @@ def read_split(folder: Path, name: str, kept: dict[str, Any], data: Data, files:
         place = f"{name}.columns.{own}"
         columns[own] = _load(folder, place)
         if form == "texts":
-            columns[own] = StoredTexts(columns[own], _load(folder, f"{place}.ends"))
+            columns[own] = StoredTexts(columns[own], _load(folder, f"{place}.ends"), text_home(folder, name, own))
         elif form == "pixels":
             columns[own] = _pixels(
                 decoded / f"{name}.{own}",
@@ -109,6 +109,19 @@ def _pixels(
     shape = tuple(kept["shape"])
     own = Files(paths, read, pictures, shape, keys, sums, decoded=decoded_at(decoded, len(paths), shape))
     return Pixels(own.keeping(), np.arange(len(paths)))
+
+
+def text_home(folder: Path, name: str, own: str) -> Path:
+    """The folder of what is made of a column of texts: outside of the sealed one, as it comes later."""
+    return folder.with_name(f"{folder.name}.tokens") / f"{name}.{own}"
+
+
+def at_home(split: Split, folder: Path, name: str) -> Split:
+    """The split, whose texts know where the index holds them."""
+    for own, column in split.columns.items():
+        if isinstance(column, StoredTexts):
+            column.home = text_home(folder, name, own)
+    return split
 
 
 def _places(column: Pixels, files: Sequence[str]) -> np.ndarray:

@@ -113,9 +113,7 @@ class Rows:
 
     def _written(self, block: np.ndarray) -> bool:
         assert self._file is not None
-        try:
-            self._file.write(block.reshape(-1).view(np.uint8).data)
-        except OSError:
+        if not _written(self._file, block):
             return False
         self._bytes += block.nbytes
         return True
@@ -130,6 +128,53 @@ class Rows:
             file.readinto(before.data)  # type: ignore[attr-defined]
         self._file = None
         self._parts = [before.view(self._dtype).reshape(-1, *self._shape), np.array(block)]
+
+
+class Growing:
+    """Numbers of one type to which others are added, and of which all can be read meanwhile.
+
+    >>> numbers = Growing(np.int32)
+    >>> numbers.add(np.array([4, 5])), numbers.add(np.array([6])), numbers.values.tolist()
+    (0, 2, [4, 5, 6])
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = np.dtype(dtype)
+        self._file: IO[bytes] | None = None
+        self._tried = False
+        self._count = 0
+        self._values = np.empty(0, self._dtype)
+
+    @property
+    def values(self) -> np.ndarray:
+        """All of them."""
+        if len(self._values) < self._count:
+            assert self._file is not None
+            self._values = _view(self._file, self._count * self._dtype.itemsize, self._dtype, (self._count,))
+        return self._values[: self._count]
+
+    def add(self, more: np.ndarray) -> int:
+        """Adds some `[n]`; gives the place of the first."""
+        block, start = np.ascontiguousarray(more, self._dtype), self._count
+        if self._file is None and not self._tried and (start + len(block)) * self._dtype.itemsize > LEAST:
+            self._tried, self._file = True, _file(0)
+            if self._file is not None and not self._written(self.values):
+                self._file = None
+        if self._file is not None and not self._written(block):
+            before = np.array(self.values)
+            self._file, self._values = None, before
+        if self._file is None:
+            if start + len(block) > len(self._values):
+                larger = np.empty(max(2 * start, start + len(block)), self._dtype)
+                larger[:start] = self.values
+                self._values = larger
+            self._values[start : start + len(block)] = block
+        self._count += len(block)
+        return start
+
+    def _written(self, block: np.ndarray) -> bool:
+        assert self._file is not None
+        return _written(self._file, block)
 
 
 def taken(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -168,6 +213,17 @@ def _file(size: int) -> IO[bytes] | None:
         return tempfile.TemporaryFile(dir=folder, buffering=0)
     except OSError:
         return None
+
+
+def _written(file: IO[bytes], block: np.ndarray) -> bool:
+    """Whether the disk took all of it."""
+    content = block.reshape(-1).view(np.uint8).data
+    try:
+        while len(content):
+            content = content[file.write(content) :]
+    except OSError:
+        return False
+    return True
 
 
 def _reserve(file: IO[bytes], size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -18,8 +19,10 @@ class StoredTexts(Sequence[str]):
     'bcd'
     """
 
-    def __init__(self, content: np.ndarray, ends: np.ndarray) -> None:
+    def __init__(self, content: np.ndarray, ends: np.ndarray, home: Path | None = None) -> None:
         self.content, self.ends = content, ends
+        self.home = home
+        """A folder for what is made of these texts, where the index holds them."""
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> StoredTexts:
