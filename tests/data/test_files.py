@@ -25,7 +25,7 @@ def test_no_reader_waits_for_a_pipe_or_reads_a_device(use: str, kind: str, tmp_p
     path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
     if kind == "pipe":
         os.mkfifo(path)
-    fields: dict[str, Any] = {"target": "y"} if use == "csv" else {}
+    fields: dict[str, Any] = {"target": "y"} if use in ("csv", "parquet") else {}
     with pytest.raises(DataError, match=str(path)):
         CATALOGUE.resolve(use)(path=path, **fields).open(offline=True)
 

@@ -157,14 +157,13 @@ def test_many_texts_are_encoded_as_far_as_a_batch_asks(tmp_path: Path) -> None:
     whole = reading.encode(tokenizer, 6, words)
     lazy = reading.Encodings(tokenizer, 6, words)
     for indices in (np.array([0, 7]), np.array([4_999, 3, 4_999, 1_024]), np.arange(5_000), np.array([2_500])):
-        own, at = lazy.of(indices)
         expected, real = reading.rows_of(whole, indices, 0)
-        found, there = reading.rows_of(own, at, 0)
+        found, there = reading.rows_of(lazy.of(indices), indices, 0)
         assert (found == expected).all()
         assert (there == real).all()
     few = reading.Encodings(tokenizer, 6, words)
     few.of(np.array([1_030, 1_031]))
-    assert list(few._blocks) == [1]
+    assert few._left == {0, 2, 3, 4}
 
 
 def test_options_that_are_sure_stand_on_no_word(texts: Data) -> None:

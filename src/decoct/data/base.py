@@ -13,6 +13,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from decoct.data.lazy import LazyColumn
+from decoct.data.mapped import chosen, taken
+from decoct.data.stored_texts import StoredTexts
 from decoct.errors import DataError, did_you_mean
 from decoct.spec import Spec
 
@@ -43,15 +45,32 @@ class Split:
     def take(self, indices: np.ndarray) -> Split:
         """The samples at `indices`, in their order."""
         columns = {name: _taken(column, indices) for name, column in self.columns.items()}
-        labelled = None if self.labelled is None else self.labelled[indices]
-        group = None if self.group is None else self.group[indices]
-        return Split(columns, self.keys[indices], labelled, group)
+        labelled = None if self.labelled is None else taken(self.labelled, indices)
+        group = None if self.group is None else taken(self.group, indices)
+        return Split(columns, taken(self.keys, indices), labelled, group)
+
+    def where(self, mask: np.ndarray) -> Split:
+        """The samples where `mask`, bool `[N]`, is true, in their order.
+
+        >>> Split({"text": ["a", "b"]}, np.arange(2, dtype=np.uint64)).where(np.array([False, True])).columns
+        {'text': ['b']}
+        """
+        columns = {name: _chosen(column, mask) for name, column in self.columns.items()}
+        labelled = None if self.labelled is None else chosen(self.labelled, mask)
+        group = None if self.group is None else chosen(self.group, mask)
+        return Split(columns, chosen(self.keys, mask), labelled, group)
 
 
 def _taken(column: Any, indices: np.ndarray) -> Any:
-    if isinstance(column, LazyColumn):
+    if isinstance(column, LazyColumn | StoredTexts):
         return column.take(indices)
-    return column[indices] if isinstance(column, np.ndarray) else [column[i] for i in indices]
+    return taken(column, indices) if isinstance(column, np.ndarray) else [column[i] for i in indices]
+
+
+def _chosen(column: Any, mask: np.ndarray) -> Any:
+    if isinstance(column, StoredTexts):
+        return column.where(mask)
+    return chosen(column, mask) if isinstance(column, np.ndarray) else _taken(column, np.flatnonzero(mask))
 
 
 @dataclass(frozen=True)

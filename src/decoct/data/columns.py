@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from decoct.data.base import Data, Split
 from decoct.data.decoded import keep
 from decoct.data.decoded import kept as decoded_at
 from decoct.data.pixels import Files, PictureFiles, Pixels
+from decoct.data.shards import Places
+from decoct.data.stored_texts import StoredTexts
 from decoct.errors import IntegrityError
 
 MAPPED = 1 << 16
@@ -35,33 +37,6 @@ class Kept:
         return asdict(self)
 
 
-class StoredTexts(Sequence[str]):
-    """Texts that stand end to end in one file: text i ends at byte `ends[i]`.
-
-    >>> StoredTexts(np.frombuffer(b"abcd", np.uint8), np.array([1, 4]))[1]
-    'bcd'
-    """
-
-    def __init__(self, content: np.ndarray, ends: np.ndarray) -> None:
-        self._content, self._ends = content, ends
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        at = range(len(self))[place]
-        start = int(self._ends[at - 1]) if at else 0
-        return self._content[start : int(self._ends[at])].tobytes().decode("utf-8", "surrogatepass")
-
-
 def kept_split(split: Split) -> dict[str, Any]:
     """The form of each column of a split; TypeError for one that the index does not hold."""
     forms = {name: _form(column) for name, column in split.columns.items()}
@@ -77,16 +52,14 @@ def write_split(folder: Path, name: str, split: Split, files: Sequence[str]) -> 
     for own, column in split.columns.items():
         place = f"{name}.columns.{own}"
         if isinstance(column, Pixels):
-            number = {path: at for at, path in enumerate(files)}
-            paths = [number[column.files.paths[at]] for at in column.places.tolist()]
-            _save(folder, place, np.array(paths, np.int64))
+            _save(folder, place, _places(column, files))
             _save(folder, f"{place}.sums", column.files.sums[column.places])
         elif isinstance(column, np.ndarray):
             _save(folder, place, column)
         else:
-            texts = [each.encode("utf-8", "surrogatepass") for each in column]
-            _save(folder, place, np.frombuffer(b"".join(texts), np.uint8))
-            _save(folder, f"{place}.ends", np.cumsum([len(each) for each in texts], dtype=np.int64))
+            texts = column if isinstance(column, StoredTexts) else StoredTexts.of(column)
+            _save(folder, place, texts.content)
+            _save(folder, f"{place}.ends", texts.ends)
 
 
 def read_split(folder: Path, name: str, kept: dict[str, Any], data: Data, files: Sequence[str], decoded: Path) -> Split:
@@ -97,7 +70,7 @@ def read_split(folder: Path, name: str, kept: dict[str, Any], data: Data, files:
         place = f"{name}.columns.{own}"
         columns[own] = _load(folder, place)
         if form == "texts":
-            columns[own] = StoredTexts(columns[own], _load(folder, f"{place}.ends"))
+            columns[own] = StoredTexts(columns[own], _load(folder, f"{place}.ends"), text_home(folder, name, own))
         elif form == "pixels":
             columns[own] = _pixels(
                 decoded / f"{name}.{own}",
@@ -132,10 +105,31 @@ def _pixels(
     if not isinstance(data, PictureFiles):
         raise IntegrityError(f"{data.use} has no pictures")
     read, pictures = data.decoder()
-    paths = [files[at] for at in places.tolist()]
+    paths = Places(files, places) if places.ndim == 2 else [files[at] for at in places.tolist()]
     shape = tuple(kept["shape"])
     own = Files(paths, read, pictures, shape, keys, sums, decoded=decoded_at(decoded, len(paths), shape))
     return Pixels(own.keeping(), np.arange(len(paths)))
+
+
+def text_home(folder: Path, name: str, own: str) -> Path:
+    """The folder of what is made of a column of texts: outside of the sealed one, as it comes later."""
+    return folder.with_name(f"{folder.name}.tokens") / f"{name}.{own}"
+
+
+def at_home(split: Split, folder: Path, name: str) -> Split:
+    """The split, whose texts know where the index holds them."""
+    for own, column in split.columns.items():
+        if isinstance(column, StoredTexts):
+            column.home = text_home(folder, name, own)
+    return split
+
+
+def _places(column: Pixels, files: Sequence[str]) -> np.ndarray:
+    """int64 `[N]`: which of the files holds each picture; of shards `[N, 3]`, and where in it."""
+    if isinstance(column.files.paths, Places):
+        return column.files.paths.among(files, column.places)
+    number = {path: at for at, path in enumerate(files)}
+    return np.array([number[column.files.paths[at]] for at in column.places.tolist()], np.int64)
 
 
 def _form(column: Any) -> str:
@@ -143,6 +137,8 @@ def _form(column: Any) -> str:
         return "pixels"
     if isinstance(column, np.ndarray) and column.dtype != object:
         return "array"
+    if isinstance(column, StoredTexts):
+        return "texts"
     if isinstance(column, Sequence) and all(isinstance(each, str) for each in column):
         return "texts"
     raise TypeError(f"a column of {type(column).__name__}")

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from decoct.data.base import Data, Dataset
+from decoct.data.cells import Delimited
 from decoct.data.files import present
 from decoct.data.splits import assemble, hold_out
-from decoct.data.tables import MISSING, Layout, make_columns, read_table
+from decoct.data.tables import MISSING, Layout, make_columns
 from decoct.errors import RecipeError
 
 
@@ -39,9 +40,9 @@ class CSV(Data):
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the file")
-        tables = {"train": read_table(present(self.path), delimiter=self.delimiter, header=self.header)}
+        tables = {"train": Delimited(present(self.path), self.delimiter, self.header)}
         if self.test_path is not None:
-            tables["test"] = read_table(present(self.test_path), delimiter=self.delimiter, header=self.header)
+            tables["test"] = Delimited(present(self.test_path), self.delimiter, self.header)
         layout = Layout(self.target, self.kind, self.categorical, self.drop, self.missing)
         columns = make_columns(tables, layout)
         splits = columns.splits

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import gzip
+import io
 import os
 import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from decoct.errors import DataError, ResourceError
 from decoct.memory import free_memory, gigabytes
@@ -126,7 +130,7 @@ def failed(use: str, error: BaseException, wanted: str) -> DataError:
 def read_bytes(path: Path) -> bytes:
     """A regular file's bytes, decompressed if it is gzip; DataError names the file where it is damaged, ResourceError
     where memory would not do for what is made of them."""
-    try:
+    with _as_data_errors(path):
         size, most = regular(path).stat().st_size, free_memory() // COPIES
         if size > most:
             raise _too_large(path, f"holds {gigabytes(size)}", most)
@@ -135,10 +139,6 @@ def read_bytes(path: Path) -> bytes:
                 file.seek(0)
                 return file.read()
         return _decompressed(path, most)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip ({error}); get the file again") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _decompressed(path: Path, most: int) -> bytes:
@@ -166,6 +166,53 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from None
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file to be read from its start to its end, decompressed if it is gzip; errors as of `read_bytes`."""
+    with _as_data_errors(path), regular(path).open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not zipped:
+            yield file
+            return
+        with gzip.open(file, "rb") as unzipped:
+            yield unzipped
+
+
+@contextlib.contextmanager
+def open_text(path: Path, newline: str | None = "\n") -> Iterator[io.TextIOWrapper]:
+    """The same as UTF-8 text; DataError names the byte that is none. `newline` as of `open`."""
+    with open_bytes(path) as file:
+        try:
+            with io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text:
+                yield text
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: byte {_no_text(path)} is not UTF-8; convert the file to UTF-8") from None
+
+
+@contextlib.contextmanager
+def _as_data_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip ({error}); get the file again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _no_text(path: Path) -> int:
+    """The place of the first byte that is not UTF-8."""
+    decoder, before = codecs.getincrementaldecoder("utf-8")(), 0
+    with open_bytes(path) as file:
+        while True:
+            block, waiting = file.read(BLOCK), len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                return before - waiting + error.start
+            before += len(block)
 
 
 def from_hub(use: str, repository: str, names: dict[str, str], wanted: str, *, offline: bool) -> dict[str, Path]:

@@ -90,7 +90,7 @@ def _add_dataset(state: Any, dataset: Any) -> None:
         for tensor in dataset.tensors:
             _add_value(state, tensor)
     elif isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
-        count = len(dataset)
+        count = _length(dataset) or 0
         with torch.random.fork_rng(devices=[]):
             for index in sorted({position * count // SAMPLED for position in range(SAMPLED)} if count else ()):
                 torch.manual_seed(index)
@@ -126,7 +126,7 @@ def _length(loader: Iterable[Any]) -> int | None:
         return None
     try:
         return len(loader)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from decoct.artifact import Artifact, damaged, parse_json, writing
 from decoct.data.base import Data, Dataset
-from decoct.data.columns import Kept, kept_split, read_split, write_decoded, write_split
+from decoct.data.columns import Kept, at_home, kept_split, read_split, write_decoded, write_split
 from decoct.data.files import cache_folder, others_may_write
 from decoct.errors import DataError, DecoctError, IntegrityError
 
@@ -115,7 +115,10 @@ class Entry:
             self._keep(found, [str(each.message) for each in told])
         except (DecoctError, OSError, ValueError):
             return found
-        return replace(found, index=self.folder) if self.folder.is_dir() else found
+        if not self.folder.is_dir():
+            return found
+        splits = {name: at_home(split, self.folder, name) for name, split in found.splits.items()}
+        return replace(found, splits=splits, index=self.folder)
 
     def other_files(self, kept: Artifact) -> list[str]:
         """The files whose bytes are others than when they were read."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from decoct.data.base import Source, Split
-from decoct.data.hashing import keyed, occurrences
+from decoct.data.hashing import keyed
+from decoct.data.ordering import argsorted, counted
 from decoct.data.views import Views
 from decoct.errors import DataError, RecipeError
 
@@ -49,16 +50,15 @@ class Batches(Source):
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch_size: {batch_size}; give 1 or more")
-        chosen = np.arange(len(split)) if only == "all" or split.labelled is None else np.flatnonzero(split.labelled)
-        if len(chosen) == 0 or (drop_last and len(chosen) < batch_size):
-            raise DataError(
-                f"no batch of {batch_size} can be drawn from {len(chosen)} samples ({only} of {len(split)})"
-            )
-        self._split, self._collate, self._chosen = split, collate, chosen
+        chosen = None if only == "all" or split.labelled is None else np.flatnonzero(split.labelled)
+        count = len(split) if chosen is None else len(chosen)
+        if count == 0 or (drop_last and count < batch_size):
+            raise DataError(f"no batch of {batch_size} can be drawn from {count} samples ({only} of {len(split)})")
+        self._split, self._collate, self._chosen, self._count = split, collate, chosen, count
         self._batch_size, self._seed = batch_size, seed
         self._shuffle, self._augment, self._prefetch, self._views = shuffle, augment, prefetch, views
-        self._occurrence = occurrences(split.keys, split.columns)[chosen] if shuffle else None
-        whole, rest = divmod(len(chosen), batch_size)
+        self._occurrence = self._own(counted(split.keys, split.columns)) if shuffle else None
+        whole, rest = divmod(count, batch_size)
         self._length = whole + (rest > 0 and not drop_last)
         self._epoch = self._batch = 0
 
@@ -98,9 +98,15 @@ class Batches(Source):
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the samples in the order of an epoch."""
         if self._occurrence is None:
-            return self._chosen
-        hashes = keyed(self._seed, "order", epoch, self._split.keys[self._chosen], self._occurrence)
-        return self._chosen[np.argsort(hashes, kind="stable")]
+            return np.arange(self._count) if self._chosen is None else self._chosen
+        keys, occurrence = self._own(self._split.keys), self._occurrence
+        ranks = argsorted(
+            lambda part: keyed(self._seed, "order", epoch, keys[part], occurrence[part]), self._count
+        )
+        return ranks if self._chosen is None else self._chosen[ranks]
+
+    def _own(self, values: np.ndarray) -> np.ndarray:
+        return values if self._chosen is None else values[self._chosen]
 
     def _epoch_batches(self, epoch: int, first: int) -> Generator[Batch]:
         order = self.order(epoch)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from decoct.data.base import Data, Dataset, Split
+from decoct.data.files import walked_names
 from decoct.data.hashing import fingerprint, keyed, uniform
+from decoct.data.mapped import room, spans
 from decoct.errors import DataError, RecipeError
 
 NAMES = {
@@ -29,6 +32,38 @@ def split_named(file: str) -> str | None:
     """
     words = set(re.split(r"[^a-z]+", file.lower()))
     return next((split for split, names in NAMES.items() if words & set(names)), None)
+
+
+def split_files(path: Path, endings: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each split below a folder, sorted by path: each may have several; one file is for training.
+
+    The split is the one that the folder below `path`, or else a word of the name, says. Where none says any, all are
+    for training. DataError where some do and others do not, or none is for training.
+    """
+    if not path.is_dir():
+        return {"train": [path]}
+    every = [Path(each) for each in walked_names(path) if each.lower().endswith(tuple(endings))]
+    return files_by_split(path, sorted(every))
+
+
+def files_by_split(path: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The same of files that were found below `path`."""
+    if not files:
+        raise DataError(f"data.path={path}: no such files there; give the file, or the folder that holds them")
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        words = [*file.relative_to(path).parts[:-1], file.name] if file.is_relative_to(path) else [file.name]
+        found.setdefault(next((name for each in words if (name := split_named(each))), ""), []).append(file)
+    if set(found) == {""}:
+        return {"train": found[""]}
+    if "" in found:
+        raise DataError(
+            f"data.path={path}: some files name a split and {found[''][0]} does not; put train, validation or test "
+            "into the name of each, or of its folder"
+        )
+    if "train" not in found:
+        raise DataError(f"data.path={path}: no file for training (train in its name, or in that of its folder)")
+    return {name: found[name] for name in NAMES if name in found}
 
 
 def assemble(
@@ -61,11 +96,13 @@ def hold_out(split: Split, fraction: float, salt: str) -> tuple[Split, Split]:
     A sample's side depends on its own content alone, so equal samples stay together and added ones move no other.
     At least one sample is held out.
     """
-    hashes = keyed(salt, split.keys)
-    held = uniform(hashes) < fraction
+    held, rest = room(len(split), bool), room(len(split), bool)
+    for part in spans(len(split)):
+        held[part] = uniform(keyed(salt, split.keys[part])) < fraction
     if not held.any():
+        hashes = keyed(salt, split.keys)
         held = hashes == hashes.min()
-    return split.take(np.flatnonzero(~held)), split.take(np.flatnonzero(held))
+    return split.where(np.logical_not(held, out=rest)), split.where(held)
 
 
 def first(split: Split, count: int) -> Split:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.files import from_hub, present
 from decoct.data.hashing import text_keys
+from decoct.data.labelled_texts import LabelledTexts
 from decoct.data.parquet import checked_labels, read_columns
 from decoct.data.splits import assemble
 from decoct.data.tsv import find_files, read_rows, text_split
@@ -38,7 +39,7 @@ def _local(path: Path) -> dict[str, Split]:
     absent = {"train", "validation", "test"} - set(files)
     if absent:
         raise DataError(f"data.path={path}: no file for {', '.join(sorted(absent))}; give data.path={WANTED}")
-    return {name: text_split(file, read_rows(file, 0, 1), {"0": 0, "1": 1}) for name, file in files.items()}
+    return {name: text_split(file, LabelledTexts(read_rows(file, 0, 1)), ("0", "1")) for name, file in files.items()}
 
 
 def _hub(offline: bool) -> dict[str, Split]:

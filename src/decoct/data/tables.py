@@ -1,61 +1,58 @@
-"""Tables of text cells turned into numeric columns."""
+"""Tables of cells turned into numeric columns, a block of rows at a time."""
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from decoct.data.base import Split
-from decoct.data.files import read_bytes, read_text
+from decoct.data.cells import Cells, Delimited
+from decoct.data.coded import Coded
 from decoct.data.hashing import content_keys
-from decoct.errors import DataError, RecipeError, did_you_mean
+from decoct.data.mapped import Rows, spans
+from decoct.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     import pyarrow
 
 MISSING = ("", "NA", "NaN", "nan", "?")
-BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns of cells as a file gives them, text without blanks around it."""
+class Table(Cells):
+    """A table that was read as a whole: its columns of texts without blanks around them."""
 
-    path: Path
-    names: tuple[str, ...]
-    columns: tuple[pyarrow.StringArray, ...]
-    delimiter: str = ","
-    header: bool = True
+    def __init__(self, source: Delimited) -> None:
+        import pyarrow
+
+        self.path, self.names, self._source = source.path, source.names, source
+        blocks = list(source.blocks(source.names))
+        self.columns = tuple(pyarrow.chunked_array(each, pyarrow.string()).combine_chunks() for each in zip(*blocks))
+
+    def blocks(
+        self, names: Sequence[str], numbers: Collection[str] = (), missing: Sequence[str] = ()
+    ) -> Iterator[list[pyarrow.StringArray]]:
+        yield [self.columns[self.places[name]] for name in names]
 
     def cells(self, name: str, setting: str) -> pyarrow.StringArray:
         """The cells of one column; RecipeError names the nearest where the table lacks it."""
-        if name not in self._places:
-            raise RecipeError(f"{setting}: {self.path.name} has no column {name!r}; {did_you_mean(name, self.names)}")
-        return self.columns[self._places[name]]
+        return self.columns[self.places[self.require(name, setting)]]
 
     def column(self, name: str, setting: str) -> list[str]:
         """The cells of one column as a list."""
         found: list[str] = self.cells(name, setting).to_pylist()
         return found
 
+    def where(self, row: int) -> str:
+        return self._source.where(row)
+
     def line(self, row: int) -> int:
         """The line of the file on which a row ends, counted from 1."""
-        _, number = next(itertools.islice(_rows(self.path, self.delimiter), row + self.header, None))
-        return number
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {name: at for at, name in enumerate(self.names)}
+        return self._source.line(row)
 
 
 @dataclass(frozen=True)
@@ -81,215 +78,199 @@ class Columns:
 
 
 def read_table(path: Path, *, delimiter: str = ",", header: bool = True) -> Table:
-    """A delimited file, gzip or not, with quoted cells; without header the columns are called "0", "1", ..."""
-    content = read_bytes(path).removeprefix(BOM)
-    columns = _by_arrow(content, delimiter) or _by_rows(path, delimiter)
-    del content
-    heads = [str(column[0]).strip() for column in columns]
-    names = tuple(heads) if header else tuple(map(str, range(len(columns))))
-    if len(set(names)) < len(names):
-        twice = Counter(names).most_common(1)[0][0]
-        raise DataError(f"{path}: two columns are called {twice!r}")
-    columns = [_trimmed(column[1:] if header else column) for column in columns]
-    if not len(columns[0]):
-        raise DataError(f"{path}: a header and no rows")
-    return Table(path, names, tuple(columns), delimiter, header)
+    """A delimited file as a whole, gzip or not; without header the columns are called "0", "1", ..."""
+    return Table(Delimited(path, delimiter, header))
 
 
-def _by_arrow(content: bytes, delimiter: str) -> list[Any] | None:
-    """The columns as pyarrow reads them, which does so as the csv module does; None where it refuses the file."""
-    import pyarrow
-    import pyarrow.csv
-
-    lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="replace", newline="")
-    try:
-        first = next((row for row in csv.reader(lines, delimiter=delimiter) if row), None)
-    except csv.Error:
-        return None
-    if first is None:
-        return None
-    names = list(map(str, range(len(first))))
-    try:
-        table = pyarrow.csv.read_csv(
-            pyarrow.BufferReader(content),
-            read_options=pyarrow.csv.ReadOptions(column_names=names),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string())),
-        )
-    except (pyarrow.ArrowInvalid, ValueError):
-        return None
-    return [each.combine_chunks() for each in table.columns] if len(table) else None
-
-
-def _by_rows(path: Path, delimiter: str) -> list[Any]:
-    """The columns row by row, for files that pyarrow refuses: read all the same, or refused by line."""
-    import pyarrow
-
-    rows: list[list[str]] = []
-    for row, line in _rows(path, delimiter):
-        if rows and len(row) != len(rows[0]):
-            raise DataError(f"{path}, line {line}: {len(row)} cells, expected {len(rows[0])} (delimiter {delimiter!r})")
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{path}: the file is empty")
-    return [pyarrow.array(column, pyarrow.string()) for column in zip(*rows)]
-
-
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[list[str], int]]:
-    """The rows that are not blank, each with the line on which it ends."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    try:
-        for row in reader:
-            if row:
-                yield row, reader.line_num
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def _trimmed(cells: Any) -> Any:
-    import pyarrow.compute
-
-    return pyarrow.compute.utf8_trim_whitespace(cells)
-
-
-def make_columns(tables: Mapping[str, Table], layout: Layout) -> Columns:
-    """Splits with `features` float64 (NaN = missing) and `label` or `value`.
+def make_columns(tables: Mapping[str, Cells], layout: Layout) -> Columns:
+    """Splits with `features` float64 (NaN = missing) and `label` or `value`, read a block of rows at a time.
 
     A categorical column holds numbers if all of its cells are numbers, else the rank of its text among all of its
     texts; `categories` maps each text to its number.
     """
     train = tables["train"]
-    train.column(layout.target, "data.target")
+    train.require(layout.target, "data.target")
     for setting, names in (("data.categorical", layout.categorical), ("data.drop", layout.drop)):
         for name in names:
-            train.column(name, setting)
+            train.require(name, setting)
     left_out = {layout.target, *layout.drop}
     features = tuple(name for name in train.names if name not in left_out)
     if not features:
         raise RecipeError(f"data.drop: {train.path.name} has no column left beside the target {layout.target!r}")
+    named = [name for name in features if name in layout.categorical]
+    read = {name: _Read(table, layout, features, named) for name, table in tables.items()}
     categories = {
-        name: _category_values(_texts_of(tables.values(), name), layout)
-        for name in features
-        if name in layout.categorical
+        name: _category_values({text for each in read.values() for text in each.coded[name].names}, layout)
+        for name in named
     }
-    classes = layout.classes or (_class_names(train, layout) if layout.kind == "classification" else ())
-    splits = {name: _split(table, layout, features, categories, classes) for name, table in tables.items()}
+    classes = layout.classes
+    if layout.kind == "classification" and not classes:
+        classes = _class_names(train, read["train"].target.names, layout)
+    splits = {name: each.split(categories, classes) for name, each in read.items()}
     return Columns(splits, classes, features, categories)
 
 
-def _split(
-    table: Table,
-    layout: Layout,
-    features: tuple[str, ...],
-    categories: Mapping[str, Mapping[str, float]],
-    classes: tuple[str, ...],
-) -> Split:
-    columns = [
-        _coded(table.cells(name, "data"), categories[name]) if name in categories else _numbers(table, name, layout)
-        for name in features
-    ]
-    matrix = np.stack(columns, axis=1)
-    texts = [table.column(name, "data") for name in categories]
-    keys = _keys(matrix, features, categories, texts)
-    if layout.kind == "classification":
-        return Split({"features": matrix, "label": _labels(table, layout, classes)}, keys)
-    values = _numbers(table, layout.target, layout)
-    if np.isnan(values).any():
-        line = table.line(int(np.flatnonzero(np.isnan(values))[0]))
-        raise DataError(f"{table.path}, line {line}, column {layout.target}: the target is missing")
-    return Split({"features": matrix, "value": values}, keys)
+class _Read:
+    """One table, read once: its numbers and keys, and its texts as codes until all texts are known."""
+
+    def __init__(self, table: Cells, layout: Layout, features: Sequence[str], named: Sequence[str]) -> None:
+        self.table, self.layout, self.features = table, layout, features
+        self.coded = {name: Coded() for name in named}
+        self.target, self.values = Coded(), Rows(np.float64)
+        numbers, keys = Rows(np.float64, (len(features),)), Rows(np.uint64)
+        for name in features:
+            table.require(name, "data")
+        numeric = {name for name in features if name not in self.coded}
+        numeric |= {layout.target} if layout.kind == "regression" else set()
+        wanted = [*features, table.require(layout.target, "data.target")]
+        for block in table.blocks(wanted, numeric, layout.missing):
+            matrix, row_keys = self._block(block[:-1], len(keys))
+            self._add_target(block[-1], len(keys))
+            numbers.add(matrix)
+            keys.add(row_keys)
+        self.numbers, self.keys = numbers.done(), keys.done()
+        self.codes = {name: each.done() for name, each in self.coded.items()}
+
+    def _block(self, cells: Sequence[pyarrow.Array], start: int) -> tuple[np.ndarray, np.ndarray]:
+        """float64 `[b, F]`, categories left open, and uint64 `[b]` keys."""
+        matrix = np.empty((len(cells[0]), len(self.features)))
+        texts, numeric = [], []
+        for at, (name, column) in enumerate(zip(self.features, cells)):
+            if name in self.coded:
+                texts.append(texts_of(column))
+                self.coded[name].add(texts[-1])
+            else:
+                matrix[:, at] = self._numbers(column, name, start)
+                numeric.append(at)
+        return matrix, _keys(matrix, numeric, [each.to_pylist() for each in texts])
+
+    def _add_target(self, cells: pyarrow.Array, start: int) -> None:
+        if self.layout.kind == "classification":
+            return self.target.add(texts_of(cells))
+        values = self._numbers(cells, self.layout.target, start)
+        if np.isnan(values).any():
+            at = start + int(np.flatnonzero(np.isnan(values))[0])
+            raise DataError(f"{self.table.where(at)}, column {self.layout.target}: the target is missing")
+        return self.values.add(values)
+
+    def _numbers(self, cells: pyarrow.Array, name: str, start: int) -> np.ndarray:
+        """float64: the numbers of a column, NaN where one is missing; DataError says where another text is."""
+        import pyarrow
+        import pyarrow.compute
+
+        if not is_text(cells):
+            values = _typed_numbers(cells, f"{self.table.path}, column {name}")
+        else:
+            missing = pyarrow.array(self.layout.missing, pyarrow.string())
+            absent = pyarrow.compute.is_in(cells, value_set=missing)
+            try:
+                known = pyarrow.compute.if_else(absent, None, cells)
+                values = known.cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+            except pyarrow.ArrowInvalid:
+                values = self._one_by_one(cells.to_pylist(), name, start)
+        if np.isinf(values).any():
+            at = int(np.flatnonzero(np.isinf(values))[0])
+            raise DataError(f"{self.table.where(start + at)}, column {name}: {str(cells[at])!r} is not finite")
+        return np.asarray(values, np.float64)
+
+    def _one_by_one(self, cells: Sequence[str], name: str, start: int) -> np.ndarray:
+        """The numbers of a column as Python reads them."""
+        values = []
+        for at, cell in enumerate(cells, start):
+            try:
+                values.append(np.nan if cell in self.layout.missing else float(cell))
+            except ValueError:
+                advice = f"; list {name} under data.categorical, or its mark for absent values under data.missing"
+                hint = "" if name == self.layout.target else advice
+                raise DataError(f"{self.table.where(at)}, column {name}: {cell!r} is no number{hint}") from None
+        return np.array(values, np.float64)
+
+    def split(self, categories: Mapping[str, Mapping[str, float]], classes: tuple[str, ...]) -> Split:
+        places = {name: at for at, name in enumerate(self.features)}
+        for name, codes in self.codes.items():
+            at, values = places[name], self.coded[name].values(categories[name])
+            for part in spans(len(codes)):
+                self.numbers[part, at] = values[codes[part]]
+        if self.layout.kind == "classification":
+            return Split({"features": self.numbers, "label": self._labels(classes)}, self.keys)
+        return Split({"features": self.numbers, "value": self.values.done()}, self.keys)
+
+    def _labels(self, classes: tuple[str, ...]) -> np.ndarray:
+        codes, known_as = self.target.done(), {name: float(code) for code, name in enumerate(classes)}
+        values = self.target.values(known_as)
+        stopped = self.target.values({f"{name}.": known_as[name] for name in classes})
+        if np.isnan(values).any() and not np.isnan(stopped).any():
+            first = next(iter(self.target.names))
+            warnings.warn(
+                f"{self.table.path}: its classes end with a full stop ({first!r}), which is left out", stacklevel=5
+            )
+            values = stopped
+        labels = Rows(np.int64)
+        for part in spans(len(codes)):
+            found = values[codes[part]]
+            if np.isnan(found).any():
+                at = part.start + int(np.flatnonzero(np.isnan(found))[0])
+                raise DataError(
+                    f"{self.table.where(at)}, column {self.layout.target}: {self.target.text(int(codes[at]))!r} is no "
+                    f"class; expected {', '.join(classes[:10])}"
+                )
+            labels.add(found.astype(np.int64))
+        return labels.done()
 
 
-def _texts_of(tables: Iterable[Table], name: str) -> set[str]:
-    """The different texts in a column of all tables."""
-    return {text for each in tables for text in each.cells(name, "data").unique().to_pylist()}
+def is_text(cells: pyarrow.Array) -> bool:
+    """Whether a column holds texts."""
+    import pyarrow
+
+    return any(kind(cells.type) for kind in (pyarrow.types.is_string, pyarrow.types.is_large_string))
 
 
-def _coded(cells: pyarrow.StringArray, codes: Mapping[str, float]) -> np.ndarray:
-    """float64: the code of each cell, NaN where it has none."""
-    found = cells.dictionary_encode()
-    values = np.array([codes.get(text, np.nan) for text in found.dictionary.to_pylist()], np.float64)
-    return values[found.indices.to_numpy()]
+def texts_of(cells: pyarrow.Array) -> pyarrow.StringArray:
+    """A column as texts: what is absent as an empty one, numbers as pyarrow writes them.
+
+    >>> import pyarrow
+    >>> texts_of(pyarrow.array([1, None])).to_pylist()
+    ['1', '']
+    """
+    import pyarrow.compute
+
+    texts = cells if is_text(cells) and not cells.null_count else pyarrow.compute.fill_null(_as_texts(cells), "")
+    return texts
 
 
-def _keys(
-    matrix: np.ndarray,
-    features: Sequence[str],
-    categories: Mapping[str, Mapping[str, float]],
-    texts: Sequence[Sequence[str]],
-) -> np.ndarray:
+def _as_texts(cells: pyarrow.Array) -> pyarrow.StringArray:
+    import pyarrow
+
+    return cells.cast(pyarrow.string())
+
+
+def _typed_numbers(cells: pyarrow.Array, where: str) -> np.ndarray:
+    """float64 of a column of numbers or truths, NaN where one is absent."""
+    import pyarrow
+
+    kinds = (pyarrow.types.is_integer, pyarrow.types.is_floating, pyarrow.types.is_decimal, pyarrow.types.is_boolean)
+    if not any(kind(cells.type) for kind in (*kinds, pyarrow.types.is_null)):
+        raise DataError(
+            f"{where}: it holds {cells.type} and no numbers; list it under data.categorical or data.drop"
+        )
+    plain = cells.cast(pyarrow.int8()) if pyarrow.types.is_boolean(cells.type) else cells
+    return np.asarray(plain.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
+
+
+def _keys(matrix: np.ndarray, numeric: Sequence[int], texts: Sequence[Sequence[str]]) -> np.ndarray:
     """Keys from the numbers and the category texts, so that another coding of categories changes none of them."""
-    numeric = [at for at, name in enumerate(features) if name not in categories]
     numbers = matrix[:, numeric] + 0.0
     numbers[np.isnan(numbers)] = np.nan
     numbers = np.ascontiguousarray(numbers, "<f8")
-    width, content = numbers.shape[1] * numbers.itemsize, numbers.reshape(-1).view(np.uint8).data
-    rows = (content[at : at + width] for at in range(0, len(numbers) * width, width)) if width else ()
+    width = numbers.shape[1] * numbers.itemsize
+    rows: list[bytes] = numbers.view(f"V{width}").reshape(-1).tolist() if width else [b""] * len(numbers)
     if texts:
-        joined = ("\x1f".join(cells).encode() for cells in zip(*texts))
-        return content_keys(bytes(row) + text for row, text in zip(rows if width else itertools.repeat(b""), joined))
+        rows = [row + "\x1f".join(cells).encode() for row, cells in zip(rows, zip(*texts))]
     return content_keys(rows)
 
 
-def _numbers(table: Table, name: str, layout: Layout) -> np.ndarray:
-    """float64: the numbers of a column, NaN where one is missing; DataError names the line of another text."""
-    import pyarrow
-    import pyarrow.compute
-
-    cells = table.cells(name, "data")
-    absent = pyarrow.compute.is_in(cells, value_set=pyarrow.array(layout.missing, pyarrow.string()))
-    try:
-        values = pyarrow.compute.if_else(absent, None, cells).cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
-    except pyarrow.ArrowInvalid:
-        values = _one_by_one(table, name, layout)
-    if np.isinf(values).any():
-        at = int(np.flatnonzero(np.isinf(values))[0])
-        raise DataError(f"{table.path}, line {table.line(at)}, column {name}: {str(cells[at])!r} is not finite")
-    return np.asarray(values, np.float64)
-
-
-def _one_by_one(table: Table, name: str, layout: Layout) -> np.ndarray:
-    """The numbers of a column as Python reads them."""
-    values = []
-    for row, cell in enumerate(table.column(name, "data")):
-        try:
-            values.append(np.nan if cell in layout.missing else float(cell))
-        except ValueError:
-            hint = (
-                ""
-                if name == layout.target
-                else f"; list {name} under data.categorical, or its mark for absent values under data.missing"
-            )
-            raise DataError(
-                f"{table.path}, line {table.line(row)}, column {name}: {cell!r} is no number{hint}"
-            ) from None
-    return np.array(values, np.float64)
-
-
-def _labels(table: Table, layout: Layout, classes: tuple[str, ...]) -> np.ndarray:
-    cells = table.cells(layout.target, "data.target")
-    known_as = {name: float(code) for code, name in enumerate(classes)}
-    codes = _coded(cells, known_as)
-    if (
-        np.isnan(codes).any()
-        and not np.isnan(stopped := _coded(cells, {f"{name}.": known_as[name] for name in classes})).any()
-    ):
-        warnings.warn(
-            f"{table.path}: its classes end with a full stop ({str(cells[0])!r}), which is left out", stacklevel=4
-        )
-        codes = stopped
-    if np.isnan(codes).any():
-        at = int(np.flatnonzero(np.isnan(codes))[0])
-        known = ", ".join(classes[:10])
-        raise DataError(
-            f"{table.path}, line {table.line(at)}, column {layout.target}: {str(cells[at])!r} is no class; "
-            f"expected {known}"
-        )
-    return codes.astype(np.int64)
-
-
-def _class_names(train: Table, layout: Layout) -> tuple[str, ...]:
-    names = _sorted_texts(cell for cell in _texts_of([train], layout.target) if cell not in layout.missing)
+def _class_names(train: Cells, texts: Iterable[str], layout: Layout) -> tuple[str, ...]:
+    names = _sorted_texts(text for text in texts if text not in layout.missing)
     if len(names) < 2:
         raise DataError(f"{train.path}, column {layout.target}: {len(names)} classes; expected two or more")
     if len(names) > 1000:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from decoct.data.base import Data, Dataset, Split
 from decoct.data.files import folder_of, is_junk, present, read_text
-from decoct.data.hashing import text_keys
+from decoct.data.labelled_texts import stored
 from decoct.data.splits import assemble, hold_out, split_named
 from decoct.errors import DataError, RecipeError
 
@@ -43,10 +43,10 @@ class Text(Data):
         return assemble(self, splits)
 
     def _read(self, files: list[Path]) -> Split:
-        found = [document for file in files for document in self._documents(read_text(file))]
-        if not found:
+        found = stored(document for file in files for document in self._documents(read_text(file)))
+        if not len(found):
             raise DataError(f"{files[0]}: it holds no text")
-        return Split({"text": found}, text_keys(found))
+        return found
 
     def _documents(self, text: str) -> list[str]:
         text = text.replace("\r\n", "\n")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import present, read_text
-from decoct.data.hashing import text_keys
-from decoct.data.parquet import read_columns
-from decoct.data.splits import assemble, hold_out, split_named
-from decoct.data.tables import read_table
+from decoct.data.base import Data, Dataset
+from decoct.data.cells import Cells, Delimited
+from decoct.data.files import open_text, present, walked_names
+from decoct.data.labelled_texts import LabelledTexts
+from decoct.data.parquet import ParquetCells
+from decoct.data.splits import assemble, files_by_split, hold_out, split_named
 from decoct.errors import DataError, RecipeError, did_you_mean
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -25,8 +25,9 @@ DELIMITERS = ",;\t|"
 class TextFiles(Data):
     """Texts and labels by column name, in CSV or TSV with quoting, JSON lines or Parquet; gzip or not where text.
 
-    `path`: one file, or a folder of files whose names say train, validation (valid, val, dev) and test. `text`
-    and `target` name the columns; `delimiter` is found by the header where it is left out. `test` is the fraction held
+    `path`: one file, or a folder of files whose names say train, validation (valid, val, dev) and test; of Parquet
+    several may be parts of one split (`train-00000-of-00004.parquet`), and without such names all are for training.
+    `text` and `target` name the columns; `delimiter` is found by the header where it is left out. `test` is the fraction held
     out by key where there is no test file. Classes are the labels of the training file, in order.
     """
 
@@ -37,35 +38,45 @@ class TextFiles(Data):
     test: float = Field(default=0.2, gt=0, lt=1)
 
     def files(self) -> list[str]:
-        return [] if self.path is None else list(map(str, split_files(present(self.path)).values()))
+        found = {} if self.path is None else _parts(present(self.path))
+        return [str(each) for files in found.values() for each in files]
 
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the file, or the folder of train and test files")
-        files = split_files(present(self.path))
-        read = {name: self._columns(file) for name, file in files.items()}
-        classes = tuple(sorted(set(read["train"][1])))
+        files = _parts(present(self.path))
+        read = {name: LabelledTexts(self._rows(each)) for name, each in files.items()}
+        classes = tuple(sorted(read["train"].labels.names))
         if len(classes) < 2:
-            raise DataError(f"{files['train']}, column {self.target}: one class alone ({', '.join(classes)})")
-        splits = {name: self._split(files[name], *columns, classes) for name, columns in read.items()}
+            raise DataError(f"{files['train'][0]}, column {self.target}: one class alone ({', '.join(classes)})")
+        splits = {
+            name: each.split(classes, functools.partial(_stray, files[name][0], classes)) for name, each in read.items()
+        }
         if "test" not in splits:
             splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
         return assemble(self, splits, classes=classes, info={"target": self.target})
 
-    def _columns(self, path: Path) -> tuple[list[str], list[str]]:
-        texts, labels = columns_of(path, {"data.text": self.text, "data.target": self.target}, self.delimiter)
-        for number, (text, label) in enumerate(zip(texts, labels), 1):
+    def _rows(self, paths: Sequence[Path]) -> Iterator[tuple[str, str, int]]:
+        wanted = {"data.text": self.text, "data.target": self.target}
+        rows = (row for path in paths for row in _columns_of(path, wanted, self.delimiter))
+        for number, (text, label) in enumerate(rows, 1):
             if text is None or label in (None, ""):
                 what = self.text if text is None else self.target
-                raise DataError(f"{path}, row {number}: {what} is empty; fill it in, or take the row out")
-        return [str(each) for each in texts], [str(each).strip() for each in labels]
+                raise DataError(f"{paths[0]}, row {number}: {what} is empty; fill it in, or take the row out")
+            yield str(text), str(label).strip(), number
 
-    def _split(self, path: Path, texts: list[str], labels: list[str], classes: tuple[str, ...]) -> Split:
-        codes = {name: number for number, name in enumerate(classes)}
-        for number, label in enumerate(labels, 1):
-            if label not in codes:
-                raise DataError(f"{path}, row {number}: label {label!r}; {did_you_mean(label, classes)}")
-        return Split({"text": texts, "label": np.array([codes[each] for each in labels], np.int64)}, text_keys(texts))
+
+def _stray(path: Path, classes: Sequence[str], row: int, label: str) -> DataError:
+    return DataError(f"{path}, row {row}: label {label!r}; {did_you_mean(label, classes)}")
+
+
+def _parts(path: Path) -> dict[str, list[Path]]:
+    """The files of each split: of Parquet all those of a folder, of other kinds one."""
+    if path.is_dir() and (files := [each for each in walked_names(path) if each.endswith(".parquet")]):
+        others = [each for each in sorted(path.iterdir()) if each.is_file() and ending(each) in ENDINGS[:-1]]
+        if not others:
+            return files_by_split(path, sorted(map(Path, files)))
+    return {name: [each] for name, each in split_files(path).items()}
 
 
 def split_files(path: Path) -> dict[str, Path]:
@@ -106,38 +117,42 @@ def ending(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def columns_of(path: Path, wanted: dict[str, str], delimiter: str | None = None) -> list[list[Any]]:
-    """Columns by name, `{setting: column}`; RecipeError names the setting whose column is not there."""
+def _columns_of(path: Path, wanted: dict[str, str], delimiter: str | None = None) -> Iterator[Sequence[Any]]:
+    """Rows of columns by name, `{setting: column}`; RecipeError names the setting whose column is not there."""
     kind = ending(path)
-    if kind == ".parquet":
-        return read_columns([path], list(wanted.values()))
     if kind in (".jsonl", ".ndjson"):
-        return _of_lines(path, wanted)
-    table = read_table(path, delimiter=delimiter or delimiter_of(path))
-    return [list(table.column(name, setting)) for setting, name in wanted.items()]
+        yield from _of_lines(path, wanted)
+        return
+    table: Cells = ParquetCells([path]) if kind == ".parquet" else Delimited(path, delimiter or delimiter_of(path))
+    names = [table.require(name, setting) for setting, name in wanted.items()]
+    for block in table.blocks(names):
+        yield from zip(*(each.to_pylist() for each in block))
 
 
 def delimiter_of(path: Path) -> str:
     """The delimiter that a file's first line holds most of."""
-    first = read_text(path).partition("\n")[0]
+    with open_text(path) as text:
+        first = text.readline()
     return max(DELIMITERS, key=first.count)
 
 
-def _of_lines(path: Path, wanted: dict[str, str]) -> list[list[Any]]:
-    columns: list[list[Any]] = [[] for _ in wanted]
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: no JSON object; one a line is expected")
-        for column, (setting, name) in zip(columns, wanted.items()):
-            if name not in row:
-                raise RecipeError(f"{setting}: {path.name}, line {number}, has no {name!r}; {did_you_mean(name, row)}")
-            column.append(row[name])
-    if not columns[0]:
+def _of_lines(path: Path, wanted: dict[str, str]) -> Iterator[Sequence[Any]]:
+    found = False
+    with open_text(path, newline=None) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: no JSON object; one a line is expected")
+            for setting, name in wanted.items():
+                if name not in row:
+                    near = did_you_mean(name, row)
+                    raise RecipeError(f"{setting}: {path.name}, line {number}, has no {name!r}; {near}")
+            found = True
+            yield [row[name] for name in wanted.values()]
+    if not found:
         raise DataError(f"{path}: the file holds no lines")
-    return columns

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from decoct.data.base import Data, Dataset, Split
-from decoct.data.files import present, read_text
-from decoct.data.hashing import text_keys
+from decoct.data.files import open_text, present
+from decoct.data.labelled_texts import LabelledTexts
 from decoct.data.splits import NAMES, assemble, hold_out
 from decoct.errors import DataError, RecipeError
 
@@ -38,14 +37,12 @@ class TSV(Data):
         if self.path is None:
             raise RecipeError("data.path: missing; give the file, or the folder of train.tsv and test.tsv")
         files = find_files(present(self.path))
-        rows = {
-            name: read_rows(file, self.text, self.label, header=self.header, delimiter=self.delimiter)
+        read = {
+            name: LabelledTexts(read_rows(file, self.text, self.label, header=self.header, delimiter=self.delimiter))
             for name, file in files.items()
         }
-        classes = tuple(sorted({label for _, label, _ in rows["train"]}))
-        splits = {
-            name: text_split(files[name], each, {c: i for i, c in enumerate(classes)}) for name, each in rows.items()
-        }
+        classes = tuple(sorted(read["train"].labels.names))
+        splits = {name: text_split(files[name], each, classes) for name, each in read.items()}
         if "test" not in splits:
             splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
         return assemble(self, splits, classes=classes)
@@ -68,26 +65,27 @@ def find_files(path: Path) -> dict[str, Path]:
 
 def read_rows(
     path: Path, text: int, label: int, *, header: bool = False, delimiter: str = "\t"
-) -> list[tuple[str, str, int]]:
+) -> Iterator[tuple[str, str, int]]:
     """`(text, label, line number)` of each line that is not blank; DataError names a line with too few columns."""
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if not line.strip() or (header and number == 1):
-            continue
-        cells = line.split(delimiter)
-        if len(cells) <= max(text, label):
-            raise DataError(f"{path}, line {number}: {len(cells)} columns, expected at least {max(text, label) + 1}")
-        rows.append((cells[text], cells[label].strip(), number))
-    if not rows:
+    least, found = max(text, label) + 1, False
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            line = line.removesuffix("\n").removesuffix("\r")
+            if not line.strip() or (header and number == 1):
+                continue
+            cells = line.split(delimiter)
+            if len(cells) < least:
+                raise DataError(f"{path}, line {number}: {len(cells)} columns, expected at least {least}")
+            found = True
+            yield cells[text], cells[label].strip(), number
+    if not found:
         raise DataError(f"{path}: the file holds no lines")
-    return rows
 
 
-def text_split(path: Path, rows: Sequence[tuple[str, str, int]], codes: Mapping[str, int]) -> Split:
-    """A split of texts; DataError names the line of a label that is not among `codes`."""
-    for _, label, number in rows:
-        if label not in codes:
-            raise DataError(f"{path}, line {number}: label {label!r}; expected {', '.join(list(codes)[:10])}")
-    texts = [text for text, _, _ in rows]
-    return Split({"text": texts, "label": np.array([codes[label] for _, label, _ in rows], np.int64)}, text_keys(texts))
+def text_split(path: Path, read: LabelledTexts, classes: Sequence[str]) -> Split:
+    """A split of texts; DataError names the line of a label that is not among `classes`."""
+
+    def stray(place: int, label: str) -> DataError:
+        return DataError(f"{path}, line {place}: label {label!r}; expected {', '.join(classes[:10])}")
+
+    return read.split(classes, stray)

@@ -44,7 +44,7 @@ class Budget(Spec):
             if batches is None:
                 raise RecipeError(
                     f"budget is {self.epochs:g} epochs, and the data have no length (a stream), so that nobody knows "
-                    "how far an epoch goes; allowed: steps, samples, seconds"
+                    "how far an epoch goes; allowed: steps, samples, seconds, such as budget={steps: 1000}"
                 )
             per_epoch = max(1, -(-batches // accumulate))
             return max(round(self.epochs * per_epoch), 1 if self.epochs > 0 else 0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
+from decoct.data.statistics import moments_of
 from decoct.errors import DataError, RecipeError
 from decoct.models.calls import Postprocessing, logits_of
 from decoct.models.interface import Port
@@ -52,11 +53,14 @@ class Numbers(Answer):
         if inputs.raw or (self.target_mean and self.target_std):
             return {}
         train = data.splits["train"]
-        known = train if train.labelled is None else train.take(np.flatnonzero(train.labelled))
-        values = _values(known)
-        std = values.std(axis=0)
+        values = _values(train) if train.labelled is None else _values(train)[train.labelled]
+        mean, std = (
+            moments_of(len(values), 1, lambda part, at: np.ascontiguousarray(values[part, at]))
+            if values.shape[1] == 1
+            else (values.mean(axis=0), values.std(axis=0))
+        )
         return {
-            "target_mean": self.target_mean or tuple(values.mean(axis=0).tolist()),
+            "target_mean": self.target_mean or tuple(mean.tolist()),
             "target_std": self.target_std or tuple(np.where(std > 0, std, 1.0).tolist()),
         }
 

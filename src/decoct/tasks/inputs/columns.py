@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
+from decoct.data.mapped import spans
+from decoct.data.statistics import Numbers, numbers_of
 from decoct.errors import RecipeError
 from decoct.spec import Spec
 
@@ -39,8 +41,10 @@ def table_columns(data: Dataset, encoding: Encoding) -> tuple[Column, ...]:
     features = table_of(data.splits["train"])
     named: Mapping[str, Mapping[str, float]] = data.info.get("categories", {}) if encoding == "one_hot" else {}
     names = data.features or tuple(map(str, range(features.shape[1])))
+    numeric = [i for i, name in enumerate(names) if name not in named]
+    found = dict(zip(numeric, numbers_of(features, numeric)))
     return tuple(
-        _category(name, features[:, i], named[name]) if name in named else _number(name, features[:, i])
+        _number(name, found[i]) if i in found else _category(name, features[:, i], named[name])
         for i, name in enumerate(names)
     )
 
@@ -109,15 +113,11 @@ def table_example(columns: tuple[Column, ...], batch: int) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def _number(name: str, values: np.ndarray) -> Column:
-    known = values[~np.isnan(values)]
-    median = float(np.median(known)) if len(known) else 0.0
-    filled = np.where(np.isnan(values), median, values)
-    std = float(filled.std())
-    return Column(name=name, median=median, mean=float(filled.mean()), std=std if std > 0 else 1.0)
+def _number(name: str, found: Numbers) -> Column:
+    return Column(name=name, median=found.median, mean=found.mean, std=found.std if found.std > 0 else 1.0)
 
 
 def _category(name: str, values: np.ndarray, named: Mapping[str, float]) -> Column:
-    seen = set(np.unique(values[~np.isnan(values)]).tolist())
+    seen = {value for part in spans(len(values)) for value in np.unique(values[part]).tolist()}
     kept = {text: value for text, value in named.items() if value in seen}
     return Column(name=name, categories=kept)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -12,7 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from decoct.data.base import Dataset, Split
+from decoct.data.kept_arrays import keep_arrays, kept_arrays
+from decoct.data.mapped import LEAST, Growing, room
 from decoct.data.remember import Remembered
+from decoct.data.stored_texts import StoredTexts
 from decoct.errors import RecipeError
 from decoct.models.calls import Postprocessing, TextProgram
 from decoct.models.interface import InputKind, Port, input_ports
@@ -37,10 +44,11 @@ AnyTokenizer = Annotated[
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids of many texts end to end; text i is `ids[starts[i]:starts[i + 1]]`."""
+    """Ids of many texts; those of text i are `ids[starts[i]:ends[i]]`."""
 
     ids: np.ndarray
     starts: np.ndarray
+    ends: np.ndarray
 
 
 ROWS = 1024
@@ -48,38 +56,47 @@ ROWS = 1024
 
 
 class Encodings:
-    """Texts that are encoded when a batch asks for them, in blocks of neighbours; then kept."""
+    """Texts that are encoded when a batch asks for them, in blocks of neighbours; then kept, many of them on disk.
+
+    All ids of texts that the index holds are kept beside them, so that no later run encodes them again.
+    """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, texts: Sequence[str]) -> None:
         self._tokenizer, self._max_length, self._texts = tokenizer, max_length, texts
-        self._blocks: dict[int, Encoded] = {}
-        self._whole: Encoded | None = None
+        self._name = hashlib.sha256(json.dumps([tokenizer.text, max_length]).encode()).hexdigest()[:32]
+        kept = None if self._home is None else kept_arrays(self._home / self._name, FIELDS, len(texts))
+        self._ids, self._lock = Growing(np.int32), threading.Lock()
+        self._left = set() if kept else set(range(-(-len(texts) // ROWS)))
+        self._kept = Encoded(*kept) if kept else None
+        self._starts, self._ends = (room(0 if kept else len(texts), np.int64) for _ in range(2))
 
-    def of(self, indices: np.ndarray) -> tuple[Encoded, np.ndarray]:
-        """Encoded texts, and where those at `indices` stand among them."""
-        if self._whole is not None:
-            return self._whole, indices
-        numbers = indices // ROWS
-        wanted = np.unique(numbers)
-        for number in wanted.tolist():
-            if number not in self._blocks:
-                texts = list(self._texts[number * ROWS : (number + 1) * ROWS])
-                self._blocks[number] = encode(self._tokenizer, self._max_length, texts)
-        if len(self._blocks) * ROWS >= len(self._texts):
-            self._whole = joined([self._blocks[number] for number in range(len(self._blocks))])
-            self._blocks = {}
-            return self._whole, indices
-        return joined([self._blocks[number] for number in wanted.tolist()]), np.searchsorted(
-            wanted, numbers
-        ) * ROWS + indices % ROWS
+    def of(self, indices: np.ndarray) -> Encoded:
+        """Encoded texts, those at `indices` among them."""
+        if self._kept is not None:
+            return self._kept
+        with self._lock:
+            return self._encoded(indices)
+
+    def _encoded(self, indices: np.ndarray) -> Encoded:
+        for number in sorted(self._left & set(np.unique(indices // ROWS).tolist())):
+            part = slice(number * ROWS, min((number + 1) * ROWS, len(self._texts)))
+            found = encode(self._tokenizer, self._max_length, list(self._texts[part]))
+            start = self._ids.add(found.ids)
+            self._starts[part], self._ends[part] = found.starts + start, found.ends + start
+            self._left.remove(number)
+        whole = Encoded(self._ids.values, self._starts, self._ends)
+        if not self._left:
+            self._kept = whole
+            if self._home is not None and whole.ids.nbytes > LEAST:
+                keep_arrays(self._home / self._name, dict(zip(FIELDS, (whole.ids, whole.starts, whole.ends))))
+        return whole
+
+    @property
+    def _home(self) -> Path | None:
+        return self._texts.home if isinstance(self._texts, StoredTexts) else None
 
 
-def joined(parts: Sequence[Encoded]) -> Encoded:
-    """The texts of all parts, in their order."""
-    starts = [part.starts[:-1] + before for part, before in zip(parts, np.cumsum([0, *(len(p.ids) for p in parts)]))]
-    total = sum(len(part.ids) for part in parts)
-    return Encoded(np.concatenate([part.ids for part in parts]), np.concatenate([*starts, [total]]))
-
+FIELDS = ("ids", "starts", "ends")
 
 _ENCODED: Remembered[Encodings] = Remembered()
 
@@ -197,7 +214,7 @@ class Texts(Tokenized):
     def read(self, split: Split, indices: np.ndarray, seeds: np.ndarray | None) -> tuple[dict[str, Tensor], None]:
         key = self.tokenizer.text, self.max_length
         texts = _ENCODED.get(split, key, lambda: Encodings(self.tokenizer, self.max_length, texts_of(split)))
-        return padded(*texts.of(indices), self.tokenizer.padding_id()), None
+        return padded(texts.of(indices), indices, self.tokenizer.padding_id()), None
 
 
 def encode(tokenizer: Tokenizer, max_length: int, texts: Sequence[str]) -> Encoded:
@@ -211,7 +228,7 @@ def end_to_end(rows: list[list[int]]) -> Encoded:
     starts = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=starts[1:])
     ids = np.fromiter((i for row in rows for i in row), np.int64, count=int(starts[-1]))
-    return Encoded(ids, starts)
+    return Encoded(ids, starts[:-1], starts[1:])
 
 
 def padded(encoded: Encoded, indices: np.ndarray, padding: int) -> dict[str, Tensor]:
@@ -222,7 +239,7 @@ def padded(encoded: Encoded, indices: np.ndarray, padding: int) -> dict[str, Ten
 
 def rows_of(encoded: Encoded, indices: np.ndarray, filling: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows int64 `[B, L]` filled up to the longest (at least 1), and bool `[B, L]` where they are real."""
-    starts, ends = encoded.starts[indices], encoded.starts[indices + 1]
+    starts, ends = encoded.starts[indices], encoded.ends[indices]
     lengths = ends - starts
     real = np.arange(max(1, int(lengths.max(initial=0)))) < lengths[:, None]
     rows = np.full(real.shape, filling, np.int64)
