@@ -6,10 +6,10 @@
 "plans": a plan over pictures that the index knows, in fresh processes after their imports, all sizes in turn; the file
 system's own share is `os.stat` of each picture, which nothing spares, as a file that is changed in place leaves its
 folder's time alone. "first": from nothing to the first batch of 64 JPEG pictures of 224 pixels (made up here), beside
-torch's loader with two workers, and beside one whole epoch of that loader: the order of an epoch hangs on the keys of all
-samples and these on their pixels, so that each must be decoded once before the first batch; the epoch is what that costs
-there. "bytes": channel statistics beside the mean and deviation of the same pixels as float64, and augmentation beside a
-copy of slices.
+torch's loader with two workers, and beside one whole epoch of that loader: the order of an epoch hangs on the keys of
+all samples and these on their pixels, so that each must be decoded once before the first batch; the epoch is what that
+costs there. "bytes": channel statistics beside the mean and deviation of the same pixels as float64, and augmentation
+beside a copy of slices.
 """
 
 from __future__ import annotations
@@ -114,7 +114,12 @@ def of_bytes(rounds: int) -> list[str]:
     }
     times = interleaved(ways, rounds, clock=time.process_time)
     rows = [
-        (own, base, f"{1e6 * statistics.median(times[own]) / BATCH:.0f}", paired(times[own], times[base], "ratio").text())
+        (
+            own,
+            base,
+            f"{1e6 * statistics.median(times[own]) / BATCH:.0f}",
+            paired(times[own], times[base], "ratio").text(),
+        )
         for own, base in (("statistics", "float64"), ("augmented", "slices"))
     ]
     return table(["way", "beside", "µs of CPU a picture of 224 pixels", "ratio"], rows)
