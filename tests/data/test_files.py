@@ -6,13 +6,17 @@ import gzip
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from decoct.data import CATALOGUE
-from decoct.data.files import read_bytes
+from decoct.data.files import is_junk, read_bytes, walked_names
+from decoct.data.image_folder import class_folders
 from decoct.data.parquet import read_columns
 from decoct.errors import DataError, DecoctError, RecipeError, ResourceError
 
@@ -38,7 +42,8 @@ def test_paths_that_cannot_be_are_refused(path: str) -> None:
 
 LIMITED = """
 import resource, sys, psutil
-from decoct.data.files import read_bytes
+from decoct.data.files import is_junk, read_bytes, walked_names
+from decoct.data.image_folder import class_folders
 from decoct.data.parquet import read_columns
 from decoct.errors import ResourceError
 from pathlib import Path
@@ -127,3 +132,39 @@ def test_parquet_must_be_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train.parquet")
     with pytest.raises(DecoctError, match="a pipe and no regular file"):
         read_columns([tmp_path / "train.parquet"], ["x"])
+
+
+def test_the_walk_finds_what_os_walk_finds(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for name in ("a/1.jpg", "a/deep/er/2.jpg", "a/.hidden/3.jpg", "__MACOSX/4.jpg", ".5.jpg", "b.c/6", "7.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    outside.mkdir()
+    (outside / "8.jpg").touch()
+    (root / "linked").symlink_to(outside)
+    (root / "9.jpg").symlink_to(outside / "8.jpg")
+    (root / "gone.jpg").symlink_to(outside / "none")
+    (root / "loop.jpg").symlink_to("loop.jpg")
+    wanted, left = [], []
+    for place, folders, names in os.walk(root):
+        left += [Path(place, each) for each in folders if is_junk(each)]
+        folders[:] = [each for each in folders if not is_junk(each)]
+        wanted += [os.path.join(place, each) for each in names if not is_junk(each)]
+    junk: list[Path] = []
+    assert sorted(walked_names(root, junk)) == sorted(wanted)
+    assert sorted(junk) == sorted(left)
+    assert {Path(each).name for each in wanted} == {"1.jpg", "2.jpg", "6", "7.jpg", "9.jpg", "gone.jpg", "loop.jpg"}
+    with pytest.raises(DataError, match="none: cannot be read"):
+        list(walked_names(root / "none"))
+
+
+@given(st.sets(st.lists(st.text("a.-\u00e4\U0001f600", min_size=1, max_size=3), min_size=1, max_size=3).map(tuple)))
+def test_pictures_are_ordered_by_the_parts_of_their_paths(names: set[tuple[str, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for parts in names:
+            path = Path(folder, "class", *(f"d{each}" for each in parts[:-1]), f"f{parts[-1]}.JPG")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        found = class_folders(Path(folder)).files.get("class", [])
+        assert len(found) == len(names)
+        assert [Path(each).parts for each in found] == sorted(Path(each).parts for each in found)

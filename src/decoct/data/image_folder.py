@@ -97,23 +97,25 @@ class ClassFolders:
     others: list[str]
 
 
-def _parts(path: str) -> list[str]:
-    return path.split(os.sep)
+def _by_parts(path: str) -> str:
+    """What sorts paths as the tuples of their parts do, in half the time."""
+    return path.replace(os.sep, "\0")
 
 
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+def _is_picture(path: str) -> bool:
+    return path[path.rfind(".") :].lower() in SUFFIXES
 
 
 def class_folders(root: Path) -> ClassFolders:
     """What a folder with one folder a class holds."""
     found = ClassFolders(root, {}, [], [])
     for folder in sorted(each for each in root.iterdir() if each.is_dir()):
-        every = [] if is_junk(folder.name) else sorted(walked_names(folder, found.empty), key=_parts)
-        files = [path for path in every if _suffix(path) in SUFFIXES]
+        every = [] if is_junk(folder.name) else sorted(walked_names(folder, found.empty), key=_by_parts)
+        files = [path for path in every if _is_picture(path)]
         if files:
             found.files[folder.name] = files
-            found.others.extend(path for path in every if _suffix(path) not in SUFFIXES)
+            if len(files) < len(every):
+                found.others.extend(path for path in every if not _is_picture(path))
         else:
             found.empty.append(folder)
     return found

@@ -161,7 +161,8 @@ class Pictures:
             picture = self._of_numbers(picture, opened, where)
         if picture.has_transparency_data:
             picture = self._on_white(picture, where)
-        return picture.convert("L" if self.channels == 1 else "RGB")
+        mode = "L" if self.channels == 1 else "RGB"
+        return picture if picture.mode == mode else picture.convert(mode)
 
     def _of_numbers(self, picture: Image, opened: Any, where: str) -> Image:
         """A picture of more than 8 bits a number in grey (and alpha, where one number stands for transparency)."""

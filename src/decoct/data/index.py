@@ -27,6 +27,8 @@ from decoct.errors import DataError, DecoctError, IntegrityError
 
 SMALL = 1 << 16
 """Data sets of fewer bytes are read each time."""
+BLOCK = 1024
+"""Files looked at at a time."""
 SOURCES = "sources.npy"
 LIBRARIES = ("numpy", "pillow", "pyarrow", "tokenizers")
 """Others of their versions may read the same files to other values."""
@@ -156,19 +158,23 @@ def _entry(data: Data) -> Entry | None:
     if not listed:
         return None
     here = os.getcwd()
-    files = [os.path.join(here, each) for each in listed]
+    files = listed if all(map(os.path.isabs, listed)) else [os.path.join(here, each) for each in listed]
     settings = {name: value for name, value in data.plain().items() if name != "path"}
     named = hashlib.sha256(json.dumps([settings, os.path.join(here, str(data.path))], sort_keys=True).encode())
     state = hashlib.sha256(json.dumps([_code(), _versions()]).encode())
     size = 0
-    for path in files:
+    for start in range(0, len(files), BLOCK):
+        some = files[start : start + BLOCK]
         try:
-            found = os.stat(path)
+            found = list(map(os.stat, some))
         except OSError:
             return None
-        size += found.st_size
-        facts = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_ino}\0"
-        state.update(facts.encode("utf-8", "surrogateescape"))
+        size += sum(each.st_size for each in found)
+        facts = [
+            f"{path}\0{each.st_size}\0{each.st_mtime_ns}\0{each.st_ctime_ns}\0{each.st_ino}\0"
+            for path, each in zip(some, found)
+        ]
+        state.update("".join(facts).encode("utf-8", "surrogateescape"))
     if size < SMALL:
         return None
     return Entry(data, files, index_folder() / named.hexdigest()[:32] / state.hexdigest()[:32])

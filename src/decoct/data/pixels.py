@@ -18,8 +18,8 @@ from decoct.errors import DataError
 
 KEPT_BYTES = 32 << 20
 """Pictures that take no more than this once decoded are kept so."""
-BLOCK = 64
-"""Pictures decoded at a time where all of them are looked at."""
+BLOCK, LOOKED_AT = 32, 512
+"""Pictures decoded at a time where all of them are asked for, and where each is looked at and put away."""
 
 Read = Callable[[str, Pictures], np.ndarray]
 """(path, Pictures) -> uint8 `[H, W, C]`."""
@@ -80,8 +80,12 @@ class Files:
         if self.kept is not None and self.kept[1][places].all():
             return self.kept[0][places]
         made = np.empty((len(places), *self.shape), np.uint8)
-        for at, pixels in enumerate(in_threads(self.one, places.tolist())):
-            made[at] = pixels
+
+        def put(at: int) -> None:
+            made[at] = self.one(int(places[at]))
+
+        for _ in in_threads(put, range(len(places))):
+            pass
         return made
 
 
@@ -143,28 +147,32 @@ def examined(paths: Sequence[str], read: Read, pictures: Pictures, advice: str) 
     shape: tuple[int, ...] = ()
     kept: tuple[np.ndarray, np.ndarray] | None = None
     decoded: Decoded | None = None
+    refused = False  # by the disk
 
-    def look(path: str) -> tuple[np.ndarray, Pictures, np.uint64, np.ndarray]:
+    def look(at: int) -> Pictures:
+        nonlocal shape, kept, decoded, refused
         noted = pictures.like()
-        pixels = read(path, noted)
-        return pixels, noted, image_keys(pixels[None])[0], channel_sums(pixels)
+        pixels = read(paths[at], noted)
+        if at == 0:
+            shape = pixels.shape
+            if len(paths) * pixels.nbytes <= KEPT_BYTES:
+                kept = np.empty((len(paths), *shape), np.uint8), np.ones(len(paths), bool)
+            else:
+                decoded = in_passing(len(paths), shape)
+        if pixels.shape != shape:
+            raise other_size(paths[at], pixels.shape, paths[0], shape, advice)
+        keys[at], sums[at] = image_keys(pixels[None])[0], channel_sums(pixels)
+        if kept is not None:
+            kept[0][at] = pixels
+        if decoded is not None and not refused and not decoded.write(at, pixels):
+            refused = True
+        return noted
 
-    for start in range(0, len(paths), BLOCK):
-        for at, (pixels, noted, key, own) in enumerate(in_threads(look, paths[start : start + BLOCK]), start):
-            if at == 0:
-                shape = pixels.shape
-                if len(paths) * pixels.nbytes <= KEPT_BYTES:
-                    kept = np.empty((len(paths), *shape), np.uint8), np.ones(len(paths), bool)
-                else:
-                    decoded = in_passing(len(paths), shape)
-            if pixels.shape != shape:
-                raise other_size(paths[at], pixels.shape, paths[0], shape, advice)
+    for start in range(0, len(paths), LOOKED_AT):
+        first = [look(0)] if start == 0 else []
+        for noted in (*first, *in_threads(look, range(start + len(first), min(start + LOOKED_AT, len(paths))))):
             pictures.add(noted)
-            keys[at], sums[at] = key, own
-            if kept is not None:
-                kept[0][at] = pixels
-            if decoded is not None and not decoded.write(at, pixels):
-                decoded = None
+    decoded = None if refused else decoded
     return Pixels(Files(paths, read, pictures.like(), shape, keys, sums, kept, decoded), np.arange(len(paths)))
 
 
