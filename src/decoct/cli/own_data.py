@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ def look_at(folder: Path, task: str | None = None, target: str | None = None) ->
         return "image_classification", {"use": "fashion_mnist", "path": place}
     if folder.is_dir() and task in (None, "image_classification") and _has_class_folders(folder):
         return "image_classification", {"use": "image_folder", "path": place, "size": _side(folder)}
+    if task in (None, "image_classification") and (pictures := _picture_table(folder, target)) is not None:
+        return "image_classification", pictures
     if any(each.suffix == ".conll" for each in ([folder] if folder.is_file() else folder.iterdir())):
         return "token_classification", {"use": "conll", "path": place}
     if task in (None, "text_classification") and (texts := _texts(folder, target, asked=task is not None)) is not None:
@@ -40,8 +42,8 @@ def look_at(folder: Path, task: str | None = None, target: str | None = None) ->
         return _csv(files, task, target)
     raise DataError(
         f"{folder}: holds no data that is understood; give a folder of images with one folder a class, "
-        "IDX files, texts with a label in CSV, TSV, JSON lines or Parquet (train and test files by name), a folder of "
-        ".conll files (word, tab, tag), or one CSV file whose last column is the target"
+        "a table of paths to images, IDX files, texts with a label in CSV, TSV, JSON lines or Parquet (train and test "
+        "files by name), a folder of .conll files (word, tab, tag), or one CSV file whose last column is the target"
     )
 
 
@@ -118,6 +120,35 @@ def _texts(folder: Path, wanted: str | None = None, *, asked: bool = False) -> d
     found: dict[str, Any] = {"use": "text_files", "path": str(folder.resolve()), "text": sentences[0], "target": target}
     delimited = ending(train) in (".csv", ".tsv")
     return found | ({"delimiter": delimiter} if delimited and (delimiter := delimiter_of(train)) != "," else {})
+
+
+def _picture_table(folder: Path, wanted: str | None = None) -> dict[str, Any] | None:
+    """A table with a column of paths to pictures that are there; None where it is no such table.
+
+    The target is the column `wanted`, or called so, or the last one of the others; one of train, validation and test
+    says the split.
+    """
+    from decoct.data.image_table import is_picture
+    from decoct.data.splits import split_named
+    from decoct.data.text_files import ENDINGS, ending, split_files
+
+    try:
+        train = split_files(folder)["train"]
+    except DataError:
+        return None
+    columns = _preview(train) if ending(train) in ENDINGS else {}
+    images = [name for name, cells in columns.items() if cells and all(map(is_picture, cells))]
+    images = [name for name in images if (train.parent / columns[name][0]).is_file()]
+    others = [name for name in columns if name not in images]
+    if not images or not others:
+        return None
+    splits = [name for name in others if name != wanted and all(map(split_named, columns[name]))]
+    others = [name for name in others if name not in splits] or others
+    target = wanted or next((name for each in TARGETS for name in others if name.lower() == each), others[-1])
+    found: dict[str, Any] = {"use": "image_table", "path": str(folder.resolve()), "image": images[0], "target": target}
+    found |= {"split": splits[0]} if splits and splits[0] != target else {}
+    files = [train.parent / each for each in columns[images[0]]]
+    return found | {"size": _smallest(files[:: max(1, len(files) // 20)], LARGE_ENOUGH)}
 
 
 def _preview(path: Path) -> dict[str, list[str]]:
@@ -233,7 +264,7 @@ def samples_of(data: Mapping[str, Any]) -> int | None:
         place = Path(str(data["path"]))
         classes = class_folders(_training(place))
         return sum(map(len, classes.files.values()))
-    if data.get("use") in ("csv", "tsv", "text_files"):
+    if data.get("use") in ("csv", "tsv", "text_files", "image_table"):
         from decoct.data.files import read_bytes
         from decoct.data.text_files import ending, split_files
 
@@ -255,17 +286,22 @@ def with_detail(data: dict[str, Any], given: Teacher) -> tuple[dict[str, Any], T
 
 def _side(folder: Path, most: int = LARGE_ENOUGH) -> int:
     """To which size pictures are brought: the shortest side of some of them, at most `most`."""
+    from decoct.data.image_folder import class_folders
+
+    every = class_folders(_training(folder)).files.values()
+    return _smallest([Path(file) for files in every for file in files[:3]], most)
+
+
+def _smallest(files: Sequence[Path], most: int) -> int:
     from PIL import Image
 
-    from decoct.data.image_folder import class_folders
     from decoct.data.images import FORMATS
 
     sides = [most]
-    for files in class_folders(_training(folder)).files.values():
-        for file in files[:3]:
-            try:
-                with Image.open(file, formats=FORMATS) as picture:
-                    sides.append(max(8, min(picture.size)))
-            except (OSError, ValueError, SyntaxError):
-                continue  # check names it
+    for file in files:
+        try:
+            with Image.open(file, formats=FORMATS) as picture:
+                sides.append(max(8, min(picture.size)))
+        except (OSError, ValueError, SyntaxError):
+            continue  # check names it
     return min(sides)

@@ -9,6 +9,7 @@ CATALOGUE = Catalogue(
         "fashion_mnist": "decoct.data.fashion_mnist:FashionMNIST",
         "cifar10": "decoct.data.cifar10:CIFAR10",
         "image_folder": "decoct.data.image_folder:ImageFolder",
+        "image_table": "decoct.data.image_table:ImageTable",
         "webdataset": "decoct.data.webdataset:WebDataset",
         "image_masks": "decoct.data.image_masks:ImageMasks",
         "voc": "decoct.data.voc:VOC",

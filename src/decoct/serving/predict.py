@@ -580,7 +580,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command; the exit code is 0, or 3 where something cannot be answered."""
     parser = argparse.ArgumentParser(description="Asks a model about photos, sentences or rows of a table.")
     parser.add_argument("asked", nargs="+", help="photos or their folder; sentences or a .txt; a .csv or .tsv")
-    parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
+    beside = Path(__file__).with_name("model.onnx")
+    default = beside if beside.is_file() else Path("model.onnx")
+    parser.add_argument("--model", type=Path, default=default, help="the exported file, or its folder")
     parser.add_argument("--top", type=int, default=5, help="how many classes are named")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     given = parser.parse_args(words)
