@@ -75,7 +75,7 @@ def test_quoted_questions_of_77_kinds(data_root: Path, capsys: pytest.CaptureFix
     tests = shrunk(source / "test.csv", Path("bank/test.csv"), range(0, 3080, 40))
     with Path("bank/test.csv").open("w", newline="") as file:
         csv.writer(file).writerows([tests[0], *(row for row in tests[1:] if row[1] in train)])
-    said, models = distilled(capsys, "bank")
+    said, models = distilled(capsys, "bank", "--teacher", "bilstm", "--student", "bilstm")
     assert f"{len(rows) - 1}" in said
     assert "text_classification" in said
     assert len(models["student"]["confusion"]["labels"]) == len(train)
