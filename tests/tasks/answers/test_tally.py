@@ -146,3 +146,29 @@ def test_nothing_labelled_is_no_quality_and_still_fidelity() -> None:
 def test_a_predictor_that_gives_no_logits_is_refused() -> None:
     with pytest.raises(RecipeError, match="gives no logits"):
         Classes(classes=("a", "b")).tally().add(Batch({"student": torch.zeros(1)}, torch.tensor([0])), Outputs())
+
+
+def test_every_score_and_its_direction_is_known_beforehand() -> None:
+    """What an early end may be ruled by: the names that tallies give, and which way of each is better."""
+    best = {
+        "accuracy": 1,
+        "f1": 1,
+        "auc": 1,
+        "average_precision": 1,
+        "r2": 1,
+        "cross_entropy": -1,
+        "ece": -1,
+        "mae": -1,
+    }
+    for classes in (2, 5):
+        answer = RowClasses(classes=tuple("abcde"[:classes]), metric_name="auc")
+        quality = counted(answer, [], classes).scores().quality
+        assert next(iter(answer.metrics)) == next(iter(quality)) == "auc"
+        assert set(quality) <= set(answer.metrics)
+        assert all(better == ("max" if best[name] > 0 else "min") for name, better in answer.metrics.items())
+    numbers = Numbers(target_mean=(0.0,), target_std=(1.0,))
+    tally = numbers.tally()
+    target = torch.arange(4.0).unsqueeze(1)
+    tally.add(Batch({"student": target}, target), Outputs(target))
+    assert set(tally.scores().quality) == set(numbers.metrics)
+    assert numbers.metrics == {"rmse": "min", "mae": "min", "r2": "max"}
