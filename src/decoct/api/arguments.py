@@ -92,8 +92,8 @@ def _width(task: Task, model: nn.Module, batch: Batch, side: str) -> int:
 
 
 def model_of(name: str, value: Any, given: dict[str, Any]) -> Model:
-    """The Model Spec of a module, name, path, artifact or Spec, of a fitted model of scikit-learn, or of a function from samples to labels; what cannot be
-    written down goes into `given`."""
+    """The Model Spec of a module, name, path, artifact or Spec, of a fitted model of scikit-learn, or of a function
+    from samples to labels; what cannot be written down goes into `given`."""
     if hasattr(value, "n_features_in_"):  # a fitted model of scikit-learn, or one with its interface
         value = Fitted(refuse_no_estimator(value, name))
     if isinstance(value, nn.Module):
