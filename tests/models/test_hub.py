@@ -17,6 +17,8 @@ from decoct.errors import DataError, RecipeError
 from decoct.models.hub import snapshot
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the hub that is empty, and nobody to ask."""

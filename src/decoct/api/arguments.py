@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from decoct.artifact import Artifact
 from decoct.data.base import Data
@@ -40,6 +41,13 @@ def data_of(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
                 "of its batches"
             )
     return describe_loaders("loaders", given["loaders"])
+
+
+def loader_of(value: Any, batch_size: int, *, shuffle: bool = False) -> Any:
+    """A torch data set as the loader of its samples; whatever else came as it is."""
+    if isinstance(value, Dataset) and not isinstance(value, IterableDataset):
+        return DataLoader(value, batch_size=batch_size, shuffle=shuffle)
+    return value
 
 
 def task_of(task: Any, *, raw: bool) -> Task:

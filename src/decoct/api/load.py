@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from decoct.models.base import Network
     from decoct.tasks.base import Task
 
+
 class Loaded:
     """A model that answers: `predict` photos, sentences or rows; `module` goes on training, where there is one.
 

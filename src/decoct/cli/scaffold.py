@@ -271,9 +271,7 @@ def _steps(start: Start, scheme: Mapping[str, Any] | None = None) -> str:
     ships = start.given is None or start.given.ships
     names = ("teacher", "student_alone", "student") if ships else ("student_alone", "student")
     made = {"teacher": source}
-    exports = [
-        {"use": "export", "name": f"{name}_onnx", "inputs": {"model": made.get(name, name)}} for name in names
-    ]
+    exports = [{"use": "export", "name": f"{name}_onnx", "inputs": {"model": made.get(name, name)}} for name in names]
     files = {name: f"{name}_onnx" for name in names}
     smaller: list[dict[str, Any]] = []
     if scheme is not None:

@@ -130,9 +130,7 @@ def read_lightgbm(file: Path) -> Boosted:
         told = dict(each.partition(":")[::2] for each in options)
         if "sqrt" in told:
             raise DataError(f"{file}: reg_sqrt is not read; train it without")
-        trees = [
-            _lightgbm_tree(_lines(each), number % width, width, file) for number, each in enumerate(blocks)
-        ]
+        trees = [_lightgbm_tree(_lines(each), number % width, width, file) for number, each in enumerate(blocks)]
         scale = float(told.get("sigmoid", 1)) if objective == "binary" else 1.0
         if "average_output" in head.split("\n"):
             scale /= len(trees) / width

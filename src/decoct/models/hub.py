@@ -83,7 +83,7 @@ def without_safetensors(what: str, files: list[str]) -> str:
         )
     return (
         f"{what} holds no *.safetensors; its {pickled[0]} is a pickle, which can run code as it is read, and is left "
-        "alone. Where you trust it, write it anew: python -c \"from transformers import AutoModel as M; "
+        'alone. Where you trust it, write it anew: python -c "from transformers import AutoModel as M; '
         "M.from_pretrained('FOLDER').save_pretrained('NEW')\" (with the class of config.json's `architectures` in the "
         "place of AutoModel, so that its head stays; for weights of torch alone safetensors.torch.save_file), and copy "
         "its tokenizer files along"

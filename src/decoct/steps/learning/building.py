@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from decoct.tasks.base import Task
 
 
-def build_student(
-    value: Any, task: Task, side: str, given: Mapping[str, Any], *, answers: bool = False
-) -> Student:
+def build_student(value: Any, task: Task, side: str, given: Mapping[str, Any], *, answers: bool = False) -> Student:
     """The model of an input: built fresh from its Spec, or loaded from an artifact to be trained further.
 
     `answers`: a Spec's network is to answer as it is.
