@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-GOOD = "good great lovely fine superb charming".split()
-BAD = "bad awful dull poor boring terrible".split()
-THINGS = "film story cast plot ending music".split()
+GOOD = ["good", "great", "lovely", "fine", "superb", "charming"]
+BAD = ["bad", "awful", "dull", "poor", "boring", "terrible"]
+THINGS = ["film", "story", "cast", "plot", "ending", "music"]
 
 
 def review(label: int, rng: random.Random) -> str:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretrained_toys import reviews, sentiment
 from torch.utils.data import DataLoader, TensorDataset
 
 import decoct as dc
 from decoct.data.text_files import TextFiles
 from decoct.errors import DataError, RecipeError
+from pretrained_toys import reviews, sentiment
 
 
 def samples(count: int = 96) -> TensorDataset:

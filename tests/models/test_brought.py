@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretrained_toys import sentiment, timm_folder, vision_transformer
 from torch import nn
 
 from decoct.errors import DataError, RecipeError
@@ -17,6 +16,7 @@ from decoct.models.folders import image_settings
 from decoct.models.reordered import choose_outputs
 from decoct.models.timm import Timm
 from decoct.models.transformers import Transformers
+from pretrained_toys import sentiment, timm_folder, vision_transformer
 
 IMAGES = Interface(kind="image", shape=(3, 32, 32), outputs=2)
 NAMES = st.lists(st.text("abcXYZ01_- ", min_size=1, max_size=4), min_size=2, max_size=5, unique=True)
@@ -86,7 +86,7 @@ def test_folders_of_transformers_say_labels_vocabulary_and_pixels(tmp_path: Path
     assert shorthand(str(tmp_path / "image")) == {"use": "transformers", "path": str(tmp_path / "image")}
     named = Transformers(path=tmp_path / "text", labels=("good", "bad"))
     assert named.brings().labels == ("good", "bad")
-    with pytest.raises(RecipeError, match="labels: 3 names, and .* has 2 outputs"):
+    with pytest.raises(RecipeError, match=r"labels: 3 names, and .* has 2 outputs"):
         named.replace(labels=("a", "b", "c")).brings()
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from pretrained_toys import photos, reviews, sentiment, timm_folder
 
 from decoct.cli.teachers import find
 from decoct.data.text_files import TextFiles
 from decoct.errors import DataError, RecipeError
 from decoct.models.hub import snapshot
+from pretrained_toys import photos, reviews, sentiment, timm_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -95,7 +95,7 @@ def test_what_is_in_the_cache_needs_no_network(revision: str | None, home: Path,
 
 
 def test_what_is_nowhere_is_told_with_what_to_do() -> None:
-    with pytest.raises(DataError, match="'org/mine' is no folder here, is not in the cache.*hf download org/mine"):
+    with pytest.raises(DataError, match=r"'org/mine' is no folder here, is not in the cache.*hf download org/mine"):
         snapshot("org/mine")
     with pytest.raises(RecipeError, match=r"'\.\./etc/passwd' is no name of a repository"):
         snapshot("../etc/passwd")

@@ -116,10 +116,10 @@ def distill(
     `teacher`, `student`: modules, names such as "timm/resnet34", paths of what is pretrained (`./FOLDER`, `runs/x` as
     `./runs/x`), artifacts, or Model Specs; a `teacher` may be a fitted model of scikit-learn, or None: the student is
     trained alone. `train`, `val`, `test`: torch data sets, or DataLoaders that give (inputs, target), or a Data Spec as
-    `train` alone. `task`: a name or Task Spec. `objective`:
-    0.9 KD (of numbers regression_kd) + 0.1 task loss by default. `alone` trains the same student without the teacher
-    too, as step "student_alone". `out`: the run's folder; a temporary one by default. `settings` go to the Distill step
-    (`optimizer`, `batch_size`, `precision`, `budget`, ...). A call that was stopped is continued by the same call.
+    `train` alone. `task`: a name or Task Spec. `objective`: 0.9 KD (of numbers regression_kd) + 0.1 task loss by
+    default. `alone` trains the same student without the teacher too, as step "student_alone". `out`: the run's folder;
+    a temporary one by default. `settings` go to the Distill step (`optimizer`, `batch_size`, `precision`, `budget`,
+    ...). A call that was stopped is continued by the same call.
     """
     given: dict[str, Any] = {}
     _check_settings(settings)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pretrained_toys import photos, reviews, said_by, save_tokenizer, sentiment, vision_transformer
 
 from decoct.data.image_folder import ImageFolder
 from decoct.data.text_files import TextFiles
@@ -22,6 +21,7 @@ from decoct.steps.learning.teachers import open_teacher
 from decoct.tasks.image_classification import ImageClassification
 from decoct.tasks.text_classification import TextClassification
 from decoct.training.engine import Engine
+from pretrained_toys import photos, reviews, said_by, save_tokenizer, sentiment, vision_transformer
 
 STEPS = [{"use": "distill", "name": "student", "inputs": {"model": "small", "teacher": "large"}}]
 
@@ -109,7 +109,7 @@ def test_check_refuses_a_folder_whose_tokenizer_is_lost(fine_tuned: Path, data: 
 def test_a_body_without_a_head_is_trained_first(data: TextFiles, tmp_path: Path) -> None:
     folder = sentiment(tmp_path, None)
     large = {"use": "transformers", "path": str(folder)}
-    with pytest.raises(RecipeError, match="without a trained head.*side: teacher"):
+    with pytest.raises(RecipeError, match=r"without a trained head.*side: teacher"):
         check(recipe(data, texts(folder, max_length=64), large))
     train = {"use": "train", "name": "teacher", "inputs": {"model": "large"}, "side": "teacher"}
     then = {**STEPS[0], "inputs": {"model": "small", "teacher": "teacher"}}
