@@ -86,7 +86,7 @@ def test_folders_of_transformers_say_labels_vocabulary_and_pixels(tmp_path: Path
     assert shorthand(str(tmp_path / "image")) == {"use": "transformers", "path": str(tmp_path / "image")}
     named = Transformers(path=tmp_path / "text", labels=("good", "bad"))
     assert named.brings().labels == ("good", "bad")
-    with pytest.raises(RecipeError, match="labels: 3 names, and .* has 2 outputs"):
+    with pytest.raises(RecipeError, match=r"labels: 3 names, and .* has 2 outputs"):
         named.replace(labels=("a", "b", "c")).brings()
 
 

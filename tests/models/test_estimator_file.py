@@ -125,8 +125,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("hello")
     with pytest.raises(DataError, match="no model of LightGBM"):
         EstimatorFile(path=tmp_path / "m.txt").brings()
+    (tmp_path / "m.pkl").write_bytes(b"x")
     with pytest.raises(RecipeError, match=r"m\.pkl is of no known kind"):
-        (tmp_path / "m.pkl").write_bytes(b"x")
         EstimatorFile(path=tmp_path / "m.pkl").brings()
 
 

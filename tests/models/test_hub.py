@@ -2,39 +2,29 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from pretrained_toys import sentiment, timm_folder
+from decoct.cli.teachers import find
+from decoct.data.text_files import TextFiles
+from decoct.errors import DataError, RecipeError
+from decoct.models.hub import snapshot
+from pretrained_toys import photos, reviews, sentiment, timm_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ASK = """
-import sys
-from decoct.errors import DecoctError
-from decoct.models.hub import snapshot
-try:
-    found = snapshot(sys.argv[1], *sys.argv[2:])
-    print(found[1], sorted(each.name for each in found[0].iterdir()))
-except DecoctError as error:
-    print(type(error).__name__, error)
-"""
 
 
-def asked(home: Path, *words: str, **more: str) -> str:
-    """What a process of its own says, since the hub's library reads its settings once."""
-    here = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, *words], env={**here, "HF_HOME": str(home), **more}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub that is empty, and nobody to ask."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "home"
 
 
 def cached(home: Path, name: str, folder: Path) -> Path:
@@ -84,61 +74,57 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint() -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     Hub.files = {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    yield Hub
     server.shutdown()
     server.server_close()
 
 
-def test_what_is_in_the_cache_needs_no_network(tmp_path: Path) -> None:
-    cached(tmp_path, "org/mine", sentiment(tmp_path / "mine"))
-    for words in (("org/mine",), ("org/mine", COMMIT)):
-        found = asked(tmp_path, *words, HF_HUB_OFFLINE="1")
-        assert found.startswith(COMMIT)
-        assert "model.safetensors" in found
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_what_is_in_the_cache_needs_no_network(revision: str | None, home: Path, tmp_path: Path) -> None:
+    place = cached(home, "org/mine", sentiment(tmp_path / "mine"))
+    assert snapshot("org/mine", revision) == (place, COMMIT)
 
 
-def test_what_is_nowhere_is_told_with_what_to_do(tmp_path: Path) -> None:
-    said = asked(tmp_path, "org/mine", HF_HUB_OFFLINE="1")
-    assert said.startswith("DataError the model 'org/mine' is no folder here")
-    assert "hf download org/mine" in said
-    assert asked(tmp_path, "../etc/passwd").startswith("RecipeError name: '../etc/passwd' is no name of a repository")
+def test_what_is_nowhere_is_told_with_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"'org/mine' is no folder here, is not in the cache.*hf download org/mine"):
+        snapshot("org/mine")
+    with pytest.raises(RecipeError, match=r"'\.\./etc/passwd' is no name of a repository"):
+        snapshot("../etc/passwd")
 
 
-def test_a_name_is_downloaded_at_the_commit_it_is_at(tmp_path: Path, endpoint: str) -> None:
+def test_a_name_is_downloaded_at_the_commit_it_is_at(
+    server: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = sentiment(tmp_path / "mine")
-    Hub.files = {each.name: each.read_bytes() for each in mine.iterdir()} | {"run_me.py": b"1/0", "x.bin": b"pickle"}
-    found = asked(tmp_path / "home", "org/mine", HF_ENDPOINT=endpoint)
-    assert found.startswith(COMMIT), found
-    assert "model.safetensors" in found
-    assert "run_me.py" not in found
-    assert "x.bin" not in found
-    again = asked(tmp_path / "home", "org/mine", COMMIT, HF_ENDPOINT="http://127.0.0.1:9")
-    assert again == found  # of a commit that is there, nobody is asked
+    server.files = {each.name: each.read_bytes() for each in mine.iterdir()} | {"run_me.py": b"1/0", "x.bin": b"pickle"}
+    folder, commit = snapshot("org/mine")
+    assert commit == COMMIT
+    assert sorted(each.name for each in folder.iterdir()) == sorted(each.name for each in mine.iterdir())
+    assert all((folder / each.name).read_bytes() == each.read_bytes() for each in mine.iterdir())
+    server.files = {}  # of a commit that is here, nobody is asked
+    assert snapshot("org/mine", COMMIT) == (folder, COMMIT)
 
 
-def test_pickled_weights_are_not_downloaded(tmp_path: Path, endpoint: str) -> None:
-    Hub.files = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
-    said = asked(tmp_path, "org/mine", HF_ENDPOINT=endpoint)
-    assert said.startswith("DataError the repository org/mine holds no *.safetensors; its pytorch_model.bin is a pick")
-    assert asked(tmp_path, "org/other", HF_ENDPOINT=endpoint).startswith("DataError 'org/other' is no folder here")
+def test_pickled_weights_are_not_downloaded(server: type[Hub], home: Path) -> None:
+    server.files = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
+    with pytest.raises(DataError, match=r"repository org/mine holds no \*\.safetensors; its pytorch_model\.bin is a p"):
+        snapshot("org/mine")
+    assert not list(home.rglob("*.bin"))
+    with pytest.raises(DataError, match="'org/other' is no folder here and no public repository on 127"):
+        snapshot("org/other")
 
 
-def test_a_first_recipe_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    from decoct.cli.teachers import find
-    from decoct.data.text_files import TextFiles
-    from decoct.errors import DataError
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    from pretrained_toys import photos, reviews
-
-    cached(tmp_path, "org/mine-sst-2", sentiment(tmp_path / "mine"))
+def test_a_first_recipe_names_the_commit(home: Path, tmp_path: Path) -> None:
+    cached(home, "org/mine-sst-2", sentiment(tmp_path / "mine"))
     texts = TextFiles(path=reviews(tmp_path / "r.csv"), text="text", target="label").plain()
     found = find("org/mine-sst-2", "text_classification", texts)
     named = {"name": "org/mine-sst-2", "revision": COMMIT}
@@ -146,7 +132,7 @@ def test_a_first_recipe_names_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.ready
     assert found.task == {"teacher_tokenizer": {"use": "pretrained", **named}, "teacher_max_length": 64}
 
-    cached(tmp_path, "timm/resnet10t.mine", timm_folder(tmp_path / "net"))
+    cached(home, "timm/resnet10t.mine", timm_folder(tmp_path / "net"))
     images = {"use": "image_folder", "path": str(photos(tmp_path / "photos")), "size": 24}
     image = find("timm/resnet10t.mine", "image_classification", images)
     assert image.model == {"use": "timm", "name": "resnet10t.mine", "pretrained": True, "revision": COMMIT}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from decoct.artifact import Artifact
 from decoct.data.base import Data
@@ -40,6 +41,13 @@ def data_of(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
                 "of its batches"
             )
     return describe_loaders("loaders", given["loaders"])
+
+
+def loader_of(value: Any, batch_size: int, *, shuffle: bool = False) -> Any:
+    """A torch data set as the loader of its samples; whatever else came as it is."""
+    if isinstance(value, Dataset) and not isinstance(value, IterableDataset):
+        return DataLoader(value, batch_size=batch_size, shuffle=shuffle)
+    return value
 
 
 def task_of(task: Any, *, raw: bool) -> Task:
@@ -92,8 +100,8 @@ def _width(task: Task, model: nn.Module, batch: Batch, side: str) -> int:
 
 
 def model_of(name: str, value: Any, given: dict[str, Any]) -> Model:
-    """The Model Spec of a module, name, path, artifact or Spec, of a fitted model of scikit-learn, or of a function from samples to labels; what cannot be
-    written down goes into `given`."""
+    """The Model Spec of a module, name, path, artifact or Spec, of a fitted model of scikit-learn, or of a function
+    from samples to labels; what cannot be written down goes into `given`."""
     if hasattr(value, "n_features_in_"):  # a fitted model of scikit-learn, or one with its interface
         value = Fitted(refuse_no_estimator(value, name))
     if isinstance(value, nn.Module):

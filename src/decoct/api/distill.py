@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoct.api.arguments import data_of, model_of, shaped, task_of
+from decoct.api.arguments import data_of, loader_of, model_of, shaped, task_of
 from decoct.api.export import export
 from decoct.api.samples import SAMPLES, Real
 from decoct.artifact import Artifact
@@ -116,31 +116,38 @@ def distill(
 ) -> Distilled:
     """Trains `student` on what `teacher` says about `train`; neither argument is changed.
 
-    `teacher`, `student`: modules, names such as "timm/resnet34", artifacts, or Model Specs. `train`, `val`, `test`:
-    DataLoaders that give (inputs, target), or a Data Spec as `train` alone. `task`: a name or Task Spec. `objective`:
-    0.9 KD (of numbers regression_kd) + 0.1 task loss by default. `alone` trains the same student without the teacher
-    too, as step "student_alone". `out`: the run's folder; a temporary one by default. `settings` go to the Distill step
-    (`optimizer`, `batch_size`, `precision`, `budget`, `stop`, ...). `device`: auto, cpu, cuda, cuda:1 or mps. `track`:
-    names of trackers (tensorboard, wandb, mlflow, trackio). `callbacks`: objects with `on_step(step, losses)` or
-    `on_validation(step, scores)`, which stop training where they return True or a reason. A call that was stopped is
-    continued by the same call.
+    `teacher`, `student`: modules, names such as "timm/resnet34", paths of what is pretrained (`./FOLDER`, `runs/x` as
+    `./runs/x`), artifacts, or Model Specs; a `teacher` may be a fitted model of scikit-learn, or None: the student is
+    trained alone. `train`, `val`, `test`: torch data sets, or DataLoaders that give (inputs, target), or a Data Spec as
+    `train` alone. `task`: a name or Task Spec. `objective`: 0.9 KD (of numbers regression_kd) + 0.1 task loss by
+    default. `alone` trains the same student without the teacher too, as step "student_alone". `out`: the run's folder;
+    a temporary one by default. `settings` go to the Distill step (`optimizer`, `batch_size`, `precision`, `budget`,
+    `stop`, ...). `device`: auto, cpu, cuda, cuda:1 or mps. `track`: names of trackers (tensorboard, wandb, mlflow,
+    trackio). `callbacks`: objects with `on_step(step, losses)` or `on_validation(step, scores)`, which stop training
+    where they return True or a reason. A call that was stopped is continued by the same call.
     """
     given: dict[str, Any] = {}
-    data = data_of(train, val, test, given)
+    _check_settings(settings)
+    asked = settings.get("batch_size")
+    at_once = asked if isinstance(asked, int) else Distill.model_fields["batch_size"].default
+    train = loader_of(train, at_once, shuffle=True)
+    data = data_of(train, loader_of(val, at_once), loader_of(test, at_once), given)
     problem = task_of(task, raw=data.use == "given")
     if data.use == "given":
         problem = shaped(problem, train, {"student": student, "teacher": teacher})
-    models = {name: model_of(name, value, given) for name, value in (("teacher", teacher), ("student", student))}
+    pair = ({} if teacher is None else {"big": ("teacher", teacher)}) | {"small": ("student", student)}
+    names = {name: model_of(role, value, given) for name, (role, value) in pair.items()}
     if epochs is not None:
         settings["budget"] = Budget(epochs=epochs)
-    names = {"big": models["teacher"], "small": models["student"]}
     lesson = {} if objective is None else {"objective": as_objective(objective)}
-    _check_settings(settings)
     steps: list[Any] = []
-    if alone:
-        own = {name: value for name, value in settings.items() if name in Train.model_fields}
+    own = {name: value for name, value in settings.items() if name in Train.model_fields}
+    if alone and teacher is not None:
         steps.append(Train(name="student_alone", inputs={"model": "small"}, **own))
-    steps.append(Distill(name="student", inputs={"model": "small", "teacher": "big"}, **lesson, **settings))
+    if teacher is None:
+        steps.append(Train(name="student", inputs={"model": "small"}, **lesson, **own))
+    else:
+        steps.append(Distill(name="student", inputs={"model": "small", "teacher": "big"}, **lesson, **settings))
     recipe = Recipe(seed=seed, task=problem, data=data, models=names, steps=tuple(steps))
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="decoct-"))
     randomness = Randomness()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from decoct.api.arguments import chosen, data_of, model_of, shaped, task_of
+from decoct.api.arguments import chosen, data_of, loader_of, model_of, shaped, task_of
 from decoct.artifact import Artifact
 from decoct.data.views import seen_of
 from decoct.errors import RecipeError, did_you_mean
@@ -44,10 +44,11 @@ def label(
 ) -> Artifact:
     """Runs `teacher` once over the training data and writes a soft-label store to `out`.
 
-    `teacher`: a module, a name such as "timm/resnet34", an artifact, a Model Spec. `data`: a Data Spec, or a DataLoader
-    that gives each sample as training will: a warning says where another pass of it gives samples that the store does
-    not hold (a teacher that answers at random is not looked for). `top_k`: keep the k largest log-probabilities, and of
-    the others what `tail` says (bucket, uniform, sample); None keeps all classes.
+    `teacher`: a module, a name such as "timm/resnet34", an artifact, a Model Spec, a path of what is pretrained, a
+    fitted model of scikit-learn. `data`: a Data Spec, a torch data set, or a DataLoader that gives each sample as
+    training will: a warning says where another pass of it gives samples that the store does not hold (a teacher that
+    answers at random is not looked for). `top_k`: keep the k largest log-probabilities, and of the others what `tail`
+    says (bucket, uniform, sample); None keeps all classes.
     `dtype`: float16, uint8 or float32, which loses nothing. `settings` go to the Label step (`views`, `mix`,
     `features`, `splits`, `batch_size`, `workers`, ...). A store that is there already, of the same teacher, data and
     settings, is completed or repaired; any other is refused. Give it back as `dc.Stored(out)`.
@@ -79,6 +80,7 @@ def _label(
     watch: Callable[[Mapping[str, Any]], None],
 ) -> Artifact:
     given: dict[str, Any] = {}
+    data = loader_of(data, step.batch_size)
     described = data_of(data, None, None, given)
     problem = task_of(task, raw=described.use == "given")
     if described.use == "given":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from decoct.errors import DataError, RecipeError
 from decoct.outputs import Batch
@@ -18,6 +19,8 @@ from decoct.tasks.base import Reading
 
 SAMPLES = 256
 """How many samples are looked at."""
+BATCH = 32
+"""In batches of so many samples a data set is read."""
 Item = Mapping[str, np.ndarray]
 
 
@@ -131,6 +134,8 @@ def like(
 
 def _items(value: Any) -> Iterator[Any]:
     """One tensor or mapping whole; a loader's items."""
+    if isinstance(value, Dataset) and not isinstance(value, IterableDataset):
+        value = DataLoader(value, batch_size=BATCH)
     return iter([value] if isinstance(value, Tensor | np.ndarray | Mapping) else value)
 
 

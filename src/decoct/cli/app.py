@@ -138,7 +138,9 @@ def init(
 def distill(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of photos or tables, or one file.")],
-    teacher: Annotated[str | None, typer.Option("--teacher", metavar="MODEL", help="As timm/resnet50.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="A folder, file, run or name.")
+    ] = None,
     student: Annotated[str | None, typer.Option("--student", metavar="MODEL", help="As small_mobilenet.")] = None,
     preset: Annotated[str, typer.Option("--preset", metavar="fast|balanced|best", help="How long.")] = "balanced",
     task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="Where the data leave it open.")] = None,

@@ -109,7 +109,7 @@ def test_check_refuses_a_folder_whose_tokenizer_is_lost(fine_tuned: Path, data: 
 def test_a_body_without_a_head_is_trained_first(data: TextFiles, tmp_path: Path) -> None:
     folder = sentiment(tmp_path, None)
     large = {"use": "transformers", "path": str(folder)}
-    with pytest.raises(RecipeError, match="without a trained head.*side: teacher"):
+    with pytest.raises(RecipeError, match=r"without a trained head.*side: teacher"):
         check(recipe(data, texts(folder, max_length=64), large))
     train = {"use": "train", "name": "teacher", "inputs": {"model": "large"}, "side": "teacher"}
     then = {**STEPS[0], "inputs": {"model": "small", "teacher": "teacher"}}
