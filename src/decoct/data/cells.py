@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from decoct.data.files import open_bytes, open_text
 from decoct.errors import DataError, RecipeError, did_you_mean
@@ -158,8 +158,7 @@ class Delimited(Cells):
         for row, line in self._rows():
             if len(row) != self._width:
                 raise DataError(
-                    f"{self.path}, line {line}: {len(row)} cells, expected {self._width} "
-                    f"(delimiter {self.delimiter!r})"
+                    f"{self.path}, line {line}: {len(row)} cells, expected {self._width} (delimiter {self.delimiter!r})"
                 )
             yield row
 

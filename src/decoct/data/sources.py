@@ -100,9 +100,7 @@ class Batches(Source):
         if self._occurrence is None:
             return np.arange(self._count) if self._chosen is None else self._chosen
         keys, occurrence = self._own(self._split.keys), self._occurrence
-        ranks = argsorted(
-            lambda part: keyed(self._seed, "order", epoch, keys[part], occurrence[part]), self._count
-        )
+        ranks = argsorted(lambda part: keyed(self._seed, "order", epoch, keys[part], occurrence[part]), self._count)
         return ranks if self._chosen is None else self._chosen[ranks]
 
     def _own(self, values: np.ndarray) -> np.ndarray:

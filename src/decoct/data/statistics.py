@@ -41,9 +41,7 @@ def numbers_of(matrix: np.ndarray, places: Sequence[int]) -> list[Numbers]:
     return [Numbers(*each) for each in zip(medians.tolist(), means.tolist(), stds.tolist())]
 
 
-def moments_of(
-    rows: int, width: int, column: Callable[[slice, int], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def moments_of(rows: int, width: int, column: Callable[[slice, int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """float64 `[F]`: mean and standard deviation (divided by N) of each of `width` columns, `(rows, place) -> [b]`.
 
     >>> moments_of(2, 1, lambda part, at: np.array([1.0, 3.0])[part])

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -250,9 +250,7 @@ def _typed_numbers(cells: pyarrow.Array, where: str) -> np.ndarray:
 
     kinds = (pyarrow.types.is_integer, pyarrow.types.is_floating, pyarrow.types.is_decimal, pyarrow.types.is_boolean)
     if not any(kind(cells.type) for kind in (*kinds, pyarrow.types.is_null)):
-        raise DataError(
-            f"{where}: it holds {cells.type} and no numbers; list it under data.categorical or data.drop"
-        )
+        raise DataError(f"{where}: it holds {cells.type} and no numbers; list it under data.categorical or data.drop")
     plain = cells.cast(pyarrow.int8()) if pyarrow.types.is_boolean(cells.type) else cells
     return np.asarray(plain.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
 
