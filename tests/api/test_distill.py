@@ -55,6 +55,20 @@ def test_student_scores_history_and_export(distilled: Any, tmp_path: Path) -> No
     assert distilled.export(tmp_path / "again.onnx")["verified"]["agreement"] == 1.0
 
 
+def test_batches_without_length_train_for_steps(pair: tuple[nn.Module, nn.Module]) -> None:
+    class Stream:
+        def __iter__(self) -> Any:
+            return iter(loader(*images(), shuffle=False))
+
+        def __len__(self) -> int:
+            raise NotImplementedError("nobody knows")
+
+    fitted = dc.distill(*pair, train=Stream(), budget={"steps": 5})
+    assert [each["step"] for each in fitted.history if each["kind"] == "train"] == [1, 2, 3, 4, 5]
+    with pytest.raises(RecipeError, match=r"2 epochs, and the data have no length .*such as budget=\{steps: 1000\}"):
+        dc.distill(*pair, train=Stream(), epochs=2)
+
+
 def test_a_generator_is_refused() -> None:
     batches = (each for each in loader(*images()))
     with pytest.raises(DataError, match="train is a generator, which is used up after one pass"):

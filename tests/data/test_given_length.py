@@ -28,6 +28,19 @@ def test_a_stream_without_length() -> None:
     assert [len(each) for each in source(Stream())] == [4, 4]
 
 
+class Undecided(DataLoader):
+    def __len__(self) -> int:
+        raise NotImplementedError("nobody knows")
+
+
+def test_a_loader_whose_length_is_not_implemented_has_none() -> None:
+    loader = Undecided(Stream(), batch_size=4)
+    assert describe_loaders("loaders", {"train": loader}).fingerprint
+    drawn = LoaderSource(loader, lambda item: Batch({"student": item[0]}, item[1]))
+    assert drawn.length is None
+    assert [len(each) for each in drawn] == [4, 4]
+
+
 def test_a_stream_that_knows_its_length() -> None:
     assert source(Counted()).length == 2
 

@@ -37,8 +37,8 @@ def data_of(train: Any, val: Any, test: Any, given: dict[str, Any]) -> Data:
     for name, loader in given["loaders"].items():
         if isinstance(loader, Iterator):
             raise DataError(
-                f"{name} is a {type(loader).__name__}, which is used up after one pass; give a DataLoader, or a list "
-                "of its batches"
+                f"{name} is a {type(loader).__name__}, which is used up after one pass; give a DataLoader, a list of "
+                "its batches, or an object whose __iter__ begins anew"
             )
     return describe_loaders("loaders", given["loaders"])
 

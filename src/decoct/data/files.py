@@ -11,7 +11,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from decoct.errors import DataError, ResourceError
 from decoct.memory import free_memory, gigabytes
@@ -190,7 +190,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
             yield file
             return
         with gzip.open(file, "rb") as unzipped:
-            yield unzipped
+            yield cast("IO[bytes]", unzipped)
 
 
 @contextlib.contextmanager

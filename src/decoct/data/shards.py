@@ -92,7 +92,7 @@ def members_of(path: Path) -> Iterator[Member]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (found := archive.next()) is not None:
-                    archive.members = []
+                    archive.members = []  # type: ignore[attr-defined]  # else it lists all
                     if found.isdir():
                         continue
                     if not found.isfile() or found.issparse():

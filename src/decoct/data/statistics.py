@@ -1,4 +1,4 @@
-"""Statistics of tables of any length, a block of rows in memory at a time, with the bits that NumPy gives as a whole."""
+"""Statistics of tables of any length, a block of rows in memory at a time; the bits are those of NumPy over all."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class TextFiles(Data):
 
     `path`: one file, or a folder of files whose names say train, validation (valid, val, dev) and test; of Parquet
     several may be parts of one split (`train-00000-of-00004.parquet`), and without such names all are for training.
-    `text` and `target` name the columns; `delimiter` is found by the header where it is left out. `test` is the fraction held
-    out by key where there is no test file. Classes are the labels of the training file, in order.
+    `text` and `target` name the columns; `delimiter` is found by the header where it is left out. `test` is the
+    fraction held out by key where there is no test file. Classes are the labels of the training file, in order.
     """
 
     use: ClassVar[str] = "text_files"
