@@ -46,12 +46,14 @@ def zoo() -> dict[str, Callable[[], nn.Module]]:
     import torchvision.models as tv
 
     return {
+        "resnet18": tv.resnet18,
         "resnet50": tv.resnet50,
         "efficientnet_b0": tv.efficientnet_b0,
         "regnet_y_400mf": tv.regnet_y_400mf,
         "densenet121": tv.densenet121,
         "convnext_atto": partial(timm.create_model, "convnext_atto"),
         "mobilenetv4_conv_small": partial(timm.create_model, "mobilenetv4_conv_small"),
+        "regnetx_002": partial(timm.create_model, "regnetx_002"),
         "U-Net": UNet,
     }
 
