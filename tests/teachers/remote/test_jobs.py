@@ -73,7 +73,7 @@ def test_this_process_does_jobs_too_and_takes_back_what_no_other_has_begun():
 
 
 def test_others_that_die_are_started_again_while_this_process_goes_on(tmp_path):
-    factory = Patient(bullets(tmp_path / "bullets", 2), os.getpid())
+    factory = Patient(bullets(tmp_path / "bullets", 1), os.getpid())
     results = dict(run_jobs(range(12), factory, workers=2, threads=1, here=True))
     assert numbers(results.items()) == {number: number * number for number in range(12)}
     assert not list((tmp_path / "bullets").iterdir())
