@@ -164,12 +164,12 @@ def main() -> None:
     made.add_argument("--samples", type=int, default=512)
     made.add_argument("--many", type=int, default=4096)
     made.add_argument("--pairs", type=int, default=3)
+    made.add_argument("--parts", default="shares,pairs")
     given = made.parse_args()
-    one = _shared.table(
-        ["Teacher", "Answers", "Bare, rows/s", "Label step, rows/s", "Share by wall, %", "By CPU time, %"],
-        shares(given),
-    )
-    two = _shared.table(["", "One worker, s", "Two workers, s", "Ratio"], pairs(given))
+    titles = ["Teacher", "Answers", "Bare, rows/s", "Label step, rows/s", "Share by wall, %", "By CPU time, %"]
+    one = _shared.table(titles, shares(given) if "shares" in given.parts else [])
+    beside = pairs(given) if "pairs" in given.parts else []
+    two = _shared.table(["", "One worker, s", "Two workers, s", "Ratio"], beside)
     lines = [
         "# Labelling",
         "",

@@ -18,8 +18,10 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _shared import command, interleaved, origin, paired, parser, table, write
@@ -106,7 +108,7 @@ def of_bytes(rounds: int) -> list[str]:
         floats.mean((0, 1, 2))
         floats.std((0, 1, 2))
 
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "statistics": partial(channel_statistics, images),
         "float64": in_floats,
         "augmented": partial(augmented, images, seeds, Augment(flip=True, crop=4)),

@@ -1,17 +1,19 @@
 """`dc.prune` beside torch-pruning at half of the channels: CPU time of the call, and latency of what comes out.
 
-    python benchmarks/scale_prune.py [--rounds 3] [--size 96] [--repeats 60]
+    python benchmarks/scale_prune.py [--rounds 3] [--size 96] [--repeats 60] [--sizes]
         [--networks resnet50,regnet_y_400mf]
 
 Needs torch-pruning. Both take the same network with random weights, the l2 norm of groups, ratio 0.5 and multiples of
-eight, and leave the classifier alone. Rounds are interleaved, ratios paired, all medians; files run on one
-thread in turn.
+eight, and leave the classifier alone. `--sizes` times nothing and compares the shapes of all parameters, on which the
+latency of a file hangs: where none differs, neither does the file but in its numbers. Rounds are interleaved, ratios
+paired, all medians; files run on one thread in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 import tempfile
 import time
@@ -46,12 +48,14 @@ def zoo() -> dict[str, Callable[[], nn.Module]]:
     import torchvision.models as tv
 
     return {
+        "resnet18": tv.resnet18,
         "resnet50": tv.resnet50,
         "efficientnet_b0": tv.efficientnet_b0,
         "regnet_y_400mf": tv.regnet_y_400mf,
         "densenet121": tv.densenet121,
         "convnext_atto": partial(timm.create_model, "convnext_atto"),
         "mobilenetv4_conv_small": partial(timm.create_model, "mobilenetv4_conv_small"),
+        "regnetx_002": partial(timm.create_model, "regnetx_002"),
         "U-Net": UNet,
     }
 
@@ -101,15 +105,37 @@ def row(name: str, make: Callable[[], nn.Module], given: argparse.Namespace) -> 
     return [*found, f"{ms['ours'] / ms['theirs']:.2f}"]
 
 
+def sizes(name: str, make: Callable[[], nn.Module], given: argparse.Namespace) -> list[str]:
+    torch.manual_seed(0)
+    example = torch.randn(1, 3, given.size, given.size)
+    module = settled(make(), example.repeat(2, 1, 1, 1))
+    their, own = (
+        {each: tuple(value.shape) for each, value in way(module, example).named_parameters()} for way in (theirs, ours)
+    )
+    other = [each for each in their if own.get(each) != their[each]]
+    found = [f"`{each}` {list(their[each])}, ours {list(own.get(each, ()))}" for each in other[:1]]
+    counts = [sum(math.prod(shape) for shape in each.values()) for each in (their, own)]
+    print(name, *counts, len(other), flush=True)
+    return [name, *(f"{each:,}" for each in counts), f"{len(other)} of {len(their)}", *(found or ["–"])]
+
+
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--size", type=int, default=96)
     made.add_argument("--repeats", type=int, default=60)
     made.add_argument("--networks", default=",".join(zoo()))
+    made.add_argument("--sizes", action="store_true")
     given = made.parse_args()
     torch.set_num_threads(1)
     nets = zoo()
+    if given.sizes:
+        titles = ["network", "parameters, theirs", "ours", "tensors of other shapes", "the first"]
+        rows = [sizes(name, nets[name], given) for name in given.networks.split(",")]
+        lines = ["# Sizes of pruning beside torch-pruning", ""]
+        end = [command("scale_prune", given), "", origin(), ""]
+        write("scale_prune_sizes", [*lines, *table(titles, rows), "", *end])
+        return
     rows = [row(name, nets[name], given) for name in given.networks.split(",")]
     lines = ["# Pruning beside torch-pruning", "", "CPU seconds of one call; ratios are decoct / torch-pruning.", ""]
     write("scale_prune", [*lines, *table(TITLES, rows), "", command("scale_prune", given), "", origin(), ""])

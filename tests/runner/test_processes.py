@@ -100,6 +100,13 @@ def test_two_processes_leave_what_one_leaves(one: Path, two: Path) -> None:
             assert mine.get(numbers, {}) == pytest.approx(theirs.get(numbers, {}), rel=1e-3, abs=1e-5)
 
 
+def test_copies_of_one_process_leave_what_processes_by_themselves_leave(two: Path, tmp_path: Path) -> None:
+    alone = "from decoct.training import launching; launching.ACCELERATORS = ('/',); "
+    script = [sys.executable, "-c", f"{alone}from decoct.cli.app import main; main()"]
+    called(*script, "run", written(tmp_path, plain()), "--nproc", 2, "--out", tmp_path / "run", "--quiet")
+    assert largest(two, tmp_path / "run") == 0
+
+
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -232,7 +232,8 @@ def run(
 ) -> Answer:
     """Runs all steps; unchanged ones are skipped; continues after any interruption."""
     if launching.asked_for(nproc):
-        return Answer({}, exit_code=launching.launch(context.obj.words, nproc))
+        ready = functools.partial(_imported, recipe, settings or [])
+        return Answer({}, exit_code=launching.launch(context.obj.words, nproc, main, ready))
     options = {"seeds": seeds, "seeds_all": seeds_all, "device": device, "track": track or ()}
     return _run(context.obj, recipe, out, settings or [], **options)
 
@@ -455,6 +456,15 @@ def _load(name: str, settings: Sequence[str] | None) -> tuple[Path, Any]:
         from decoct.recipe.recipe import Recipe
     path = scaffold.find(name)
     return path, Recipe.load(path, tuple(settings or ()))
+
+
+def _imported(name: str, settings: Sequence[str]) -> None:
+    """Imports what a run of a recipe needs; what is wrong with the recipe, the run says."""
+    with importing():
+        from decoct.runner import execution
+    execution.load_compiler()
+    with contextlib.suppress(DecoctError, OSError):
+        _load(name, settings)
 
 
 def _times_of(run: Path) -> dict[str, float | None]:

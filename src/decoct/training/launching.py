@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from decoct.errors import RecipeError, printable
 from decoct.network import is_offline
@@ -26,6 +28,8 @@ STORE = "DECOCT_STORE"
 PATIENCE = 30.0
 """Seconds that processes have to end by themselves after one of them failed or a signal came."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/accel")
+"""Where there is one of these, libraries may have woken a driver that no copy of the process can use."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -58,8 +62,71 @@ def environment(rank: int, count: int, port: int, given: Mapping[str, str]) -> d
     return made
 
 
-def launch(words: Sequence[str], count: int) -> int:
+class Started(Protocol):
+    """A process that was started: what this file asks of a Popen."""
+
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+class Forked:
+    """A process that begins as a copy of this one and ends with `work`."""
+
+    def __init__(self, work: Callable[[], None], own: Mapping[str, str], captured: IO[bytes] | None) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=_as_started, args=(work, own, captured))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the copy has its own handlers
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.pid is not None and self.poll() is None:
+            os.kill(self._process.pid, number)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode or 0
+
+
+def _as_started(work: Callable[[], None], own: Mapping[str, str], captured: IO[bytes] | None) -> None:
+    """In the copy: what a process that was started has by itself, then the work."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    os.environ.clear()
+    os.environ.update(own)
+    sys.stdout, sys.stderr = sys.__stdout__ or sys.stdout, sys.__stderr__ or sys.stderr
+    if captured is not None:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        os.dup2(captured.fileno(), 2)
+    try:
+        work()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        raise SystemExit(1) from None
+
+
+def launch(words: Sequence[str], count: int, work: Callable[[], None], ready: Callable[[], None]) -> int:
     """Runs `decoct` with these words in `count` processes; the exit code of the first, or of the one that failed.
+
+    Where the system can, the processes are copies of this one, which imports once for all of them (`ready`) and goes on
+    in each with `work`, the command anew; else each is started by itself.
 
     The first one talks; what another wrote to stderr is shown where it alone says what went wrong. SIGTERM and Ctrl-C
     go to all. Where one fails the others end too, within half a minute. A process that loses this one ends by itself.
@@ -73,12 +140,26 @@ def launch(words: Sequence[str], count: int) -> int:
             given[STORE] = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "store")
         captured: list[IO[bytes] | None] = [None]
         captured += [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
-        running: list[subprocess.Popen[bytes]] = []
+        copied = _can_be_copied(count, ready)
+        running: list[Started] = []
         with _forwarding(running):
             for rank, file in enumerate(captured):
-                running.append(_start(words, environment(rank, count, port, given), file))
+                own = environment(rank, count, port, given)
+                running.append(Forked(work, own, file) if copied else _start(words, own, file))
             codes = _ended(running)
         return _told(codes, captured)
+
+
+def _can_be_copied(count: int, ready: Callable[[], None]) -> bool:
+    """Imports what all processes need; whether copies of this one can go on with it, as nothing runs beside it."""
+    if sys.platform != "linux" or any(map(os.path.exists, ACCELERATORS)):
+        return False
+    choose(os.environ, max(1, cores() // count))  # before libraries read it
+    try:
+        ready()
+    except ImportError:
+        return False  # each process says what is missing
+    return threading.active_count() == 1
 
 
 def _start(words: Sequence[str], own: Mapping[str, str], captured: IO[bytes] | None) -> subprocess.Popen[bytes]:
@@ -88,7 +169,7 @@ def _start(words: Sequence[str], own: Mapping[str, str], captured: IO[bytes] | N
 
 
 @contextlib.contextmanager
-def _forwarding(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forwarding(running: Sequence[Started]) -> Iterator[None]:
     """Signals go to the processes while the body waits for them; those left at its end are killed."""
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -108,7 +189,7 @@ def _forwarding(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _ended(running: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+def _ended(running: Sequence[Started]) -> list[int]:
     """The return codes; after one failed, the others get SIGTERM and then SIGKILL where they do not end."""
     failed: float | None = None
     told = False
