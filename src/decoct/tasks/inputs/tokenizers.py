@@ -149,7 +149,7 @@ class BytePair(Tokenizer):
 class Pretrained(Tokenizer):
     """The tokenizer.json of a local folder in the transformers format, or the file itself.
 
-    `padding` is read from tokenizer_config.json beside it where it is left out.
+    `padding` is read from tokenizer_config.json beside it where it is left out. `path`: the folder or file.
     """
 
     use: ClassVar[str] = "pretrained"
