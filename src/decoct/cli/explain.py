@@ -35,6 +35,11 @@ class Setting:
         default = "(required)" if self.required else self.default
         return {"name": self.name, "type": self.type, "default": default, "range": self.range, "about": self.about}
 
+    def lines(self) -> list[str]:
+        """For people: name, type, default and range, then what it is."""
+        default = "required" if self.required else f"default {self.default}"
+        return [f"{self.name}: {'; '.join(filter(None, (self.type, default, self.range)))}", self.about]
+
 
 @dataclass(frozen=True)
 class Entry:
