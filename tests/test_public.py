@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import decoct
 from decoct.cli.doctor import REQUIRED
-from decoct.cli.explain import explain, listed
+from decoct.cli.explain import PARTS, explain, listed
 from decoct.cli.scaffold import shipped
 from decoct.cli.schema import catalogues, recipe_schema
 from decoct.errors import RecipeError
@@ -47,9 +48,31 @@ def test_every_entry_is_summed_up_and_explained(word: str, key: str) -> None:
     entry = next(each for each in explain(key) if each.catalogue == word)
     assert entry.summary == summary
     assert {each.name for each in entry.settings} == set(catalogues()[word].resolve(key).model_fields)
+    assert_whole(entry.summary)
+    for line in entry.about.splitlines():
+        assert not line.rstrip().endswith(("…", "TODO")), line
     for setting in entry.settings:
         assert setting.type
         assert setting.required == (setting.default == "" and setting.required)
+        assert_whole(setting.about)
+
+
+def assert_whole(text: str) -> None:
+    """A sentence that says something and ends: no blank, no bracket or quotation left open, none that is cut."""
+    assert len(text.split()) >= 2, text
+    assert text.endswith((".", "?")), text
+    assert not re.search(r"(?:et al|e\.g|i\.e|cf|\.\.|…|,|:)\.?$", text), text
+    assert text.count("`") % 2 == 0, text
+    assert text[0] not in ",;:.)", text
+    for one, other in ("()", "[]", "{}"):
+        assert text.count(one) == text.count(other), text
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_a_recipe_are_explained_whole(name: str) -> None:
+    [entry] = [each for each in explain(name) if each.catalogue == "recipes"]
+    for setting in entry.settings:
+        assert_whole(setting.about)
 
 
 def test_explain_knows_default_range_and_paper() -> None:

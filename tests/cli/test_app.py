@@ -14,7 +14,15 @@ import pytest
 from decoct.cli import app as cli
 from decoct.errors import DataError
 
-LIGHT = ["--help"], ["run", "--help"], ["list"], ["list", "tasks", "--json"], ["init", "--out", "a.yaml"], ["nonsense"]
+LIGHT = (
+    ["--help"],
+    ["run", "-h"],
+    ["--version"],
+    ["list"],
+    ["list", "tasks", "--json"],
+    ["init", "--out", "a.yaml"],
+    ["nonsense"],
+)
 
 TINY = """\
 version: 1
@@ -102,7 +110,7 @@ def test_global_options_stand_before_or_after_the_command(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["lst"], 2, "Did you mean 'list'"),
+        (["lst"], 2, "did you mean list?"),
         (["run"], 2, "RECIPE"),
         (["run", "digits", "--sed", "3"], 2, "--seeds"),
         (["list", "objectivs"], 2, "did you mean objectives?"),

@@ -83,9 +83,7 @@ def test_quoted_questions_of_77_kinds(data_root: Path, capsys: pytest.CaptureFix
     assert answer["class"] in train
 
 
-def test_the_census_with_a_test_file_of_its_own(
-    data_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_census_with_a_test_file_of_its_own(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("adult").mkdir()
     for part, every in (("train", 60), ("test", 60)):
         source = data_root / "adult" / f"adult-{part}.csv.gz"

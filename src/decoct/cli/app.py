@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from decoct.artifact import is_full, no_space
-from decoct.cli.shell import Stopped, importing, in_front, noting, stopping, traces_printable
+from decoct.cli.shell import Stopped, importing, in_front, instead, noting, stopping, traces_printable
 from decoct.errors import (
     BudgetMissed,
     DataError,
@@ -50,7 +50,7 @@ class Answer:
     exit_code: int = 0
 
 
-GLOBAL = "Everywhere: --json (one JSON object), --quiet, --offline, --plugin MODULE."
+GLOBAL = "Everywhere: -h, --json (one JSON object), --quiet, --offline, --plugin MODULE."
 app = typer.Typer(
     help="Turns a large trained model into a small fast one and proves what it cost.",
     epilog=GLOBAL,
@@ -58,6 +58,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 UsageError: Any = typer.BadParameter.__base__
 
@@ -85,6 +86,7 @@ def everywhere(
     plugin: Annotated[
         list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Let recipes name classes of this package.")
     ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
     """Options of every command, before or after its name."""
     session = context.ensure_object(Session)
@@ -377,17 +379,18 @@ def explain(
 ) -> Answer:
     """Explains one entry, or one setting of it: what it does, type, default, range, paper."""
     from decoct.cli import explain as explaining
-    from decoct.cli.display import table
+    from decoct.cli.display import table, wrapped
 
     shown: list[Any] = []
     found = explaining.explain(key)
     for entry in found:
-        shown += [f"{entry.catalogue}.{entry.key}: {entry.summary}"]
-        shown += [entry.about] if entry.about and "." not in key else []
-        shown += [table([each.row() for each in entry.settings])]
+        shown += [wrapped(f"{entry.catalogue}.{entry.key}: {entry.summary}")]
+        shown += ["", wrapped(entry.about)] if entry.about and "." not in key else []
+        for each in entry.settings:
+            shown += ["", *(wrapped(line, 4 if count else 0) for count, line in enumerate(each.lines()))]
         for each in entry.settings if "." in key else ():
             shown += [table([{each.name: use, "what": line} for use, line in each.choices.items()])]
-        shown += [f"Paper: {paper}" for paper in entry.papers] + [f"Python: {entry.target}", ""]
+        shown += ["", *(wrapped(f"Paper: {paper}") for paper in entry.papers), f"Python: {entry.target}", ""]
     return Answer({"key": key, "entries": [each.record() for each in found]}, shown)
 
 
@@ -497,12 +500,15 @@ def call(words: Sequence[str]) -> int:
     first = os.environ.get("RANK", "0") == "0"
     session = Session(words, json="--json" in words and first, quiet="--quiet" in words or not first)
     redirected = contextlib.redirect_stdout(sys.stderr) if session.json else contextlib.nullcontext()
+    if "--version" in words:
+        return _answered(session, _version())
     try:
         with redirected, noting(quiet=session.quiet), kept_offline("--offline" in words):
             answer = app(words, prog_name="decoct", standalone_mode=False, obj=session)
     except UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        return _failed(session, DecoctError(error.format_message() + where), 2)
+        said = instead(error.format_message(), [str(each.name) for each in app.registered_commands])
+        return _failed(session, DecoctError(said.rstrip(".") + where), 2)
     except DecoctError as error:
         return _failed(session, error, error.exit_code)
     except OSError as error:
@@ -517,6 +523,12 @@ def call(words: Sequence[str]) -> int:
             raise
         return _failed(session, memory_full(error), ResourceError.exit_code)
     return _answered(session, answer) if isinstance(answer, Answer) else int(answer or 0)
+
+
+def _version() -> Answer:
+    from decoct import __version__
+
+    return Answer({"decoct": __version__}, [f"decoct {__version__}"])
 
 
 def _answered(session: Session, answer: Answer) -> int:
@@ -550,6 +562,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:  # of stdout itself, such as a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _failed(Session(), ResourceError(f"what it says cannot be written: {in_words(error)}"), 4)
     sys.exit(code)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -107,14 +109,40 @@ class Watcher:
         self.console.print(escape(line), highlight=False, soft_wrap=True)
 
 
+PIPED_WIDTH = 80
+
+
+def width() -> int:
+    """Columns to write in: those of the terminal, or what COLUMNS says, or 80 where neither does."""
+    return max(20, shutil.get_terminal_size((PIPED_WIDTH, 24)).columns)
+
+
+def wrapped(text: str, indent: int = 0) -> str:
+    """Paragraphs as lines that fit; what is indented, or an example, stays as it is.
+
+    >>> wrapped("one line", 4)
+    '    one line'
+    """
+    done = []
+    for paragraph in text.split("\n\n"):
+        kept = paragraph.lstrip().startswith(">>>") or any(line.startswith(" ") for line in paragraph.splitlines())
+        flat = paragraph if kept else " ".join(paragraph.split())
+        space = " " * indent
+        done.append(flat if kept else textwrap.fill(flat, width(), initial_indent=space, subsequent_indent=space,
+                                                    break_long_words=False, break_on_hyphens=False))  # fmt: skip
+    return "\n\n".join(done)
+
+
 def print_shown(shown: Sequence[Any]) -> None:
     """Lines and tables on stdout; lines are not wrapped."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else width())
     for each in shown:
         if isinstance(each, str):
             sys.stdout.write(printable(each) + "\n")
         else:
-            console.print(each)
+            with console.capture() as caught:
+                console.print(each)
+            sys.stdout.write("".join(f"{line.rstrip()}\n" for line in caught.get().splitlines()))
 
 
 def error_record(error: DecoctError, code: int) -> dict[str, Any]:

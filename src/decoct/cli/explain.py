@@ -35,6 +35,11 @@ class Setting:
         default = "(required)" if self.required else self.default
         return {"name": self.name, "type": self.type, "default": default, "range": self.range, "about": self.about}
 
+    def lines(self) -> list[str]:
+        """For people: name, type, default and range, then what it is."""
+        default = "required" if self.required else f"default {self.default}"
+        return [f"{self.name}: {'; '.join(filter(None, (self.type, default, self.range)))}", self.about]
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -228,17 +233,60 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 
 def _about(found: type[Spec], name: str) -> str:
-    """What the docstrings of the class and of its bases say of a field: the clause that begins with its name."""
-    for each in found.__mro__:
-        if not issubclass(each, Spec):
-            continue
-        text = " ".join((each.__dict__.get("__doc__") or "").split())
-        match = re.search(
-            rf"(?:^|[.;,:]\s|\))\s*((?:`\w+`,? (?:and )?)*`{re.escape(name)}`.*?)(?:[.;](?:\s|$)|$)", text
-        )
-        if match:
-            return re.sub(r"^(`\w+`,? (and )?)*`\w+`:? ?", "", match[1].strip())
+    """What the docstrings of the class and of its bases say of a field, as a sentence: what follows its name and a
+    colon, else the clause that begins with its name, else the first that holds it.
+    """
+    quoted, names = re.escape(f"`{name}`"), r"(?:`\w+`(?:,? and |, ))*"
+    clauses = [
+        clause
+        for each in found.__mro__
+        if issubclass(each, Spec)
+        for clause in _clauses(each.__dict__.get("__doc__") or "")
+    ]
+    for wanted in (rf"{names}{quoted}(?:(?:,? and |, )`\w+`)*(?: \([^)]*\))?: ", rf"{names}{quoted}", rf".*?{quoted}"):
+        for clause in clauses:
+            if match := re.match(wanted, clause):
+                said = clause[match.end() :] if match[0].endswith(": ") else clause
+                return _sentence(re.sub(rf"^{quoted} (?={_NO_VERB}\b)", "", said), found.model_fields[name])
     return ""
+
+
+def _clauses(text: str) -> Iterator[str]:
+    """The parts of a docstring between full stops and semicolons, those inside of brackets and quotes left alone.
+
+    >>> list(_clauses("One (a; b). `c`: two; three (Cui et al. 2019)."))
+    ['One (a; b)', '`c`: two', 'three (Cui et al. 2019)']
+    """
+    text = re.sub(r">>>.*?(?:\n\s*\n|$)", "", text, flags=re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n", text):
+        flat, depth, start, code = " ".join(paragraph.split()), 0, 0, False
+        for place, letter in enumerate(flat):
+            code ^= letter == "`"
+            if not code:
+                depth = max(0, depth + (letter in "([{") - (letter in ")]}"))
+            ends = letter in ".;" and flat[place + 1 : place + 2] in ("", " ") and not code and depth == 0
+            if ends and not flat[:place].endswith(("et al", "e.g", "i.e", "cf", "sec", "eq")):
+                yield flat[start:place].strip()
+                start = place + 1
+        if flat[start:].strip():
+            yield flat[start:].strip()
+
+
+_NO_VERB = "(?:an?|the|its|one|whether|which|whose|where|how|what|as)"
+
+
+def _sentence(text: str, field: Any = None) -> str:
+    """The text with a capital and a full stop; words that stand for themselves, as do the values of a field, keep
+    their letters.
+
+    >>> _sentence("width of a layer"), _sentence("http://host:port"), _sentence("`a` holds b")
+    ('Width of a layer.', 'http://host:port.', '`a` holds b.')
+    """
+    first = text.partition(" ")[0].rstrip(",")
+    values = re.findall(r"'(\w+)'", str(getattr(field, "annotation", "")))
+    word = re.fullmatch(r"[a-z]+(?:['’-][a-z]+)*", first) and first not in values
+    text = text[:1].upper() + text[1:] if word else text
+    return text if not text or text.endswith((".", "?", "!")) else f"{text}."
 
 
 _PAPER = re.compile(r"arXiv|\b[A-Z][\w&-]+(?: et al\.?| and [A-Z]\w+| & [A-Z]\w+)?,? \(?(?:19|20)\d\d\b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import sys
 import traceback
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from decoct.errors import DecoctError, printable
+from decoct.errors import DecoctError, nearest, printable
 
-FLAGS = ("--json", "--quiet", "--offline")
+FLAGS = ("--json", "--quiet", "--offline", "--version")
 
 
 class Stopped(DecoctError):
@@ -74,7 +75,7 @@ def noting(*, quiet: bool) -> Iterator[None]:
 
     def note(message: Warning | str, *where: Any, **more: Any) -> None:
         if not quiet:
-            print(printable(f"note: {' '.join(str(message).split())}"), file=sys.stderr)
+            print(DecoctError(f"note: {' '.join(str(message).split())}"), file=sys.stderr)
 
     before, warnings.showwarning = warnings.showwarning, note
     try:
@@ -102,3 +103,54 @@ def in_front(words: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return [*front, *rest]
+
+
+OTHERS = {
+    "benchmark": "run",
+    "compare": "report",
+    "compress": "apply",
+    "continue": "run",
+    "convert": "apply",
+    "create": "init",
+    "describe": "explain",
+    "evaluate": "verify",
+    "export": "apply",
+    "infer": "predict",
+    "info": "explain",
+    "inspect": "show",
+    "learn": "run",
+    "lint": "check",
+    "ls": "list",
+    "new": "init",
+    "page": "report",
+    "prune": "apply",
+    "quantize": "apply",
+    "resume": "run",
+    "start": "run",
+    "student": "distill",
+    "summary": "report",
+    "test": "verify",
+    "train": "run",
+    "validate": "check",
+    "version": "--version",
+}
+"""What other programs call a thing, and which command does it here."""
+
+
+def instead(message: str, commands: Sequence[str]) -> str:
+    """What the parser says of a command that does not exist, with the right one; other messages as they are.
+
+    >>> instead("No such command 'trian'.", ["run", "report"])
+    "there is no command 'trian'; did you mean run (for train)?"
+    >>> instead("No such command 'rnu'.", ["run", "report"])
+    "there is no command 'rnu'; did you mean run?"
+    """
+    found = re.match(r"No such command '(.*?)'", message)
+    if found is None:
+        return message
+    others = {word: name for word, name in OTHERS.items() if word not in commands}
+    close = nearest(found[1].lower(), [*commands, *others], count=1)
+    said = [f"{others[each]} (for {each})" if each in others and each != found[1] else others.get(each, each)
+            for each in close]  # fmt: skip
+    known = f"did you mean {said[0]}?" if said else f"allowed: {', '.join(sorted(commands))}"
+    return f"there is no command {found[1]!r}; {known}"

@@ -19,8 +19,9 @@ class CSV(Data):
     """A table in a delimited text file, gzip or not.
 
     `target` the column to predict, `kind` whether it holds classes or numbers; `categorical` columns hold names, all
-    others numbers; `drop` columns are left out; `missing` marks absent values. Without `header` columns are called
-    "0", "1", and so on. `test` a fraction held out by key, or give the test file as `test_path`.
+    others numbers; `drop` columns are left out; `missing` marks absent values. Without `header` columns are called "0",
+    "1", and so on. `test` a fraction held out by key, or give the test file as `test_path`. `delimiter`: the character
+    between columns. `test_path`: a file of test samples. `header`: the first line names the columns.
     """
 
     use: ClassVar[str] = "csv"

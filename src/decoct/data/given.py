@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class GivenData(Data):
     """DataLoaders passed in from Python: their name in the table of given objects, class and fingerprint.
 
-    `open` gives no splits: the batches come from the loaders themselves, through LoaderSource.
+    `open` gives no splits: the batches come from the loaders themselves, through LoaderSource. `name`: theirs in the
+    table of given objects. `type`: the class that they are of. `fingerprint`: a digest of what they hold.
     """
 
     use: ClassVar[str] = "given"

@@ -20,7 +20,7 @@ class TSV(Data):
 
     `path`: one file, or a folder of `train.tsv`, `test.tsv` and one of `dev.tsv`, `validation.tsv`. `text` and `label`
     are column numbers from 0; `header` skips the first line; `test` is the fraction held out by key where there is no
-    test file. Classes are the labels of the training file, in order.
+    test file. Classes are the labels of the training file, in order. `delimiter`: what stands between columns.
     """
 
     use: ClassVar[str] = "tsv"

@@ -17,10 +17,10 @@ from decoct.models.checks import require_kind
 class BiLSTM(Model):
     """A bidirectional LSTM over tokens, mean and maximum over the real ones, a linear head.
 
-    Where the task asks for an answer at each token the head reads each, without mean and maximum.
-    `embedding`: width of a token's vector; `hidden`: width of each direction; `layers`; `dropout` on embeddings,
-    between layers and before the head. Padding never changes the logits, wherever it stands.
-    Feature paths: `embedding`, `layer1.forwards[0]`, `layer1`, ..., `head`. Graves & Schmidhuber 2005.
+    Where the task asks for an answer at each token the head reads each, without mean and maximum. `embedding`: width of
+    a token's vector; `hidden`: width of each direction; `dropout`: on embeddings, between layers and before the head.
+    `layers`: LSTM layers, one on the other. Padding never changes the logits, wherever it stands. Feature paths:
+    `embedding`, `layer1.forwards[0]`, `layer1`, ..., `head`. Graves & Schmidhuber 2005.
     """
 
     use: ClassVar[str] = "bilstm"

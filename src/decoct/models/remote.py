@@ -34,9 +34,9 @@ class Facts(Strict):
 class Remote(OutsideModel):
     """A model behind a server that `decoct teach` started; it answers as a teacher and cannot be trained.
 
-    `url`: http://host:port. `token`: the environment variable, DECOCT_NAME, that holds the server's token, where it
-    wants one; who may have it stands in DECOCT_NAME_HOST, as host:port; it is sent over https, or over http to
-    127.0.0.1. `timeout` seconds for one try, and one more for each 100 kB of the answer; `retries` after failed
+    `url`: its address, as http://host:port. `token`: the environment variable, DECOCT_NAME, that holds the server's
+    token, where it wants one; who may have it stands in DECOCT_NAME_HOST, as host:port; it is sent over https, or over
+    http to 127.0.0.1. `timeout` seconds for one try, and one more for each 100 kB of the answer; `retries` after failed
     connections and errors of the server.
     """
 

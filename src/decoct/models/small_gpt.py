@@ -20,9 +20,9 @@ State = tuple[Tensor, Tensor]
 class SmallGPT(Model):
     """A causal transformer: learned tokens and places, pre-norm blocks, a head that shares the tokens' table.
 
-    `width` numbers a token, in `heads` equal parts; `depth` blocks; `expansion`: the hidden layer of a block, in
-    widths; `tied`: the head's weight is the table of tokens. As many places as the task's `max_length`. Feature paths:
-    `tokens`, `blocks.0` and on (`[B, L, width]`), `norm`, `head`. Radford et al. 2019.
+    `width` numbers a token, in `heads` equal parts; `depth`: blocks, one after the other; `expansion`: the hidden layer
+    of a block, in widths; `tied`: the head's weight is the table of tokens. As many places as the task's `max_length`.
+    Feature paths: `tokens`, `blocks.0` and on (`[B, L, width]`), `norm`, `head`. Radford et al. 2019.
     """
 
     use: ClassVar[str] = "small_gpt"

@@ -39,6 +39,7 @@ class LogitsObjective(Objective):
     """An objective that is a function of the two sides' logits and perhaps the target.
 
     `classes`: it reads the logits as one distribution over classes, so that predicted numbers are refused.
+    `temperature`: both sides' logits are divided by it first, a number or schedule.
     """
 
     classes: ClassVar[bool] = True

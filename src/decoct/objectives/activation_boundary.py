@@ -35,7 +35,10 @@ def activation_boundary_loss(student: Same, teacher: Same, *, margin: float = 1.
 
 
 class ActivationBoundary(FeatureObjective):
-    """Matches which neurons are on, with a margin (Heo 2019); a learned adapter where widths differ."""
+    """Matches which neurons are on, with a margin (Heo 2019); a learned adapter where widths differ.
+
+    `margin`: how far beyond the boundary the student's answers are pushed.
+    """
 
     use: ClassVar[str] = "activation_boundary"
     widths: ClassVar[Widths] = "connector"

@@ -40,7 +40,11 @@ def adaptive_kl_loss(
 
 
 class AdaptiveKL(LogitsObjective):
-    """Mixes forward and reverse KL by where student and teacher differ (Wu 2024)."""
+    """Mixes forward and reverse KL by where student and teacher differ (Wu 2024).
+
+    `alpha`: the probability, summed from the least likely class on, that makes the tail, a number or schedule from 0 to
+    1.
+    """
 
     use: ClassVar[str] = "adaptive_kl"
     alpha: Fraction = 0.5

@@ -50,7 +50,8 @@ def ard_loss(
 class ARD(Objective):
     """Robust distillation: the student on attacked inputs drawn to the teacher on clean ones, and the clean labels.
 
-    `alpha`: how much the teacher counts against the labels; `temperature` of the former. For adversarial_distill.
+    `alpha`: how much the teacher counts against the labels; `temperature`: of the teacher's answer and the
+    student's, in the former. For adversarial_distill.
     Goldblum et al. 2020, arXiv 1905.09747.
     """
 

@@ -35,7 +35,10 @@ def attention_transfer_loss(student: Features, teacher: Features, *, p: int = 2)
 
 
 class AttentionTransfer(FeatureObjective):
-    """Matches where in the picture the features are strong (Zagoruyko 2017); widths may differ."""
+    """Matches where in the picture the features are strong (Zagoruyko 2017); widths may differ.
+
+    `p`: the power of features that is summed over channels.
+    """
 
     use: ClassVar[str] = "attention_transfer"
     places: ClassVar[bool] = False

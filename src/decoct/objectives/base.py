@@ -176,7 +176,7 @@ class Sum(Objective):
 
     `balance`: factors on the terms that follow how training goes, as `{use: gradnorm, alpha: 1.5}`; for the sum that is
     trained, not for one inside another. Its `refine` comes before that of every taught term; its `source` is that of
-    every term which names none.
+    every term which names none. `terms`: the objectives that are added.
     """
 
     use: ClassVar[str] = "sum"

@@ -37,7 +37,10 @@ def channel_wise_loss(student: Same, teacher: Same, *, temperature: float = 4.0)
 
 
 class ChannelWise(FeatureObjective):
-    """Matches where in the map each channel looks (Shu 2021); a learned adapter where widths differ."""
+    """Matches where in the map each channel looks (Shu 2021); a learned adapter where widths differ.
+
+    `temperature`: features are divided by it before the softmax over positions, a number or schedule.
+    """
 
     use: ClassVar[str] = "channel_wise"
     widths: ClassVar[Widths] = "connector"

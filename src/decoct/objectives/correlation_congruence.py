@@ -43,7 +43,10 @@ def _kernel(x: Tensor, gamma: float, order: int) -> Tensor:
 
 
 class CorrelationCongruence(FeatureObjective):
-    """Matches a Gaussian kernel between the samples of a batch (Peng 2019); widths may differ."""
+    """Matches a Gaussian kernel between the samples of a batch (Peng 2019); widths may differ.
+
+    `gamma`: how narrow the kernel is. `order`: terms of its Taylor series after the first.
+    """
 
     use: ClassVar[str] = "correlation_congruence"
     auto: ClassVar[Literal["stages", "embedding", "none"]] = "embedding"

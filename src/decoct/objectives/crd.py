@@ -97,7 +97,8 @@ class CRD(PairedObjective):
     of the old embedding stays when a sample is seen again. `by_class`: samples of the same label are no negatives. All
     of the memory serves as negatives. Maps and tokens are averaged over positions first. Batches without keys fill the
     memory in turn, and older embeddings of a sample then count among its negatives. The value is `contrastive_loss`
-    both ways, as in the authors' code (weight 0.8 there).
+    both ways, as in the authors' code (weight 0.8 there). `temperature`: similarities are divided by it, a number or
+    schedule.
     """
 
     use: ClassVar[str] = "crd"

@@ -82,7 +82,10 @@ def _with_distributions(student: Tensor, target: Tensor, label_smoothing: float,
 
 
 class CrossEntropy(LogitsObjective):
-    """Cross-entropy with the labels, for classifiers; unlabelled samples do not count."""
+    """Cross-entropy with the labels, for classifiers; unlabelled samples do not count.
+
+    `label_smoothing`: the probability that is spread evenly over all classes.
+    """
 
     use: ClassVar[str] = "cross_entropy"
     taught: ClassVar[bool] = False

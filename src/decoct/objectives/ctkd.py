@@ -52,7 +52,8 @@ class CTKD(Objective):
 
     T = `start` + `span` · sigmoid(θ), θ = 1 at first. Its gradient is multiplied by −`reversal`, a number or schedule:
     at 1 it ascends the loss that the student descends, at 0 it stays, at −1 it descends. `per`: one T for the "run", or
-    one for each "sample" by a small net on both sides' logits. T is in the log.
+    one for each "sample" by a small net on both sides' logits. T is in the log. `hidden`: width of the net of `per:
+    sample`.
 
     Li et al. 2023, arXiv 2211.16231 (there λ rises by a cosine over the first 10 epochs of 240).
     """

@@ -64,7 +64,11 @@ def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 class DIST(LogitsObjective):
-    """Asks the student's probabilities to correlate with the teacher's, over classes and over samples (Huang 2022)."""
+    """Asks the student's probabilities to correlate with the teacher's, over classes and over samples (Huang 2022).
+
+    `beta`: weight of the correlation over classes, a number or schedule. `gamma`: weight of that over samples, a number
+    or schedule.
+    """
 
     use: ClassVar[str] = "dist"
     splittable: ClassVar[bool] = False

@@ -67,7 +67,11 @@ def _pair(logits: Tensor, rest: Tensor, left: Tensor, target: Tensor) -> Tensor:
 
 
 class DKD(LogitsObjective):
-    """Distils the target class and the other classes apart, each with its weight (Zhao 2022)."""
+    """Distils the target class and the other classes apart, each with its weight (Zhao 2022).
+
+    `alpha`: weight of the target class, a number or schedule. `beta`: weight of the other classes, a number or
+    schedule.
+    """
 
     use: ClassVar[str] = "dkd"
     supervised: ClassVar[bool] = True

@@ -52,7 +52,10 @@ def jsd_loss(
 class JSD(LogitsObjective):
     """Generalised Jensen-Shannon divergence between forward (β = 0) and reverse KL (β = 1) (Agarwal 2024).
 
-    A schedule over `beta` that reaches 0 or 1 is refused: the loss jumps there.
+    A schedule over `beta` that reaches 0 or 1 is refused: the loss jumps there. `beta`: the teacher's share of the
+    mixture, a number or schedule. `top_k`: the classes compared are the most likely ones of the teacher (β = 0), of the
+    student (β = 1) or of both (None: all). `tail`: all other classes count as one, else both sides are renormalised
+    without them.
     """
 
     use: ClassVar[str] = "jsd"

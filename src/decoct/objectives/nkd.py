@@ -57,7 +57,11 @@ def nkd_loss(
 
 
 class NKD(LogitsObjective):
-    """Distils the target's probability, and the other classes renormalised among themselves (Yang 2023)."""
+    """Distils the target's probability, and the other classes renormalised among themselves (Yang 2023).
+
+    `gamma`: weight of the other classes, a number or schedule. `temperature`: divides the logits of the other classes
+    alone, a number or schedule.
+    """
 
     use: ClassVar[str] = "nkd"
     supervised: ClassVar[bool] = True

@@ -52,7 +52,11 @@ def regression_kd_loss(
 
 
 class RegressionKD(LogitsObjective):
-    """Pulls predictions to the target while the student errs more than the teacher, and to the teacher (Chen 2017)."""
+    """Pulls predictions to the target while the student errs more than the teacher, and to the teacher (Chen 2017).
+
+    `margin`: how much better than the teacher, in squared units of the target, the student must be before the pull to
+    the target ends.
+    """
 
     use: ClassVar[str] = "regression_kd"
     classes: ClassVar[bool] = False

@@ -38,7 +38,10 @@ def skew_kl_loss(
 
 
 class SkewKL(LogitsObjective):
-    """KL of the teacher to a mixture of both: bounded gradients (Ko 2024)."""
+    """KL of the teacher to a mixture of both: bounded gradients (Ko 2024).
+
+    `alpha`: the teacher's share of the mixture, from 0 (forward KL) to 1, a number or schedule.
+    """
 
     use: ClassVar[str] = "skew_kl"
     alpha: Fraction = 0.1

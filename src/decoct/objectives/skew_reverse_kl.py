@@ -38,7 +38,10 @@ def skew_reverse_kl_loss(
 
 
 class SkewReverseKL(LogitsObjective):
-    """KL of the student to a mixture of both: bounded gradients (Ko 2024)."""
+    """KL of the student to a mixture of both: bounded gradients (Ko 2024).
+
+    `alpha`: the student's share of the mixture, from 0 (reverse KL) to 1, a number or schedule.
+    """
 
     use: ClassVar[str] = "skew_reverse_kl"
     alpha: Fraction = 0.1

@@ -254,7 +254,13 @@ class Growing(Callback):
 
 
 class Unstructured(Scheme):
-    """The settings of schemes that set a share of all weights to zero."""
+    """The settings of schemes that set a share of all weights to zero.
+
+    `ratio`: the share of weights that are zero in the end. `scope`: the smallest of all layers together, or of each
+    layer. `schedule`: how the share grows while the network trains (recover: joint), at once, linearly or by a cubic
+    curve. `begin`: the share of the budget after which it starts to grow. `every`: steps between two renewals of the
+    masks. `embeddings`: tables of embeddings are pruned too.
+    """
 
     removes: ClassVar[bool] = False
 

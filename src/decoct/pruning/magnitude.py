@@ -17,8 +17,8 @@ class Magnitude(Unstructured):
     `ratio`: the share of weights that are zero in the end; `scope`: the smallest of all layers together, or of each
     layer; `schedule`: how the share grows while the network trains (recover: joint): at once, linearly, or
     s(t) = ratio · (1 - (1 - t)³) with t from 0 at `begin` (a share of the budget) to 1, renewed every `every` steps.
-    Convolutions, linear and recurrent layers; `embeddings` too where asked for. The file becomes smaller only when it
-    is compressed (zip), and ONNX Runtime does not run it faster. Zhu & Gupta 2017, "To prune, or not to prune".
+    Convolutions, linear and recurrent layers; `embeddings`: tables of embeddings too. The file becomes smaller only
+    when it is compressed (zip), and ONNX Runtime does not run it faster. Zhu & Gupta 2017, "To prune, or not to prune".
     """
 
     use: ClassVar[str] = "magnitude"

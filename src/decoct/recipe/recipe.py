@@ -31,9 +31,10 @@ class Recipe(Spec):
     `seed` decides every random number; `sources` are data beside the main `data`, by name: learning steps draw a batch
     of each that a term of their objective names as its `source` beside every batch of the data; `models` are Specs by
     name, which steps take as inputs; each of `steps` takes the step before it where an input is left out. The same
-    recipe comes from YAML, Python and the command line. `device`: where models train, auto (CUDA where there is one),
-    cpu, cuda, cuda:1 or mps; no result is keyed by it, so that a run may go on elsewhere. `limits`: what the chain must
-    keep as a whole; the last artifact that keeps them is kept.
+    recipe comes from YAML, Python and the command line. `version`: which format of recipes it is. `task`: what the
+    models read and answer. `data`: the data set that the steps learn from. `device`: where models train, auto (CUDA
+    where there is one), cpu, cuda, cuda:1 or mps; no result is keyed by it, so that a run may go on elsewhere.
+    `limits`: what the chain must keep as a whole; the last artifact that keeps them is kept.
     """
 
     version: Literal[1] = 1

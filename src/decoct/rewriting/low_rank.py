@@ -27,9 +27,11 @@ class LowRank(Scheme):
     Linear: `[in, r]` then `[r, out]`. Convolution: k x k to r channels, then 1 x 1. Embedding: of width r, then a
     linear layer. Give one of `rank`; `ratio`, the share of each layer's weights that is left (0.5 by default);
     `energy`, the share of squared singular values that is kept. Ranks from ratio and energy are multiples of
-    `multiple`. `weighted`: singular values of the layer's outputs on training data instead of its weights, which
-    makes the error of its outputs least (Yu and Wu 2023; the solution of SVD-LLM, without its inverse). Layers that
-    would not get smaller stay; two layers with nothing between them count as one, so that rounds go on.
+    `multiple`. `weighted`: singular values of the layer's outputs on training data instead of its weights, which makes
+    the error of its outputs least (Yu and Wu 2023; the solution of SVD-LLM, without its inverse). Layers that would not
+    get smaller stay; two layers with nothing between them count as one, so that rounds go on. `kinds`: which kinds of
+    layers are rewritten. `layers`: their paths, `*` for any part. `rank`: the width between the two layers. `ratio`:
+    the share of each layer's weights that is left. `energy`: the share of squared singular values that is kept.
 
     Eckart and Young 1936; Zhang et al. 2016, arXiv 1505.06798 (convolutions).
     """

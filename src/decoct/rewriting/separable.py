@@ -21,7 +21,8 @@ class Separable(Scheme):
     `rank`: depthwise filters for each input channel. They are the first right singular vectors of the kernel of that
     channel, `[out, k * k]`, which makes the squared error of the kernel least. `weighted`: the pointwise part is then
     fitted to what the layer gave on training data, by least squares. Bias, stride, padding and dilation stay.
-    Convolutions of fewer than `min_channels` inputs, in groups, of 1 x 1, or that would not get cheaper stay.
+    Convolutions of fewer than `min_channels` inputs, in groups, of 1 x 1, or that would not get cheaper stay. `layers`:
+    paths of the convolutions, `*` for any part.
 
     Howard et al. 2017, arXiv 1704.04861 (the form); Guo et al. 2018, arXiv 1803.10127 (from a kernel by SVD).
     """

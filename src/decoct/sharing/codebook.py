@@ -28,8 +28,8 @@ class Codebook(Scheme):
     `clusters`: centroids of a layer, 2 to 256; an index takes 1, 2, 4 or 8 bits in the artifact and in the ONNX file.
     k-means of the layer's weights from a start `init`, evenly over their range or at their quantiles; then the
     centroids train. Layers of fewer than `smallest` weights stay; so do recurrent layers, transposed convolutions and
-    an attention's joint projection. Where a layer was pruned, one centroid is zero and stays so.
-    Han, Mao & Dally 2016, "Deep Compression".
+    an attention's joint projection. Where a layer was pruned, one centroid is zero and stays so. `embeddings`: tables
+    of embeddings get codebooks too. Han, Mao & Dally 2016, "Deep Compression".
     """
 
     use: ClassVar[str] = "codebook"

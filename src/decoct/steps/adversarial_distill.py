@@ -32,8 +32,9 @@ class AdversarialDistill(Learning):
 
     `attack`: what is done to raw inputs, as `{use: pgd, epsilon: 8, step: 2, steps: 10}` in pixels of 0 to 255;
     `attack_loss`: it raises the loss with the "labels" (ARD) or the distance from the "teacher" (RSLAD). `objective`:
-    ard, rslad, or any terms; a term with `head: adversarial` hears the answer to attacked inputs. `test_attack`: what
-    the student is scored under on the validation split, as `attacked_METRIC`; `best_by`: which score selects.
+    `ard`, `rslad`, or any terms; a term with `head: adversarial` hears the answer to attacked inputs. `test_attack`:
+    what the student is scored under on the validation split, as `attacked_METRIC`; `best_by`: which score selects.
+    `samples`: draw the labelled training samples, or all.
 
     Goldblum et al. 2020, arXiv 1905.09747; Zi et al. 2021, arXiv 2108.07969.
     """

@@ -24,6 +24,7 @@ class Assistants(Learning):
 
     `assistants`: models from the largest to the smallest; each, and the student, is a distill step with these settings
     and the budget as given. The assistants are parts of the artifact, by their use: assistant_1, assistant_2, ...
+    `objective`: what each learns from the one before it. `samples`: draw all training samples or the labelled ones.
 
     Mirzadeh et al. 2020, arXiv 1902.03393.
     """

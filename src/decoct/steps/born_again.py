@@ -25,7 +25,8 @@ class BornAgain(Learning):
 
     `generations`: how many follow the first. The first is taught by the input "teacher" where there is one, else
     trained on the task's loss. Each starts from weights of its own. The artifact holds the last; those before are its
-    parts: generation_0, generation_1, ...
+    parts: generation_0, generation_1, ... `objective`: what each learns from the one before it. `samples`: draw all
+    training samples or the labelled ones.
 
     Furlanello et al. 2018, arXiv 1805.04770, without the ensemble of generations (that is distill with `combine`).
     """

@@ -29,6 +29,7 @@ class Distill(Learning):
     `teachers`: how a teacher answers, by role, as `{teacher: {use: estimator, floor: 1.0e-4}}`; `combine`: how several
     answer as one, as `{use: ensemble, weights: confidence}`, to all terms that name no `teacher`. A teacher whose
     artifact names other classes than the task's is matched by name, and has no say in classes that it does not know.
+    `objective`: what the student learns, a term or a list of terms.
     """
 
     use: ClassVar[str] = "distill"

@@ -38,6 +38,8 @@ class MetaDistill(Learning):
     `tune`: the "weights" of the terms (a factor on each, 1 at first), the "temperature" of ctkd terms (whose reversal
     is then of no account), or both. `held_out`: the share of the labelled training samples, drawn by key, whose labels
     judge and do not train. `meta_optimizer` follows the gradient of their loss. About three times the cost of distill.
+    `objective`: the terms whose weights are learned. `held_out_batch`: held-out samples a step. `samples`: draw all
+    training samples or the labelled ones.
     """
 
     use: ClassVar[str] = "meta_distill"

@@ -15,7 +15,7 @@ from decoct.steps.learning.saving import PARTS
 class Part(Step):
     """Takes a further model out of an artifact: a peer of mutual, a generation of born_again, an assistant.
 
-    `part`: its name there.
+    `part`: the name of the part there.
     """
 
     use: ClassVar[str] = "part"

@@ -22,6 +22,7 @@ class Train(Learning):
     """Trains a model on labelled samples; a teacher, or the student alone that a distilled one is compared with.
 
     `head`: of a task with several heads the one that the model gets, trained on the samples that have targets for it.
+    `objective`: what it learns, by default the task's own loss.
     """
 
     use: ClassVar[str] = "train"

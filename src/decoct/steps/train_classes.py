@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class TrainClasses(Learning):
     """Trains a model that knows some of the classes, on the labelled samples of these alone.
 
-    `classes`: their names; the model has one logit for each, in this order. As a teacher it is matched by name.
+    `classes`: the names of those; the model has one logit for each, in this order. As a teacher it is matched by name.
+    `objective`: what it learns, by default the task's own loss.
     """
 
     use: ClassVar[str] = "train_classes"

@@ -91,13 +91,13 @@ def reach(mixture: Tensor, log_w: Tensor, known: Tensor) -> Tensor:
 class Ensemble(Combination):
     """Several teachers answer as one: the weighted mean of their probabilities, or of their logits.
 
-    `weights`: "equal"; numbers by role; "validation", by accuracy on the held-out samples whose class a teacher knows
-    (for numbers, by the inverse of the error); "confidence", for each sample the teacher's highest probability;
-    "entropy", for each sample 1 / entropy (Kwon et al. 2020); "learned", those under which the held-out labels are most
-    likely. Held out is the validation split, or the labelled training samples where there is none.
-    `average`: "probabilities" at `temperature` (the student sees exactly this mean at the same temperature of `kd`), or
-    "logits", a geometric mean, for teachers that know all classes. Classes are matched by name; a teacher has no say in
-    a class that it does not know.
+    `weights`: "equal", or numbers by role, or "validation" (by accuracy on the held-out samples whose class a teacher
+    knows, for numbers by the inverse of the error), "confidence" (for each sample the teacher's highest probability),
+    "entropy" (for each sample 1 / entropy, Kwon et al. 2020) or "learned" (those under which the held-out labels are
+    most likely). Held out is the validation split, or the labelled training samples where there is none. `average`:
+    "probabilities" at `temperature` (the student sees exactly this mean at the same temperature of `kd`), or "logits",
+    a geometric mean, for teachers that know all classes. Classes are matched by name; a teacher has no say in a class
+    that it does not know.
     """
 
     use: ClassVar[str] = "ensemble"

@@ -27,7 +27,8 @@ class EstimatorTeacher(Teacher):
     Classes: logits are log(max(p, floor)), since a forest gives probabilities of exactly 0. Numbers: the prediction on
     the scale of the task's logits. `threads` inside an operator (None: as many as torch uses). `folds`: rows that it
     was fitted on are answered by so many further fits, each by one that has not seen it (out-of-fold); 1: by the
-    estimator itself; None: 5 where it was fitted on the rows that it teaches.
+    estimator itself; None: 5 where it was fitted on the rows that it teaches. `floor`: the least probability of a
+    class.
     """
 
     use: ClassVar[str] = "estimator"

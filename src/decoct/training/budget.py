@@ -13,6 +13,9 @@ from decoct.spec import Spec
 class Budget(Spec):
     """How long to train, in exactly one unit. A fraction of an epoch is rounded to steps, at least one.
 
+    `steps`: steps of the optimizer. `epochs`: passes over the training samples, fractions too. `samples`: how many are
+    drawn in all. `seconds`: how long training takes.
+
     Epochs are of sources that know how many batches they have.
 
     >>> Budget(epochs=2).steps_for(batches=50)

@@ -27,7 +27,10 @@ CATALOGUE = Catalogue(
 
 
 class Optimizer(Spec):
-    """Describes an optimizer; `lr` is a number or a schedule, read anew at each step by the update."""
+    """Describes an optimizer; `lr` is a number or a schedule, read anew at each step by the update.
+
+    `weight_decay`: how strongly weights are drawn to 0, without biases and scales of norms.
+    """
 
     positional: ClassVar[tuple[str, ...]] = ("lr",)
     lr: Scalar
@@ -67,6 +70,8 @@ class Optimizer(Spec):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum.
 
+    `momentum`: how much of the last step is kept. `nesterov`: look ahead along the momentum before the gradient.
+
     >>> import torch
     >>> from torch import nn
     >>> SGD(0.1).build([nn.Parameter(torch.zeros(2))]).param_groups[0]["momentum"]
@@ -93,6 +98,8 @@ class SGD(Optimizer):
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    `betas`: how much of the running mean of gradients, and of their squares, is kept.
 
     >>> import torch
     >>> from torch import nn

@@ -32,6 +32,8 @@ class Schedule(Spec):
 class Constant(Schedule):
     """The same value throughout.
 
+    `value`: the number that it always is.
+
     >>> Constant(3).at(Clock(progress=0.7))
     3.0
     """
@@ -152,7 +154,8 @@ class StepDecay(Schedule):
 class Exponential(Schedule):
     """start · (end / start)^progress: the same ratio over equal parts of the run; both of one sign and not 0.
 
-    `begin` and `finish`: the fractions of the run between which it falls or rises.
+    `begin` and `finish`: the fractions of the run between which it falls or rises. `start`: the value at `begin`.
+    `end`: the value at `finish`.
 
     >>> round(Exponential(8, 2).at(Clock(progress=0.5)), 12)
     4.0

@@ -17,7 +17,10 @@ class GradientBoosting(Estimator):
     """scikit-learn's HistGradientBoostingClassifier or HistGradientBoostingRegressor.
 
     `max_iter` trees (for each class, where there are more than two); with `early_stopping` growth ends when a tenth of
-    the training samples, held out, has not gained for 10 trees. Ke et al. 2017 (LightGBM).
+    the training samples, held out, has not gained for 10 trees. `learning_rate`: the factor on what each tree adds.
+    `max_leaf_nodes`: leaves of a tree at most. `max_depth`: splits from the root to a leaf at most (None: any number).
+    `min_samples_leaf`: training samples in each leaf at least. `l2_regularization`: the L2 penalty on the values of
+    leaves. Ke et al. 2017 (LightGBM).
     """
 
     use: ClassVar[str] = "gradient_boosting"

@@ -14,7 +14,11 @@ from decoct.models.estimators.trees import Tree, TreeEnsemble
 
 
 class Forest(Estimator):
-    """What the forests share: `n_estimators` trees, each split choosing among `max_features` columns (None: all)."""
+    """What the forests share: `n_estimators` trees, each split choosing among `max_features` columns (None: all).
+
+    `max_depth`: splits from the root to a leaf at most (None: any number). `min_samples_leaf`: training samples in each
+    leaf at least.
+    """
 
     n_estimators: int = Field(default=200, ge=1, le=100_000)
     max_depth: int | None = Field(default=None, ge=1, le=1024)

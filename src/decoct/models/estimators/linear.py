@@ -14,7 +14,10 @@ from decoct.models.estimators.base import Estimator, Head, is_classes
 
 
 class LogisticRegression(Estimator):
-    """scikit-learn's LogisticRegression: multinomial, with an L2 penalty of strength 1 / `C`."""
+    """scikit-learn's LogisticRegression: multinomial, with an L2 penalty of strength 1 / `C`.
+
+    `max_iter`: iterations of its solver at most.
+    """
 
     use: ClassVar[str] = "logistic_regression"
     predicts_numbers: ClassVar[bool] = False

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class Labelling(Step):
-    """How a teacher is asked about every sample, and how its answers are kept."""
+    """How a teacher is asked about every sample, and how its answers are kept.
+
+    `augment`: training samples are varied as the task says. `batch_size`: samples a batch. `precision`: bf16 or fp16
+    compute the teacher's answers in half precision where that is safe. `teachers`: how a teacher answers, by role, as
+    `{teacher: {use: onnx}}`.
+    """
 
     gives: ClassVar[str] = "store"
     not_in_key: ClassVar[tuple[str, ...]] = ("workers", "threads", "ray")

@@ -56,13 +56,13 @@ class Label(Labelling):
     """Writes what a teacher says about every sample, once; the store is a teacher like any other.
 
     `keep`: how logits are kept, `{use: dense, dtype: float16}` or `{use: top_k, k: 64, tail: bucket}`; `features`:
-    paths of layers whose outputs are kept too, in `features_dtype`; `splits`: of which samples; `views`: in how many
-    fixed augmented views each training sample is labelled (8 where the task augments, else 1); `mix`: how two images
-    become one view; `labels` as in the step that will train (it matters for `mix` alone). Several teachers answer as
-    `combine` says. `folds`: in how many an estimator answers the rows that it was fitted on, each by a fit that has not
-    seen it (5 by default, 1: by itself). `workers` processes of `threads` threads label side by side, this one among
-    them, or so many actors of a Ray cluster with `ray`: "local" starts one here, an address joins one. Shards hold about
-    `shard` samples; a killed run goes on with the next.
+    paths of layers whose outputs are kept too, in `features_dtype`; `splits`: of which splits the samples are; `views`:
+    in how many fixed augmented views each training sample is labelled (8 where the task augments, else 1); `mix`: how
+    two images become one view; `labels` as in the step that will train (it matters for `mix` alone). Several teachers
+    answer as `combine` says. `folds`: in how many an estimator answers the rows that it was fitted on, each by a fit
+    that has not seen it (5 by default, 1: by itself). `workers` processes of `threads` threads label side by side, this
+    one among them, or so many actors of a Ray cluster with `ray`: "local" starts one here, an address joins one. Shards
+    hold about `shard` samples; a killed run goes on with the next.
     """
 
     use: ClassVar[str] = "label"

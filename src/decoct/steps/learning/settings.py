@@ -28,15 +28,19 @@ DEFAULT_OPTIMIZER = AdamW(lr=Cosine(start=2e-3, end=0.0, warmup=0.05))
 class Learning(Step):
     """The settings of every step that trains by descent.
 
-    `budget` in one unit; `batch_size` samples a batch, `accumulate` batches an optimizer step; `select` keeps the
-    weights that were best on the validation split, or the last; `side` is whose preprocessing the model gets;
-    `labels`: how many training samples keep their label in this step, drawn evenly over the classes; `mix`: how two
-    images become one view, the same for both models, as `{use: mixup, alpha: 0.4}`; `teacher_views`: over how many
-    augmented views of a sample the teacher's probabilities are averaged (the student sees the first); `views`: each
-    sample comes in one of so many fixed augmented views in place of a new one each epoch (a stored teacher says which);
-    `stop` ends training before the budget does, as {patience: 5}, by a score on the validation split.
-    `sharding`: whether several processes spread the student's weights and optimizer state among them (fsdp). The input
-    "train", samples that another step made, stands for the training split.
+    `budget`: how long to train, in one unit; `batch_size` samples a batch, `accumulate` batches an optimizer step;
+    `select` keeps the weights that were best on the validation split, or the last; `side` is whose preprocessing the
+    model gets; `labels`: how many training samples keep their label in this step, drawn evenly over the classes; `mix`:
+    how two images become one view, the same for both models, as `{use: mixup, alpha: 0.4}`; `teacher_views`: over how
+    many augmented views of a sample the teacher's probabilities are averaged (the student sees the first); `views`:
+    each sample comes in one of so many fixed augmented views in place of a new one each epoch (a stored teacher says
+    which); `stop` ends training before the budget does, as {patience: 5}, by a score on the validation split.
+    `sharding`: whether several processes spread the student's weights and optimizer state among them (fsdp).
+    The input "train", samples that another step made, stands for the training split. `optimizer`: what follows the
+    gradient, and at which learning rate. `max_grad_norm`: longer gradients are scaled to this norm (None: none are).
+    `augment`: training samples are varied as the task says. `precision`: bf16 or fp16 compute in half precision where
+    that is safe. `log_every`: optimizer steps between two lines of the log. `checkpoint_seconds`: seconds between two
+    checkpoints, from which a stopped run continues.
     """
 
     not_in_key: ClassVar[tuple[str, ...]] = (*Step.not_in_key, "sharding")

@@ -29,7 +29,7 @@ class Budgets(Spec):
     """What a file must keep.
 
     `min_quality`: the least of the task's main metric on validation data (for an error the most), by running the file;
-    `max_latency_ms`: the median of one call, one sample, one thread; `max_size_bytes`: of all files that ship.
+    `max_latency_ms`: the median of one call, one sample, one thread; `max_size_bytes`: all files that ship together.
     """
 
     min_quality: float | None = None

@@ -62,9 +62,10 @@ class Quantize(Step, Budgets):
     in export), then the file with the float model; below 20 dB of signal to noise a warning follows. The operators that
     the runtime executes in integers are counted (`audit` in exported.json). A model that learned with its quantizers
     inside keeps them: `scheme` and calibration are not used. The file is timed beside its float file (`speed.json`),
-    and a warning says where it is slower or larger. `keep_float: auto` keeps those kinds of layers in float that make
+    and a warning says where it is slower or larger. `keep_float`: auto keeps those kinds of layers in float that make
     it slower on this machine, and the whole file where no integers pay; what the scheme protects stays so anyway.
-    `min_quality`, `max_latency_ms` and `max_size_bytes` are budgets as in export.
+    `min_quality`, `max_latency_ms` and `max_size_bytes` are budgets as in export. `opset`: the version of the standard
+    operators.
     """
 
     use: ClassVar[str] = "quantize"

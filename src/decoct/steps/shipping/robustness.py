@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Robustness(Step):
     """Scores models on clean and on attacked inputs of a split, as METRIC and attacked_METRIC.
 
-    `attack`: in raw inputs, with the labels in sight; `split`: what is scored; `reseed` seeds a random start.
+    `attack`: what is done to raw inputs, with the labels in sight; `split`: the samples that are scored; `reseed` seeds
+    a random start.
     """
 
     use: ClassVar[str] = "robustness"

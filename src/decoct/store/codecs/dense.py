@@ -18,6 +18,8 @@ FLOOR = torch.finfo(torch.float16).min
 class DenseCodec(Codec):
     """Logits of all classes, as float32, float16 or uint8.
 
+    `dtype`: how each number is kept, in one of these three forms.
+
     float32: bit for bit. float16: the distance of each logit from the largest of its row, which is kept beside it in
     float32; so nothing overflows, the logits come back unshifted, and the error is at most 2^-11 of that distance
     (where it is 65504 or more it comes back as 65504). uint8: at most 1/508 of the row's span; logits that lie more

@@ -151,9 +151,9 @@ class BytePair(Tokenizer):
 class Pretrained(Tokenizer):
     """The tokenizer of a local folder in the transformers format, or a tokenizer.json itself.
 
-    `path`, or the `name` of a repository on the hub at a `revision`. `padding` is read from tokenizer_config.json
-    beside it where it is left out. Without a tokenizer.json it is made of the vocabulary there (vocab.txt, and what
-    else transformers reads).
+    `path`: the folder or file; or the `name` of a repository on the hub at a `revision`. `padding` is read from
+    tokenizer_config.json beside it where it is left out. Without a tokenizer.json it is made of the vocabulary there
+    (vocab.txt, and what else transformers reads).
     """
 
     use: ClassVar[str] = "pretrained"

@@ -52,7 +52,8 @@ class BlackBoxTeacher(Teacher):
     name it is, without regard to case and outer spaces; one that is no class ends the run (`unknown: refuse`), or is
     counted and taken to say that all classes are equally likely (`uniform`), which the student then learns. `ahead`
     batches are asked for before the student gets to them; a failed question (OSError of a function, 5xx of a server) is
-    asked again up to `retries` times.
+    asked again up to `retries` times. `timeout`: seconds for one question. `unknown`: what an answer that is no class
+    does, refuse or uniform.
     """
 
     use: ClassVar[str] = "black_box"

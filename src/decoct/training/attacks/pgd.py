@@ -15,6 +15,9 @@ from decoct.training.attacks.base import Attack, ascent
 class PGD(Attack):
     """Projected gradient descent: `steps` of size `step`, from a random start within epsilon or from the clean inputs.
 
+    `step`: how far one step goes, in the units of epsilon. `steps`: how many steps there are. `random_start`: begin at
+    a random place within epsilon.
+
     Madry et al. 2018, arXiv 1706.06083 (there 8/255, steps of 2/255).
 
     >>> PGD(epsilon=3, step=2, steps=2, random_start=False).perturb(lambda x: -x.sum(), torch.tensor([9.0]))
