@@ -16,7 +16,9 @@ GALLERY = ROOT / "docs/gallery.md"
 RECIPES = {path.stem: path for path in (ROOT / "recipes").rglob("*.yaml")}
 FILES = re.compile(r"`((?:benchmarks/results|docs)/\w+\.md)`")
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e-\d+)?")
-NO_FIGURES = re.compile(r"at temperature \d|4 bits|8 bits|int8|uint8|float32|\d seeds?\b|\d likeliest|\d of them|ResNet-\d+|by \d\d %")
+NO_FIGURES = re.compile(
+    r"at temperature \d|4 bits|8 bits|int8|uint8|float32|\d seeds?\b|\d likeliest|\d of them|ResNet-\d+|by \d\d %"
+)
 
 
 def questions() -> dict[str, str]:
@@ -45,7 +47,10 @@ def commands(text: str) -> list[str]:
 def test_a_number_that_is_not_in_the_file_is_found() -> None:
     assert missing(["+0.73", "80.24"], "| +0.73 (+0.38 | 80.24 ± 0.89 |") == []
     assert missing(["0.7", "80.2"], "| +0.73 (+0.38 | 80.24 ± 0.89 |") == ["0.7", "80.2"]
-    assert stated("`kd` at temperature 1 gives 80.24 %, -0.18 (5 seeds, `benchmarks/results/tails.md`)") == ["80.24", "-0.18"]
+    assert stated("`kd` at temperature 1 gives 80.24 %, -0.18 (5 seeds, `benchmarks/results/tails.md`)") == [
+        "80.24",
+        "-0.18",
+    ]
 
 
 def test_there_are_forty_questions_each_with_a_command() -> None:
@@ -90,7 +95,8 @@ def test_overrides_of_the_questions_name_settings_that_recipes_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", sorted({shlex.split(line)[2] for line in commands(QUESTIONS.read_text()) if line.startswith("decoct explain")})
+    "key",
+    sorted({shlex.split(line)[2] for line in commands(QUESTIONS.read_text()) if line.startswith("decoct explain")}),
 )
 def test_what_the_questions_explain_is_explained(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.call(["explain", key]) == 0
