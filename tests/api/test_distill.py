@@ -274,3 +274,10 @@ def test_an_export_that_differs_leaves_nothing(pair: tuple, tmp_path: Path) -> N
     with pytest.raises(RecipeError, match="example"):
         dc.export(pair[1], tmp_path / "small.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_shows_scores_and_the_loss(distilled: Any) -> None:
+    html = distilled._repr_html_()
+    assert f"{100 * distilled.scores['accuracy']:.1f} %" in html
+    assert html.count("<polyline") == 1
+    assert "<table>" in distilled.run._repr_html_()

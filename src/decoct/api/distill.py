@@ -26,6 +26,7 @@ from decoct.objectives.criterion import Criterion, needs_of
 from decoct.objectives.layers import choose_layers, undecided_roles
 from decoct.outputs import Batch, Needs, Outputs, Predictor
 from decoct.recipe.recipe import Recipe
+from decoct.report.inline import scores_html
 from decoct.runner.execution import Options, Run, prepare
 from decoct.steps.base import Context
 from decoct.steps.distill import Distill
@@ -94,6 +95,12 @@ class Distilled:
 
     def __repr__(self) -> str:
         return f"Distilled(folder={str(self.folder)!r}, scores={self.scores})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: validation scores of what was trained, and the student's loss by step."""
+        scores = {each.name: each.scores for each in self.run.artifacts.values() if each.scores}
+        loss = [(each["step"], each["loss"]) for each in self.history if each["kind"] == "train"]
+        return scores_html(scores, {"loss": loss})
 
 
 def distill(

@@ -19,6 +19,7 @@ from decoct.models.base import KeptModel
 from decoct.models.saving import WEIGHTS
 from decoct.network import offline
 from decoct.recipe.graph import Node, folder_name, graph
+from decoct.report.inline import run_html
 from decoct.report.run_manifest import RUN_MANIFEST, RunManifest
 from decoct.runner.ending import Ended, failure, versions, write_end
 from decoct.runner.folders import folders_of, forget, lock, put_aside, refuse_file, set_aside, stamp, work_folder
@@ -78,6 +79,11 @@ class Run:
                 f"no artifact of step {step!r} under seed {wanted}; there are {', '.join(self.artifacts)}"
             )
         return self.artifacts[name]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table, its sentences, quality against cost."""
+        scores = {name: each.scores for name, each in self.artifacts.items() if each.scores}
+        return run_html(self.results, scores)
 
 
 class Execution:
