@@ -62,6 +62,7 @@ OTHERWISE: Mapping[str, dict[str, Any]] = {
     "Search": {"name": "name", "step": {"use": "train", "name": "tried"}, "setting": "batch_size"}
     | {"low": 1, "high": 8, "max_size_bytes": 9},
     "Share": {"name": "name", "scheme": {"use": "codebook"}},
+    "Pretrained": {"path": "some/path"},
     "Transformers": {"path": "some/path"},
 }
 """Entries that need one of several fields, or that mean something else by one."""
