@@ -2,11 +2,11 @@
 
     python benchmarks/scale_stream.py [--rounds 3] [--rows 2000000] [--lines 200000] [--pictures 20000]
 
-Each figure is of a fresh process. Memory: the peak of what belongs to the process alone (RssAnon, seen every 3 ms; pages
-of mapped files, which the system takes back at will, do not count) beyond that after its imports, from opening the data
-over statistics or vocabulary and the order of an epoch to batches of 256. `cold` has an empty cache folder, `warm` the one
-that it filled. CPU seconds of this process and its threads; pandas reads, decoct reads, makes keys, splits and
-fingerprint. Vocabulary and tokens: WordPiece of 8,000 pieces and all texts encoded.
+Each figure is of a fresh process. Memory: the peak of what belongs to the process alone (RssAnon, seen every 3 ms;
+pages of mapped files, which the system takes back at will, do not count) beyond that after its imports, from opening
+the data over statistics or vocabulary and the order of an epoch to 100 batches of 256. `cold` has an empty cache
+folder, `warm` the one that it filled. CPU seconds of the process and its threads; pandas reads, decoct reads, makes
+keys, splits and fingerprint. Vocabulary and tokens: WordPiece of 8,000 pieces and all texts encoded.
 """
 
 from __future__ import annotations
