@@ -92,6 +92,7 @@ def test_all_entries_are_here() -> None:
         "stored",
         "http",
         "black_box",
+        "estimator",  # a file of another library: tests/models/test_estimator_file.py
         "small_gpt",
         "small_detector",  # no logits: tests/models/test_detectors.py
         "faster_rcnn",
