@@ -149,7 +149,8 @@ def make_shards(folder: Path, count: int) -> Path:
 
 
 def memory(folder: Path, use: str, sizes: Sequence[int], paths: Sequence[Path]) -> list[tuple[str, ...]]:
-    rows, least = [], {}
+    rows: list[tuple[str, ...]] = []
+    least: dict[str, float] = {}
     for size, path in zip(sizes, paths):
         cache = folder / f"cache-{use}-{size}"
         cells = [use, f"{size:,}"]

@@ -14,7 +14,11 @@ from decoct.cli import app as cli
 from decoct.cli.shell import in_front
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / f"{each}.md" for each in ("AGENTS", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NEEDS = {"docs/in-hugging-face-trainer.md": "transformers", "docs/in-lightning.md": "lightning"}
 """Packages that a page speaks of and that need not be here."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 from pydantic import model_validator
@@ -91,7 +91,7 @@ def _add_dataset(state: Any, dataset: Any) -> None:
         for tensor in dataset.tensors:
             _add_value(state, tensor)
     elif isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
-        count = _length(dataset) or 0
+        count = _length(cast(Any, dataset)) or 0
         with torch.random.fork_rng(devices=[]):
             for index in sorted({position * count // SAMPLED for position in range(SAMPLED)} if count else ()):
                 torch.manual_seed(index)
