@@ -66,9 +66,7 @@ def differences(found: Any, golden: Any, exact: bool, place: str = "") -> list[s
         lone = {
             name: "recorded" if name in golden else "found" for name in names if (name in golden) != (name in found)
         }
-        lone = {
-            name: where for name, where in lone.items() if where == "recorded" or name.rpartition(".")[2] not in LATER
-        }
+        lone = {name: where for name, where in lone.items() if where == "recorded" or name.rpartition(".")[2] not in LATER}
         names = [name for name in names if name in golden or name.rpartition(".")[2] not in LATER]
         both = [name for name in names if name not in lone]
         return [f"{place}/{name}: only {where}" for name, where in lone.items()] + [
