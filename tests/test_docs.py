@@ -16,6 +16,7 @@ from decoct.cli.shell import in_front
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "README.zh.md",
     *(ROOT / f"{each}.md" for each in ("AGENTS", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
@@ -50,6 +51,15 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
 
 def test_readme_has_ten_lines_of_python() -> None:
     assert "dc.distill(" in blocks(ROOT / "README.md", "python")[0]
+
+
+def test_the_chinese_quick_start_has_the_blocks_of_the_english_one() -> None:
+    """Each of its blocks, byte for byte and in the order of the README, from its first section to its last."""
+    sections = {"Two commands", "Ten lines of Python", "On your own data", "Asking the student", "The command"}
+    parts = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## ")
+    english = [block for part in parts if part.split("\n")[0] in sections for block in BLOCK.findall(part)]
+    assert BLOCK.findall((ROOT / "README.zh.md").read_text(encoding="utf-8")) == english
+    assert len(english) >= len(sections)
 
 
 @pytest.mark.parametrize(("page", "line"), commands())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_what_the_questions_explain_is_explained(key: str, capsys: pytest.Captur
 
 def gallery() -> dict[str, str]:
     lines = GALLERY.read_text(encoding="utf-8").splitlines()
-    rows = [line.strip("|").split("|") for line in lines if line.startswith("| [`") or line.startswith("| `")]
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("| `")]
     return {re.findall(r"`(\w+)`", cells[0])[0]: "|".join(cells[1:]) for cells in rows}
 
 
@@ -127,3 +128,20 @@ def test_figures_of_the_gallery_stand_in_the_files_that_are_named(recipe: str) -
     numbers = stated(figure)
     assert numbers
     assert not missing(numbers, texts)
+
+
+def test_the_notebook_was_executed_and_its_page_is_the_notebook() -> None:
+    """The cells run as plain Python too: the blocks of the page are run by tests/test_docs.py."""
+    path = ROOT / "docs/notebooks/digits.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    code = [each for each in cells if each["cell_type"] == "code"]
+    assert ["".join(each["source"]) + "\n" for each in code] == re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    assert [each["execution_count"] for each in code] == list(range(1, len(code) + 1))
+    outputs = [each for cell in code for each in cell["outputs"]]
+    assert {each["output_type"] for each in outputs} == {"stream", "execute_result"}
+    for each in outputs:
+        shown = "".join(each["text"] if each["output_type"] == "stream" else each["data"]["text/html"])
+        assert shown.strip() in page
+    assert path.stat().st_size < 60_000
+    assert not re.search(r"/(?:home|root|tmp|work)/", path.read_text(encoding="utf-8"))

@@ -137,8 +137,8 @@ def linear_kd_parts(
 
     >>> h, w = torch.randn(5, 3), torch.zeros(7, 3)
     >>> found = linear_kd_parts(h, w, h, w, labels=Labels(torch.zeros(5, dtype=torch.long), weight=0.5))
-    >>> [round(each.item(), 4) for each in found]
-    [0.973, 0.0, 1.9459]
+    >>> tuple(round(each.item(), 4) for each in found)
+    (0.973, 0.0, 1.9459)
     """
     labels = Labels(labels) if isinstance(labels, Tensor) else labels
     refuse_other_types(NAME, student_hidden, student_weight, teacher_hidden, teacher_weight, mask=mask, labels=labels)

@@ -34,8 +34,8 @@ def taylor_cross_entropy_loss(student: Logits, target: Target, *, order: int = 2
     Feng et al. 2020, "Can Cross Entropy Loss Be Robust to Label Noise?", IJCAI 2020, equation 8.
 
     >>> logits, target = torch.zeros(1, 2), torch.tensor([0])
-    >>> [round(taylor_cross_entropy_loss(logits, target, order=k).item(), 4) for k in (1, 2, 50)]
-    [0.5, 0.625, 0.6931]
+    >>> tuple(round(taylor_cross_entropy_loss(logits, target, order=k).item(), 4) for k in (1, 2, 50))
+    (0.5, 0.625, 0.6931)
     """
     refuse_unless("taylor_cross_entropy_loss", "order", order, order >= 1 and order == int(order), "an integer from 1")
     (student,) = promote(student)

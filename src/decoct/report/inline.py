@@ -48,8 +48,8 @@ def scores_html(scores: Mapping[str, Mapping[str, float]], curves: Curves | None
 def grid(shown: Sequence[Mapping[str, str]]) -> str:
     """A table of rows that have the same headings.
 
-    >>> grid([{"Model": "a & b", "File": "52 kB"}])
-    '<table><thead><tr><th>Model</th><th>File</th></tr></thead><tbody><tr><td>a &amp; b</td><td>52 kB</td></tr></tbody></table>'
+    >>> grid([{"Model": "a & b"}])
+    '<table><thead><tr><th>Model</th></tr></thead><tbody><tr><td>a &amp; b</td></tr></tbody></table>'
     """
     if not shown:
         return "<p>no model was scored</p>"
@@ -76,7 +76,8 @@ def _points(found: Sequence[tuple[str, float, float]], title: str, text: Any, me
     xs, ys = _scale([x for _, x, _ in found], EDGE, WIDTH - EDGE), _scale([y for *_, y in found], HEIGHT - EDGE, EDGE)
     best = front([(x, -y if less else y) for _, x, y in found])
     drawn = [
-        f'<line x1="{xs[a]:.1f}" y1="{ys[a]:.1f}" x2="{xs[b]:.1f}" y2="{ys[b]:.1f}" stroke="#888" stroke-dasharray="4"/>'
+        f'<line x1="{xs[a]:.1f}" y1="{ys[a]:.1f}" x2="{xs[b]:.1f}" y2="{ys[b]:.1f}" stroke="#888" '
+        'stroke-dasharray="4"/>'
         for a, b in pairwise(best)
     ]
     for i, (name, x, y) in enumerate(found):
