@@ -63,6 +63,7 @@ OTHERWISE: Mapping[str, dict[str, Any]] = {
     | {"low": 1, "high": 8, "max_size_bytes": 9},
     "Share": {"name": "name", "scheme": {"use": "codebook"}},
     "Pretrained": {"path": "some/path"},
+    "Timm": {"name": "name"},
     "Transformers": {"path": "some/path"},
 }
 """Entries that need one of several fields, or that mean something else by one."""
