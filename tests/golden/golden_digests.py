@@ -58,10 +58,12 @@ OTHERWISE: Mapping[str, dict[str, Any]] = {
     "BlackBox": {"url": "http://127.0.0.1:8700"},
     "ChooseExit": {"name": "name", "exit": "layer1"},
     "LayerFusion": {"layers": {"layer2": ["layer2", "layer3"]}},
+    "Pretrained": {"path": "some/path"},
     "Rewrite": {"name": "name", "scheme": {"use": "low_rank"}},
     "Search": {"name": "name", "step": {"use": "train", "name": "tried"}, "setting": "batch_size"}
     | {"low": 1, "high": 8, "max_size_bytes": 9},
     "Share": {"name": "name", "scheme": {"use": "codebook"}},
+    "Timm": {"name": "name"},
     "Transformers": {"path": "some/path"},
 }
 """Entries that need one of several fields, or that mean something else by one."""
