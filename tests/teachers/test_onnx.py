@@ -96,3 +96,12 @@ def test_what_a_file_cannot_give(tmp_path: Path, task: ImageClassification, need
 def test_a_module_is_no_file(task: ImageClassification, model: Plain) -> None:
     with pytest.raises(RecipeError, match="Plain"):
         OnnxTeacher().open(model, task.reading("teacher"), Needs())
+
+
+def test_a_file_of_probabilities_is_refused(
+    tmp_path: Path, task: ImageClassification, batch: Batch, model: Plain
+) -> None:
+    soft = nn.Sequential(model, nn.Softmax(dim=-1))
+    path = Target().write(task.reading("teacher").programs(soft), tmp_path)["model"]
+    with pytest.raises(RecipeError, match="answers with probabilities .* raw_scores"):
+        answer(OnnxTeacher(), path, task, batch)

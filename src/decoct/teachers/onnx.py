@@ -50,7 +50,40 @@ class OnnxTeacher(Teacher):
     def _predictor(self, path: Path, reading: Reading) -> Iterator[Predictor]:
         with unchanged(path):
             session = open_session(path, threads=self.threads or torch.get_num_threads())
-            yield file_predictor(session, reading, output=self.output, preprocessed=self.preprocessed)
+            answers = file_predictor(session, reading, output=self.output, preprocessed=self.preprocessed)
+            yield _of_logits(answers, path, reading)
+
+
+def _of_logits(answers: Predictor, path: Path, reading: Reading) -> Predictor:
+    """The same answers; RecipeError where the first ones are probabilities, of which the softmax would be taken again."""
+    expected = [port for port in reading.outputs.values() if port.kind == "logits"]
+    seen = not expected
+
+    def predict(batch: Batch) -> Outputs:
+        nonlocal seen
+        found = answers(batch)
+        if not seen and found.logits is not None:
+            seen = True
+            if are_probabilities(found.logits):
+                raise RecipeError(
+                    f"{path} answers with probabilities (no number below 0, and the classes of a sample sum to 1), and a "
+                    "teacher's logits are expected: export it without its last softmax (of scikit-learn with skl2onnx: "
+                    "options={id(model): {'raw_scores': True}}), or name another output as teacher.output"
+                )
+        return found
+
+    return predict
+
+
+def are_probabilities(logits: torch.Tensor) -> bool:
+    """Whether what should be logits `[*B, C]` are probabilities, by their sums.
+
+    >>> are_probabilities(torch.tensor([[0.25, 0.75], [0.5, 0.5]])), are_probabilities(torch.tensor([[-1.0, 2.0]]))
+    (True, False)
+    """
+    if logits.shape[-1] < 2 or not logits.numel():
+        return False
+    return bool((logits >= 0).all()) and bool(((logits.double().sum(-1) - 1).abs() < 1e-4).all())
 
 
 def file_predictor(
