@@ -103,5 +103,5 @@ def test_a_file_of_probabilities_is_refused(
 ) -> None:
     soft = nn.Sequential(model, nn.Softmax(dim=-1))
     path = Target().write(task.reading("teacher").programs(soft), tmp_path)["model"]
-    with pytest.raises(RecipeError, match="answers with probabilities .* raw_scores"):
+    with pytest.raises(RecipeError, match=r"answers with probabilities .*raw_scores"):
         answer(OnnxTeacher(), path, task, batch)

@@ -55,7 +55,7 @@ class OnnxTeacher(Teacher):
 
 
 def _of_logits(answers: Predictor, path: Path, reading: Reading) -> Predictor:
-    """The same answers; RecipeError where the first ones are probabilities, of which the softmax would be taken again."""
+    """The same answers; RecipeError where the first are probabilities, of which the softmax would be taken again."""
     expected = [port for port in reading.outputs.values() if port.kind == "logits"]
     seen = not expected
 
@@ -66,8 +66,8 @@ def _of_logits(answers: Predictor, path: Path, reading: Reading) -> Predictor:
             seen = True
             if are_probabilities(found.logits):
                 raise RecipeError(
-                    f"{path} answers with probabilities (no number below 0, and the classes of a sample sum to 1), and a "
-                    "teacher's logits are expected: export it without its last softmax (of scikit-learn with skl2onnx: "
+                    f"{path} answers with probabilities (no number below 0, and the classes of a sample sum to 1), and "
+                    "a teacher's logits are expected: export it without its last softmax (of scikit-learn with skl2onnx: "
                     "options={id(model): {'raw_scores': True}}), or name another output as teacher.output"
                 )
         return found
