@@ -67,7 +67,7 @@ def _of_logits(answers: Predictor, path: Path, reading: Reading) -> Predictor:
             if are_probabilities(found.logits):
                 raise RecipeError(
                     f"{path} answers with probabilities (no number below 0, and the classes of a sample sum to 1), and "
-                    "a teacher's logits are expected: export it without its last softmax (of scikit-learn with skl2onnx: "
+                    "a teacher's logits are expected: export it without its last softmax (skl2onnx: "
                     "options={id(model): {'raw_scores': True}}), or name another output as teacher.output"
                 )
         return found
