@@ -63,7 +63,7 @@ def test_batches_without_length_train_for_steps(pair: tuple[nn.Module, nn.Module
         def __len__(self) -> int:
             raise NotImplementedError("nobody knows")
 
-    fitted = dc.distill(*pair, train=Stream(), budget={"steps": 5})
+    fitted = dc.distill(*pair, train=Stream(), budget={"steps": 5}, log_every=1)
     assert [each["step"] for each in fitted.history if each["kind"] == "train"] == [1, 2, 3, 4, 5]
     with pytest.raises(RecipeError, match=r"2 epochs, and the data have no length .*such as budget=\{steps: 1000\}"):
         dc.distill(*pair, train=Stream(), epochs=2)

@@ -51,7 +51,9 @@ BY_TYPE: Mapping[Any, Any] = {str: "name", int: 1, float: 0.5, tuple[str, ...]: 
 """And for the others."""
 
 ALSO: Mapping[tuple[str, str], dict[str, Any]] = {
+    ("models", "timm"): {"name": "name"},
     ("models", "transformers"): {"path": "some/path"},
+    ("tokenizers", "pretrained"): {"path": "some/path"},
     ("models", "black_box"): {"url": "http://127.0.0.1:8700"},
     ("objectives", "layer_fusion"): {"layers": {"layer2": ("layer2", "layer3")}},
     ("steps", "choose_exit"): {"exit": "layer2"},

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 from decoct.errors import DataError, DecoctError, RecipeError
-from decoct.models.checks import reachable, require
 
 HUB = "huggingface.co"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -22,6 +21,8 @@ def snapshot(name: str, revision: str | None = None, *, extra: str = "nlp") -> t
 
     Asked of the hub where it can be reached, else taken from its cache (HF_HOME). DataError says how to get it.
     """
+    from decoct.models.checks import reachable, require  # which bring torch
+
     if not NAME.fullmatch(name) or ".." in name:
         raise RecipeError(f"name: {name!r} is no name of a repository on the hub; give one as OWNER/NAME, or a `path`")
     hub, errors = require("huggingface_hub", extra), require("huggingface_hub.errors", extra)

@@ -57,7 +57,7 @@ def test_a_curve_is_thinned_and_keeps_points_of_the_whole_one(size, seed, ties):
     positive[0] = True
     precision, recall, _ = metrics.precision_recall_curve(positive, scores)
     found = curve(scores, positive)["curve"]
-    whole = set(zip(recall.round(4), precision.round(4)))
+    whole = {(round(float(x), 4), round(float(y), 4)) for x, y in zip(recall, precision)}
     points = list(zip(found["recall"], found["precision"]))
     assert set(points) <= whole
     assert len(points) <= 42

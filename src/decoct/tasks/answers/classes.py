@@ -49,6 +49,7 @@ class OneClass(Answer):
             "auc": "max",
             "average_precision": "max",
             "cross_entropy": "min",
+            "taylor_cross_entropy": "min",
             "ece": "min",
         }
 

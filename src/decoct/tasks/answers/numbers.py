@@ -47,7 +47,7 @@ class Numbers(Answer):
 
     @property
     def metrics(self) -> Mapping[str, Literal["max", "min"]]:
-        return {**super().metrics, "mae": "min", "r2": "max"}
+        return {**super().metrics, "mae": "min", "mse": "min", "r2": "max"}
 
     def resolve_answer(self, data: Dataset, inputs: Inputs) -> dict[str, Any]:
         if inputs.raw or (self.target_mean and self.target_std):
