@@ -65,14 +65,19 @@ def test_the_lock_has_the_versions_that_everything_is_tested_with() -> None:
     once = {name: versions for name, versions in locked.items() if len(versions) == 1}
     pins = pinned("constraints.txt")
     assert set(pins) <= set(locked)
-    assert not {name: each for name, each in pins.items() if name in once and once[name] != {each}}
+    other = {name: each for name, each in pins.items() if name in once and once[name] != {each}}
+    assert set(other) <= {"pillow"}  # trackio holds it back
     assert locked["decoct"] == {PROJECT["version"]}
+
+
+APART = ("mlflow-skinny", "trackio", "wandb")
+"""Extras that the development environment has not."""
 
 
 def test_every_lower_bound_is_what_the_lowest_run_installs() -> None:
     pins = pinned("constraints-lowest.txt")
     for each in DIRECT:
-        if each.name == "decoct":
+        if each.name == "decoct" or each.name in APART:
             continue
         [bound] = each.specifier
         assert bound.operator == ">=", each

@@ -55,7 +55,8 @@ def network_of(value: Model, task: Task, side: str, given: Mapping[str, Any], *,
 
 def as_read(value: Any, task: Task) -> Task:
     """The task as a teacher reads it: rows as the data have them, for a model that was fitted on these."""
-    if not isinstance(value, Model) or not value.reads_rows or task.inputs(TEACHER).kind != "tabular":
+    rows = isinstance(value, Model) and value.reads_rows
+    if not rows or task.inputs(TEACHER).kind != "tabular":
         return task
     inputs = task.inputs(TEACHER)
     assert isinstance(inputs, Tables)
