@@ -28,7 +28,7 @@ _SURFACE = {
     "DecoctError": "decoct.errors:DecoctError",
     "Distiller": "decoct.api.distill:Distiller",
     "Interface": "decoct.models.base:Interface",
-    "Limits": "decoct.steps.shipping.limits:Limits",
+    "Limits": "decoct.steps.limits:Limits",
     "Model": "decoct.models.base:Model",
     "Needs": "decoct.outputs:Needs",
     "Objective": "decoct.objectives.base:Objective",

@@ -23,7 +23,7 @@ from decoct.runner.execution import Run
 from decoct.runner.limiting import judged_nodes, reference_of
 from decoct.runner.verify import verify_run
 from decoct.steps.base import Context
-from decoct.steps.shipping.limits import Limits
+from decoct.steps.limits import Limits
 from decoct.steps.shipping.limits import held as measured
 from tiny import LEARN, PAIR, Watch, recipe
 

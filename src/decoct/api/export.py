@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoct.api.arguments import loader_of
 from decoct.api.integers import Integers, integers_of
 from decoct.api.samples import Real, batches_of, feeds_of, like, like_program, named, samples_of
 from decoct.artifact import Artifact, write_whole
@@ -48,6 +49,8 @@ from decoct.targets.onnx import FILE, Onnx, graph, save
 from decoct.tasks.base import Reading, read_task
 
 EXAMPLE = "samples of the example"
+FIRST = 64
+"""Samples that are taken of a data set given as example."""
 PLAIN = {"logits": Port(kind="logits")}
 """What a plain module gives, of which nothing is known."""
 
@@ -92,6 +95,7 @@ def export(
     path, integers = Path(path), integers_of(quantize, calibration, keep_float)
     if isinstance(model, nn.Module):
         _refuse_kinds(copyable(model), None if integers is None else integers.scheme)
+    example = _first(example)
     if isinstance(model, Artifact):
         return _export_artifact(_opened(model, example, calibration, given or {}), path, integers, tolerance)
     with _modes_kept(model):
@@ -311,6 +315,15 @@ class _Plain(nn.Module):
         given = {} if set(inputs) == {"input"} else inputs
         outputs = self.model(**given) if given else self.model(inputs["input"])
         return logits_of(outputs)
+
+
+def _first(example: Any) -> Any:
+    """The inputs of a torch data set's first samples; whatever else came as it is."""
+    loader = loader_of(example, FIRST)
+    if loader is example:
+        return example
+    batch = next(iter(loader))
+    return batch[0] if isinstance(batch, list | tuple) else batch
 
 
 def _program(model: nn.Module, example: Any) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -75,7 +75,7 @@ PARTS = {
     "recipe": "decoct.recipe.recipe:Recipe",
     "budget": "decoct.training.budget:Budget",
     "stop": "decoct.training.stopping:Stop",
-    "limits": "decoct.steps.shipping.limits:Limits",
+    "limits": "decoct.steps.limits:Limits",
 }
 """Parts of a recipe that are chosen from no catalogue."""
 

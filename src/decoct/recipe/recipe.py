@@ -17,8 +17,8 @@ from decoct.recipe import file as recipe_file
 from decoct.spec import Choice, Spec
 from decoct.steps.base import Step
 from decoct.steps.learning.sources import learning_in, problems_of, read_by
+from decoct.steps.limits import Limits
 from decoct.steps.ordering import order_problem, quantized_already
-from decoct.steps.shipping.limits import Limits
 from decoct.tasks.base import Task
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]

@@ -24,7 +24,6 @@ from decoct.report.run_manifest import RUN_MANIFEST, RunManifest
 from decoct.runner.ending import Ended, failure, versions, write_end
 from decoct.runner.folders import folders_of, forget, lock, put_aside, refuse_file, set_aside, stamp, work_folder
 from decoct.runner.keys import derive, key_of
-from decoct.runner.limiting import Limiting, refuse_blind_limits
 from decoct.runner.logs import GrowingLog
 from decoct.runner.opening import looked_at_closely, prepare_data
 from decoct.runner.tracking import tracked
@@ -32,7 +31,6 @@ from decoct.runner.watching import Event, StepWatch, Watchers
 from decoct.steps.base import Context, Step
 from decoct.steps.labelling.step import Label
 from decoct.steps.learning.saving import STOPPED
-from decoct.steps.shipping.candidates import target_of
 from decoct.store.sizes import refuse_small_disk, size_text
 from decoct.training.engine import Engine, found_device
 from decoct.training.heap import keep_freed_memory
@@ -41,6 +39,7 @@ from decoct.training.processes import ONE, Processes, joined, refuse_unequal
 if TYPE_CHECKING:
     from decoct.data.base import Dataset
     from decoct.recipe.recipe import Recipe
+    from decoct.runner.limiting import Limiting
     from decoct.tasks.base import Task
 
 
@@ -177,6 +176,8 @@ class Execution:
         """Runs or skips every node; the results. `begin`: when the run began, as `time.perf_counter` has it."""
         first = self.processes.first
         if self.recipe.limits is not None:
+            from decoct.runner.limiting import Limiting, refuse_blind_limits
+
             refuse_blind_limits(self.recipe.limits, self.looking(nodes[0]))
             self.limiting = Limiting(self.recipe.limits, nodes, self.earlier)
         if first:
@@ -456,6 +457,8 @@ def _noted(artifact: Artifact) -> dict[str, str]:
 def _bytes(artifact: Artifact) -> int | None:
     """The size of what an artifact is for: its exported files, or its weights."""
     if artifact.kind in ("exported", "estimator"):
+        from decoct.steps.shipping.candidates import target_of
+
         target, path = target_of(artifact)
         return sum(each.stat().st_size for each in target.files(path))
     path = artifact.folder / WEIGHTS

@@ -12,9 +12,10 @@ from decoct.report.chain import ALONE
 from decoct.runner.results import Chains
 from decoct.steps.base import TRAIN, Context
 from decoct.steps.learning.batches import has_split
+from decoct.steps.limits import Limits
 from decoct.steps.shipping.benchmark import finite
 from decoct.steps.shipping.candidates import target_of
-from decoct.steps.shipping.limits import Held, Limits, held, quality
+from decoct.steps.shipping.limits import Held, held, quality
 
 if TYPE_CHECKING:
     from decoct.recipe.graph import Node
