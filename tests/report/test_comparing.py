@@ -84,5 +84,5 @@ def test_files_and_times_are_told_where_they_were_measured_alike() -> None:
     first = run("a", models=[model([0.9], file_bytes=1000, **slow)])
     second = run("b", models=[model([0.9], file_bytes=500, **timed)])
     texts = [each.text for each in gains([first, second])]
-    assert "student of b answers 3.0 times faster than student of a, each in its own run." in texts
+    assert "student of b answers 3.0 times faster than student of a, each measured in its own run." in texts
     assert "The file of student of b is 2.0 times smaller than that of student of a." in texts

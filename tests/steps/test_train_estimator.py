@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from decoct.artifact import Artifact
 from decoct.data.base import Dataset, Split
 from decoct.errors import DataError, IntegrityError, RecipeError
+from decoct.models.estimators.boosting import GradientBoosting
 from decoct.models.estimators.growing import telling
 from decoct.models.estimators.trees import rounded_down
 from decoct.models.onnx_file import open_session
@@ -244,3 +246,12 @@ def test_progress_is_told_while_it_fits_and_changes_nothing(use: str, counts: bo
         assert {total for _, total, _ in told if total} == {12}
     assert np.array_equal(watched.predict_proba(x), spec.fit(x, y, seed=3).predict_proba(x))
     assert not [each for each in threading.enumerate() if each.name == "progress"]
+
+
+def test_a_class_of_one_sample_is_learnt_without_samples_held_out() -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    target = np.r_[np.zeros(30, np.int64), np.ones(29, np.int64), 2]
+    with pytest.warns(UserWarning, match="a class has one sample"):
+        ours = GradientBoosting(max_iter=5).fit(rows, target, seed=0)
+    theirs = HistGradientBoostingClassifier(max_iter=5, early_stopping=False, random_state=0).fit(rows, target)
+    np.testing.assert_array_equal(ours.predict_proba(rows), theirs.predict_proba(rows))

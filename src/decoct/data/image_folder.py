@@ -14,8 +14,9 @@ from pydantic import Field
 from decoct.data.base import Dataset, Split
 from decoct.data.files import folder_of, is_junk, walked_names
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
+from decoct.data.labelled_pictures import whole
 from decoct.data.pixels import PictureFiles, Read, examined
-from decoct.data.splits import NAMES, assemble, hold_out
+from decoct.data.splits import NAMES
 from decoct.errors import DataError, RecipeError
 
 
@@ -62,14 +63,7 @@ class ImageFolder(PictureFiles):
         _say_left_out(root, found)
         pictures = Pictures(self.channels, self.value_range)
         splits = {name: self._read(each, classes, pictures) for name, each in found.items()}
-        pictures.say(root)
-        if "test" not in splits:
-            splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
-        shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
-        if len(set(shapes.values())) > 1:
-            raise DataError(f"{root}: the splits differ in image size ({shapes}); give data.size")
-        info = {} if self.value_range is None else {"value_range": list(self.value_range)}
-        return assemble(self, splits, classes=classes, info=info)
+        return whole(self, splits, classes, pictures, root, self.test)
 
     def _read(self, found: ClassFolders, classes: tuple[str, ...], pictures: Pictures) -> Split:
         unknown = sorted(set(found.files) - set(classes))

@@ -12,9 +12,10 @@ from pydantic import Field
 from decoct.data.base import Dataset, Split
 from decoct.data.files import present
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
+from decoct.data.labelled_pictures import whole
 from decoct.data.pixels import PictureFiles, Read, examined
-from decoct.data.splits import NAMES, assemble, hold_out, split_named
-from decoct.data.text_files import _columns_of, _parts
+from decoct.data.splits import NAMES, split_named
+from decoct.data.text_files import columns_of, parts_of
 from decoct.errors import DataError, RecipeError, did_you_mean
 
 
@@ -41,7 +42,7 @@ class ImageTable(PictureFiles):
     def files(self) -> list[str]:
         if self.path is None:
             return []
-        tables = [str(each) for files in _parts(present(self.path)).values() for each in files]
+        tables = [str(each) for files in parts_of(present(self.path)).values() for each in files]
         return [*tables, *(picture for rows in self._rows().values() for picture, _ in rows)]
 
     def decoder(self) -> tuple[Read, Pictures]:
@@ -58,20 +59,13 @@ class ImageTable(PictureFiles):
             raise DataError(f"{self.path}, column {self.target}: one class alone ({', '.join(classes)})")
         pictures = Pictures(self.channels, self.value_range)
         splits = {name: self._read(found[name], classes, pictures) for name in NAMES if name in found}
-        pictures.say(self.path)
-        if "test" not in splits:
-            splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
-        shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
-        if len(set(shapes.values())) > 1:
-            raise DataError(f"{self.path}: the splits differ in image size ({shapes}); give data.size")
-        info = {} if self.value_range is None else {"value_range": list(self.value_range)}
-        return assemble(self, splits, classes=classes, info=info)
+        return whole(self, splits, classes, pictures, self.path, self.test)
 
     def _rows(self) -> dict[str, list[tuple[str, str]]]:
         """Path and label of each row, by split, in the table's order."""
         assert self.path is not None
         found: dict[str, list[tuple[str, str]]] = {}
-        for own, tables in _parts(present(self.path)).items():
+        for own, tables in parts_of(present(self.path)).items():
             for table in tables:
                 for split, picture, label in self._of(table, own):
                     found.setdefault(split, []).append((picture, label))
@@ -81,7 +75,7 @@ class ImageTable(PictureFiles):
         wanted = {"data.image": self.image, "data.target": self.target}
         wanted |= {} if self.split is None else {"data.split": self.split}
         root = (table.parent if self.root is None else self.root.expanduser()).absolute()
-        for number, row in enumerate(_columns_of(table, wanted, self.delimiter), 1):
+        for number, row in enumerate(columns_of(table, wanted, self.delimiter), 1):
             name, label, *said = ("" if each is None else str(each).strip() for each in row)
             if not name or not label:
                 what = self.target if name else self.image

@@ -38,13 +38,13 @@ class TextFiles(Data):
     test: float = Field(default=0.2, gt=0, lt=1)
 
     def files(self) -> list[str]:
-        found = {} if self.path is None else _parts(present(self.path))
+        found = {} if self.path is None else parts_of(present(self.path))
         return [str(each) for files in found.values() for each in files]
 
     def open(self, *, offline: bool = False) -> Dataset:
         if self.path is None:
             raise RecipeError("data.path: missing; give the file, or the folder of train and test files")
-        files = _parts(present(self.path))
+        files = parts_of(present(self.path))
         read = {name: LabelledTexts(self._rows(each)) for name, each in files.items()}
         classes = tuple(sorted(read["train"].labels.names))
         if len(classes) < 2:
@@ -58,7 +58,7 @@ class TextFiles(Data):
 
     def _rows(self, paths: Sequence[Path]) -> Iterator[tuple[str, str, int]]:
         wanted = {"data.text": self.text, "data.target": self.target}
-        rows = (row for path in paths for row in _columns_of(path, wanted, self.delimiter))
+        rows = (row for path in paths for row in columns_of(path, wanted, self.delimiter))
         for number, (text, label) in enumerate(rows, 1):
             if text is None or label in (None, ""):
                 what = self.text if text is None else self.target
@@ -70,7 +70,7 @@ def _stray(path: Path, classes: Sequence[str], row: int, label: str) -> DataErro
     return DataError(f"{path}, row {row}: label {label!r}; {did_you_mean(label, classes)}")
 
 
-def _parts(path: Path) -> dict[str, list[Path]]:
+def parts_of(path: Path) -> dict[str, list[Path]]:
     """The files of each split: of Parquet all those of a folder, of other kinds one."""
     if path.is_dir() and (files := [each for each in walked_names(path) if each.endswith(".parquet")]):
         others = [each for each in sorted(path.iterdir()) if each.is_file() and ending(each) in ENDINGS[:-1]]
@@ -117,7 +117,7 @@ def ending(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def _columns_of(path: Path, wanted: dict[str, str], delimiter: str | None = None) -> Iterator[Sequence[Any]]:
+def columns_of(path: Path, wanted: dict[str, str], delimiter: str | None = None) -> Iterator[Sequence[Any]]:
     """Rows of columns by name, `{setting: column}`; RecipeError names the setting whose column is not there."""
     kind = ending(path)
     if kind in (".jsonl", ".ndjson"):

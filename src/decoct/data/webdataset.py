@@ -15,10 +15,11 @@ from decoct.data.base import Dataset, Split
 from decoct.data.coded import Coded
 from decoct.data.files import regular
 from decoct.data.images import LARGEST_SIDE, SUFFIXES, Pictures, ValueRange
+from decoct.data.labelled_pictures import whole
 from decoct.data.mapped import Rows
 from decoct.data.pixels import PictureFiles, Read, examined
 from decoct.data.shards import Member, Place, Places, members_of, shard_files
-from decoct.data.splits import assemble, files_by_split, hold_out
+from decoct.data.splits import files_by_split
 from decoct.errors import DataError, RecipeError, did_you_mean
 
 MOST_BYTES = 1 << 20
@@ -64,14 +65,7 @@ class WebDataset(PictureFiles):
             raise DataError(f"data.path={self.path}: one class alone ({', '.join(classes)}) in its training shards")
         pictures = Pictures(self.channels, self.value_range)
         splits = {name: self._read(each, classes, pictures) for name, each in found.items()}
-        pictures.say(self.path)
-        if "test" not in splits:
-            splits["train"], splits["test"] = hold_out(splits["train"], self.test, "test")
-        shapes = {name: split.columns["image"].shape[1:] for name, split in splits.items()}
-        if len(set(shapes.values())) > 1:
-            raise DataError(f"{self.path}: the splits differ in image size ({shapes}); give data.size")
-        info = {} if self.value_range is None else {"value_range": list(self.value_range)}
-        return assemble(self, splits, classes=classes, info=info)
+        return whole(self, splits, classes, pictures, self.path, self.test)
 
     def label_of(self, content: bytes, where: str) -> str:
         """The label that a member holds."""

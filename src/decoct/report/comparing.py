@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from decoct.meters.interval import LEVEL, interval
@@ -12,7 +13,7 @@ from decoct.report import units
 from decoct.report.chain import compressed
 from decoct.report.records import Comparison, ModelRecord, Results
 from decoct.report.runs import Run
-from decoct.report.sentence import Finding, compare, shipped_of, subject_of
+from decoct.report.sentence import SAME_SIZE, SAME_SPEED, Finding, compare, shipped_of, subject_of
 
 MOST, LETTERS = 60, 80
 """Most settings that are listed, and characters of a value."""
@@ -106,27 +107,30 @@ def _quality(results: Results, after: str, before: str, ours: ModelRecord, their
 
 def _half(one: float, two: float, count: int) -> float:
     """Half the interval of the difference of two shares of `count` samples, by the normal approximation."""
-    return 1.959964 * math.sqrt((one * (1 - one) + two * (1 - two)) / count)
+    return NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((one * (1 - one) + two * (1 - two)) / count)
 
 
 def _time(after: str, before: str, ours: ModelRecord, theirs: ModelRecord) -> str:
-    if not ours.measured_like(theirs) or not ours.p50 or not theirs.p50:
+    if not ours.measured_like(theirs):
         return ""
-    ratio = theirs.p50 / ours.p50
-    if max(ratio, 1 / ratio) < 1.05:
-        return f"{after} answers as fast as {before}, each measured in its own run."
-    way = "faster" if ratio > 1 else "slower"
-    return f"{after} answers {units.times(max(ratio, 1 / ratio))} times {way} than {before}, each in its own run."
+    words = _ratio(theirs.p50, ours.p50, SAME_SPEED, ("as fast as", "{} times faster than", "{} times slower than"))
+    return f"{after} answers {words} {before}, each measured in its own run." if words else ""
 
 
 def _bytes(after: str, before: str, ours: ModelRecord, theirs: ModelRecord) -> str:
-    if not ours.file_bytes or not theirs.file_bytes:
+    told = ("as large as", "{} times smaller than", "{} times larger than")
+    words = _ratio(theirs.file_bytes, ours.file_bytes, SAME_SIZE, told)
+    return f"The file of {after} is {words} that of {before}." if words else ""
+
+
+def _ratio(theirs: float | None, ours: float | None, same: float, told: tuple[str, str, str]) -> str:
+    """What `theirs / ours` is in words: equal below `same`, less, more; empty where one is not known."""
+    if not theirs or not ours:
         return ""
-    ratio = theirs.file_bytes / ours.file_bytes
-    if max(ratio, 1 / ratio) < 1.02:
-        return f"The file of {after} is as large as that of {before}."
-    way = "smaller" if ratio > 1 else "larger"
-    return f"The file of {after} is {units.times(max(ratio, 1 / ratio))} times {way} than that of {before}."
+    ratio = theirs / ours
+    if max(ratio, 1 / ratio) < same:
+        return told[0]
+    return told[1 if ratio > 1 else 2].format(units.times(max(ratio, 1 / ratio)))
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

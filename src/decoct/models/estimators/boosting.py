@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,10 +18,10 @@ class GradientBoosting(Estimator):
     """scikit-learn's HistGradientBoostingClassifier or HistGradientBoostingRegressor.
 
     `max_iter` trees (for each class, where there are more than two); with `early_stopping` growth ends when a tenth of
-    the training samples, held out, has not gained for 10 trees. `learning_rate`: the factor on what each tree adds.
-    `max_leaf_nodes`: leaves of a tree at most. `max_depth`: splits from the root to a leaf at most (None: any number).
-    `min_samples_leaf`: training samples in each leaf at least. `l2_regularization`: the L2 penalty on the values of
-    leaves. Ke et al. 2017 (LightGBM).
+    the training samples, held out, has not gained for 10 trees; not where a class has one sample alone.
+    `learning_rate`: the factor on what each tree adds. `max_leaf_nodes`: leaves of a tree at most. `max_depth`: splits
+    from the root to a leaf at most (None: any number). `min_samples_leaf`: training samples in each leaf at least.
+    `l2_regularization`: the L2 penalty on the values of leaves. Ke et al. 2017 (LightGBM).
     """
 
     use: ClassVar[str] = "gradient_boosting"
@@ -36,6 +37,11 @@ class GradientBoosting(Estimator):
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         options = {name: getattr(self, name) for name in type(self).model_fields} | {"random_state": seed}
+        if self.early_stopping and is_classes(target) and np.unique(target, return_counts=True)[1].min() < 2:
+            warnings.warn(
+                "gradient_boosting: a class has one sample alone, so none is held out to stop by", stacklevel=2
+            )
+            options["early_stopping"] = False
         kind = HistGradientBoostingClassifier if is_classes(target) else HistGradientBoostingRegressor
         wanted, model = target if is_classes(target) else one_column(target, self.use), kind(**options)
         with GROWING.counted(lambda: len(getattr(model, "_predictors", ())), self.max_iter, "rounds"):
