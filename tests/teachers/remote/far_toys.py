@@ -120,22 +120,6 @@ class Squares:
         return job
 
 
-@dataclass(frozen=True)
-class Patient:
-    """Squares as above, every one of which is deadly to others; this process waits until they have died enough."""
-
-    folder: str
-    here: int
-
-    def __call__(self):
-        def job(n):
-            while os.getpid() == self.here and os.listdir(self.folder):
-                time.sleep(0.01)
-            return Squares(self.folder, deadly=n)()(n)
-
-        return job
-
-
 class Teaching:
     """A job under the teacher contract, of a teacher that writes to itself over job 3."""
 

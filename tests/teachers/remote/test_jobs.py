@@ -1,8 +1,7 @@
-import os
 import threading
 
 import pytest
-from far_toys import Patient, Squares, bullets, children
+from far_toys import Squares, bullets, children
 
 from decoct.errors import RecipeError, ResourceError
 from decoct.teachers.remote.jobs import run_jobs
@@ -55,26 +54,4 @@ def test_what_cannot_be_sent_is_refused():
         list(run_jobs([1], lambda: str, workers=1, threads=1))
     with pytest.raises(RecipeError, match="cannot be sent to a process"):
         list(run_jobs([lambda: 1], Squares(), workers=1, threads=1))
-    assert children() == []
-
-
-def test_this_process_does_jobs_too_and_takes_back_what_no_other_has_begun():
-    jobs = list(range(12))
-    results = dict(run_jobs(jobs, Squares(), workers=2, threads=1, here=True))
-    assert numbers(results.items()) == {number: number * number for number in jobs}
-    by = {int(result.split()[2]) for result in results.values()}
-    assert os.getpid() in by
-    few = list(run_jobs([7], Squares(), workers=3, threads=1, here=True))
-    assert few[0][1].split()[:1] == [b"49"]
-    assert len(few) == 1
-    with pytest.raises((RuntimeError, ValueError), match="4 is wrong"):
-        list(run_jobs(range(9), Squares(wrong=4), workers=2, threads=1, here=True))
-    assert children() == []
-
-
-def test_others_that_die_are_started_again_while_this_process_goes_on(tmp_path):
-    factory = Patient(bullets(tmp_path / "bullets", 1), os.getpid())
-    results = dict(run_jobs(range(12), factory, workers=2, threads=1, here=True))
-    assert numbers(results.items()) == {number: number * number for number in range(12)}
-    assert not list((tmp_path / "bullets").iterdir())
     assert children() == []

@@ -60,9 +60,9 @@ class Label(Labelling):
     in how many fixed augmented views each training sample is labelled (8 where the task augments, else 1); `mix`: how
     two images become one view; `labels` as in the step that will train (it matters for `mix` alone). Several teachers
     answer as `combine` says. `folds`: in how many an estimator answers the rows that it was fitted on, each by a fit
-    that has not seen it (5 by default, 1: by itself). `workers` processes of `threads` threads label side by side, this
-    one among them, or so many actors of a Ray cluster with `ray`: "local" starts one here, an address joins one. Shards
-    hold about `shard` samples; a killed run goes on with the next.
+    that has not seen it (5 by default, 1: by itself). `workers` processes of `threads` threads label side by side, or
+    so many actors of a Ray cluster with `ray`: "local" starts one here, an address joins one. Shards hold about `shard`
+    samples; a killed run goes on with the next.
     """
 
     use: ClassVar[str] = "label"
@@ -196,7 +196,7 @@ class Label(Labelling):
     def _jobs(self, pieces: list[Piece], factory: Callable[[], _Packer]) -> Iterable[tuple[int, bytes]]:
         if self.ray is None:
             threads = self.threads or max(1, torch.get_num_threads() // self.workers)
-            return run_jobs(pieces, factory, workers=self.workers, threads=threads, here=True)
+            return run_jobs(pieces, factory, workers=self.workers, threads=threads)
         from decoct.teachers.remote.on_ray import run_jobs_on_ray
 
         address = None if self.ray == "local" else self.ray
